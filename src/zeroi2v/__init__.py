@@ -1,0 +1,53 @@
+"""What does zeroi2v offer? The public names; each is imported when it is first used, so `import zeroi2v` takes no time."""
+
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "VideoClassifier",
+    "ZeroI2VError",
+    "cost",
+    "create_model",
+    "load",
+    "supported_towers",
+]
+
+if TYPE_CHECKING:
+    from zeroi2v.analysis.cost import cost
+    from zeroi2v.deploy.predict import Prediction, Predictor
+    from zeroi2v.errors import ZeroI2VError
+    from zeroi2v.models.checkpoints import load
+    from zeroi2v.models.towers import supported_towers
+    from zeroi2v.models.video import VideoClassifier, create_model
+
+    __version__: str
+else:
+    _HOMES = {
+        "Prediction": "zeroi2v.deploy.predict",
+        "Predictor": "zeroi2v.deploy.predict",
+        "VideoClassifier": "zeroi2v.models.video",
+        "ZeroI2VError": "zeroi2v.errors",
+        "cost": "zeroi2v.analysis.cost",
+        "create_model": "zeroi2v.models.video",
+        "load": "zeroi2v.models.checkpoints",
+        "supported_towers": "zeroi2v.models.towers",
+    }
+
+    def __getattr__(name):
+        """A public name, from its home, or `__version__`, from the installed package; kept, so that this runs once for each."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("zeroi2v")
+        elif name in _HOMES:
+            from importlib import import_module
+
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return [*__all__, "__version__"]

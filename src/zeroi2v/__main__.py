@@ -1,0 +1,7 @@
+"""`python -m zeroi2v` is the command line."""
+
+import sys
+
+from zeroi2v.cli import main
+
+sys.exit(main())

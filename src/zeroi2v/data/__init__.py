@@ -1,0 +1,1 @@
+"""How does a video on disk become a batch of clips?"""

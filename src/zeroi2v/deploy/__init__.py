@@ -1,0 +1,1 @@
+"""How does a trained model answer for one video?"""

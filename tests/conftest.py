@@ -1,0 +1,26 @@
+"""What do tests of several rooms share?"""
+
+from pathlib import Path
+
+import pytest
+
+from zeroi2v.data.synthetic import write_motion_videos
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real videos beside the checkout, which the repository does not carry; a test that needs it is skipped without."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real videos of ../shared/data, beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of motion videos: 48 for training, 16 held out."""
+    folder = tmp_path_factory.mktemp("motion") / "videos"
+    for _ in write_motion_videos(folder, {"train": 48, "val": 16}, seed=0):
+        pass
+    return folder
