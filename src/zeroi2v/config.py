@@ -1,0 +1,258 @@
+"""Which settings are there, what may they be, and how does a recipe set them?
+
+A recipe is a TOML file with one table per dataclass below. `read_recipe` reads it, `override` applies `key=value` pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from zeroi2v.errors import ConfigError, nearest
+
+Config = TypeVar("Config")
+OffsetList = tuple[int, ...]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which tower, and what is done to it. The number of frames belongs to `ClipConfig`."""
+
+    tower: str = "zeroi2v_tiny"
+    pretrained: bool = True
+    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
+        None  # None: the layout of Table 6a for this tower
+    )
+    operator: Literal["stdha"] = "stdha"
+    strategy: str = "zeroi2v"
+    adapter_ratio: float = 0.25  # bottleneck width / channels of the site
+    adapter_scale: float = 1.0  # factor of the adapter's branch
+    adapter_dropout: float = 0.0  # between the adapter's two linears
+    classifier_dropout: float = 0.0
+    temporal_embedding: Literal["trained", "zero"] = "trained"  # zero: the heads alone can tell the order of frames
+    tower_options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
+
+    def __post_init__(self) -> None:
+        _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
+        _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
+        for name in ("adapter_dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """How one clip is cut out of a video, in time."""
+
+    frames: int = 8
+    sampling: Literal["segment", "dense"] = (
+        "segment"  # one frame of each of T equal segments, or T frames `stride` apart
+    )
+    stride: int = 16  # dense only: video frames between two frames of the clip
+
+    def __post_init__(self) -> None:
+        _require(self.frames >= 1, f"frames must be at least 1, got {self.frames}")
+        _require(self.stride >= 1, f"stride must be at least 1, got {self.stride}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig:
+    """How the frames of a training clip are cropped and flipped; all frames of a clip alike."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the frame's area that a random crop keeps
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of that crop
+    flip: float = 0.5  # probability of a left-right flip
+    flip_pairs: tuple[tuple[str, str], ...] = ()  # labels that a flip exchanges
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_area
+        _require(0 < low <= high <= 1, f"crop_area must be 0 < low <= high <= 1, got {low}, {high}")
+        low, high = self.crop_aspect
+        _require(0 < low <= high, f"crop_aspect must be 0 < low <= high, got {low}, {high}")
+        _require(0 <= self.flip <= 1, f"flip must be a probability, got {self.flip}")
+        named = [label for pair in self.flip_pairs for label in pair]
+        _require(len(named) == len(set(named)), f"flip_pairs must name each label once, got {self.flip_pairs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """How many views of a video are evaluated; their softmax outputs are averaged."""
+
+    clips: int = 1
+    crops: Literal[1, 3] = 1  # the centre, or three along the longer side
+
+    def __post_init__(self) -> None:
+        _require(self.clips >= 1, f"clips must be at least 1, got {self.clips}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training schedule: AdamW, linear warm-up, cosine to zero."""
+
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05  # not applied to norms and embeddings
+    warmup_epochs: float = 2.5
+    warmup_start: float = 0.1  # share of the learning rate at the first step
+    label_smoothing: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
+    seed: int = 0
+    broken: Literal["stop", "skip"] = "stop"  # a video that cannot be read ends the run, or is left out and listed
+    validate_every: int = 1  # epochs
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
+        _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
+        _require(0 < self.warmup_start <= 1, f"warmup_start must be above 0 and at most 1, got {self.warmup_start}")
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be 0 to 1, got {self.label_smoothing}")
+        _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a training run is told, apart from the data and the folder it writes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    pixels: PixelsConfig = field(default_factory=PixelsConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file. ConfigError names the file, and the table and key that is wrong."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return from_dict(Recipe, tables)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as TOML, every setting included, so that `read_recipe` gives it back."""
+    lines = []
+    for table, settings in to_dict(recipe).items():
+        lines.append(f"[{table}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in settings.items() if value is not None]
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """The recipe with `key=value` pairs applied. A key is `table.name`, or the bare name where one table has it; the value is TOML."""
+    owners: dict[str, list[str]] = {}
+    for part in dataclasses.fields(Recipe):
+        for setting in dataclasses.fields(getattr(recipe, part.name)):
+            owners.setdefault(setting.name, []).append(part.name)
+    tables = to_dict(recipe)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        _require(bool(equals), f"--set {assignment}: expected key=value")
+        head, _, rest = key.strip().partition(".")
+        if head in tables:
+            table, name = head, rest
+        else:
+            table, name = owners.get(head, [""])[0], key.strip()
+        *path, last = name.split(".")
+        if table not in tables or (path or [last])[0] not in tables[table]:
+            known = [*owners, *(f"{owner}.{one}" for one, having in owners.items() for owner in having)]
+            raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
+        place = tables[table]
+        for step in path:  # a key inside tower_options
+            _require(isinstance(place[step], dict), f"--set {key.strip()}: {step} has no settings of its own")
+            place = place[step]
+        place[last] = _value(text.strip())
+    return from_dict(Recipe, tables)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text == "none" else text  # a bare word is a string
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain dictionaries and lists, ready for JSON or TOML."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build a dataclass from plain values. ConfigError names a key that is unknown, or a value of the wrong type."""
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"unknown setting {where + key!r}{nearest(key, hints)}")
+        arguments[key] = _convert(hints[key], value, where + key)
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_dict(hint, value, where + ".")
+    if origin is Literal:
+        if value not in inner or isinstance(value, bool):
+            choices = ", ".join(map(repr, inner))
+            raise ConfigError(f"{where} must be one of {choices}, got {value!r}{nearest(str(value), map(str, inner))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for option in inner:
+            try:
+                return _convert(option, value, where)
+            except ConfigError:
+                continue
+    elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        if inner[-1] is Ellipsis:
+            return tuple(_convert(inner[0], item, where) for item in value)
+        if len(value) == len(inner):
+            return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where} must be {_in_words(hint)}, got {value!r}")
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "none"}
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+    if origin is tuple:
+        return f"a list of {_in_words(inner[0])}" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
+    return plain.get(hint, "a table")
