@@ -1,0 +1,117 @@
+"""Which head has which offset? Head layouts: text or numbers to offsets, the layouts of Table 6, the temporal receptive field.
+
+A layout has one entry per head: an offset in frames (0: a spatial head), or for a head split among offsets
+((offset, share), ...) with shares that add up to 1. Temporal heads come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TypeAlias
+
+from zeroi2v.errors import HeadsError, nearest
+
+SplitHead: TypeAlias = tuple[tuple[int, Fraction], ...]
+HeadLayout: TypeAlias = tuple[int | SplitHead, ...]
+Heads: TypeAlias = str | Sequence[int] | Sequence["str | Sequence[int] | None"] | None
+
+PAPER_TABLES = {"k400": "Table 6a", "ssv2": "Table 6b"}
+SPATIAL_ONLY: HeadLayout = ()
+
+
+def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tuple[HeadLayout, ...]:
+    """One layout per attention block.
+
+    `heads` is None (Table 6a's layout for each block's head count), "ssv2" (Table 6b's), text such as "-1*1, 1*1/2"
+    (offset*count), a list with the offset of each temporal head, an empty list (all spatial), or one of these per block.
+    HeadsError names the block that it does not fit.
+    """
+    if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
+        each: list[Heads] = [heads] * len(head_counts)
+    elif len(heads) == len(head_counts):
+        each = list(heads)  # type: ignore[arg-type]
+    else:
+        raise HeadsError(f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention blocks")
+    return tuple(
+        _one_layout(one, head_count, frames, block)
+        for block, (one, head_count) in enumerate(zip(each, head_counts, strict=True))
+    )
+
+
+def _one_layout(heads: Heads, head_count: int, frames: int, block: int) -> HeadLayout:
+    if heads is None:
+        heads = "k400"
+    if isinstance(heads, str):
+        counts = paper_counts(heads, head_count, frames) if heads.strip() in PAPER_TABLES else _read(heads)
+    else:
+        counts = [(_offset(offset), Fraction(1)) for offset in heads]
+    layout: list[int | SplitHead] = []
+    filling: list[tuple[int, Fraction]] = []  # the head that is being shared out
+    for offset, count in counts:
+        left = count
+        while left > 0:
+            room = 1 - sum((share for _, share in filling), Fraction(0))
+            taken = min(left, room)
+            filling.append((offset, taken))
+            left -= taken
+            if taken == room:
+                layout.append(filling[0][0] if len(filling) == 1 else tuple(filling))
+                filling = []
+    if filling:  # the rest of a split head is spatial
+        filling.append((0, 1 - sum((share for _, share in filling), Fraction(0))))
+        layout.append(tuple(filling))
+    if len(layout) > head_count:
+        raise HeadsError(f"block {block}: {len(layout)} temporal heads asked for, but it has {head_count} heads")
+    return tuple(layout) + (0,) * (head_count - len(layout))
+
+
+def _offset(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise HeadsError(f"an offset must be a whole number of frames, got {value!r}")
+    return value
+
+
+def _read(text: str) -> list[tuple[int, Fraction]]:
+    counts = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        offset, _, count = part.partition("*")
+        try:
+            entry = int(offset), Fraction(count.strip() or "1")
+        except (ValueError, ZeroDivisionError):
+            hint = nearest(text, PAPER_TABLES)
+            raise HeadsError(
+                f"heads {text!r}: expected offset*count, such as '-1*1, 1*1', got {part!r}{hint}"
+            ) from None
+        if entry[1] <= 0:
+            raise HeadsError(f"heads {text!r}: a count must be above 0, got {part!r}")
+        counts.append(entry)
+    return counts
+
+
+def paper_counts(table: str, head_count: int, frames: int) -> list[tuple[int, Fraction]]:
+    """The (offset, count) pairs of Table 6a ("k400") or 6b ("ssv2") for this number of heads and frames.
+
+    Up to 8 frames: -1 and +1; up to 16: also -2 (Table 6b: and +2); beyond: also -2, +2 and -3. The paper has 12 and 16 heads,
+    with one and two heads at each of -1 and +1. Elsewhere a quarter of the heads, rounded down to an even number, is split
+    between -1 and +1 (below 8 heads: one head, -1), and the farther offsets are added while half of the heads stay spatial.
+    """
+    near = head_count // 8
+    if near == 0:
+        return [(-1, Fraction(1))]
+    counts = [(-1, near), (1, near)]
+    if frames <= 8:
+        farther = []
+    elif frames <= 16:
+        farther = [(-2, 1)] if table.strip() == "k400" else [(-2, near), (2, near)]
+    else:
+        farther = [(-2, 1), (2, 1), (-3, 1)]
+    for offset, count in farther:
+        if sum(used for _, used in counts) + count <= head_count // 2:
+            counts.append((offset, count))
+    return [(offset, Fraction(count)) for offset, count in counts]
+
+
+def temporal_receptive_field(layout: HeadLayout) -> int:
+    """How many frames one attention block sees at once: the distinct offsets, the own frame included (Table 1c)."""
+    return len({0} | {offset for head in layout for offset, _ in (head if isinstance(head, tuple) else ((head, 1),))})
