@@ -1,0 +1,186 @@
+"""How is a model written to a folder, and rebuilt from the folder alone?
+
+    config.json        how the model is built, its labels, clip, views and normalisation, and the tower's fingerprint
+    model.safetensors  its weights, without the frozen tower's where those can be had by name
+
+Both files are replaced whole, never written over: at any moment a folder holds a complete model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict, to_dict
+from zeroi2v.errors import CheckpointError, ConfigError
+from zeroi2v.models.video import VideoClassifier, build_model
+
+CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+FORMAT: Final = 1
+
+
+def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
+    """Write `config.json` and `model.safetensors`. CheckpointError if the folder cannot be written; what was there stays."""
+    folder = Path(folder)
+    write_config(model, folder)
+    write_weights(model, folder / WEIGHTS_FILE)
+
+
+def write_config(model: VideoClassifier, folder: Path) -> None:
+    """Write `config.json`: everything that `load` needs beside the weights."""
+    mean, std = model.normalisation
+    config = {
+        "format": FORMAT,
+        "model": to_dict(model.config),
+        "merged": model.merged,
+        "labels": list(model.labels),
+        "clip": to_dict(model.clip),
+        "views": to_dict(model.views),
+        "image_size": model.image_size,
+        "normalisation": {"mean": list(mean), "std": list(std)},
+        "tower_fingerprint": None if _keeps_tower(model) else fingerprint(model),
+    }
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+    _replace(folder / CONFIG_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the model's weights, without those of a frozen tower that `load` gets by name."""
+    state = {key: tensor.contiguous() for key, tensor in _own_state(model).items()}
+    _replace(path, lambda temporary: save_file(state, temporary, dict(metadata or {})))
+
+
+def load(folder: str | os.PathLike[str]) -> VideoClassifier:
+    """Rebuild a model, in eval mode, from a folder or a Hub name (`user/model`). CheckpointError names the file and the fault."""
+    folder = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
+    config = _read_config(folder / CONFIG_FILE)
+    try:
+        recipe = from_dict(ModelConfig, config["model"])
+        by_name = config["tower_fingerprint"] is not None  # else the folder holds the tower's weights too
+        rebuilt = build_model(
+            dataclasses.replace(recipe, pretrained=by_name),
+            num_classes=len(config["labels"]),
+            frames=config["clip"]["frames"],
+        )
+        rebuilt.config = recipe
+        rebuilt.clip = from_dict(ClipConfig, config["clip"])
+        rebuilt.views = from_dict(ViewsConfig, config["views"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
+        ) from error
+    rebuilt.labels = tuple(config["labels"])
+    if by_name and config["tower_fingerprint"] != fingerprint(rebuilt):
+        raise CheckpointError(
+            f"{folder}: the weights of tower {recipe.tower!r} here are not the ones this model was trained on"
+        )
+    if config["merged"]:
+        rebuilt = rebuilt.merge()
+    read_weights(rebuilt, folder / WEIGHTS_FILE)
+    return rebuilt.eval()
+
+
+def read_weights(model: VideoClassifier, path: Path) -> dict[str, str]:
+    """Load what `write_weights` wrote, every key used, and give back the file's metadata."""
+    own = _own_state(model)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, keys = file.metadata() or {}, set(file.keys())
+            if keys != own.keys():
+                missing, unknown = sorted(own.keys() - keys), sorted(keys - own.keys())
+                raise CheckpointError(
+                    f"{path}: not this model's weights: missing {missing[:3]}, not known {unknown[:3]}"
+                )
+            with torch.no_grad():
+                for key in keys:
+                    stored = file.get_tensor(key)
+                    if stored.shape != own[key].shape:
+                        raise CheckpointError(
+                            f"{path}: {key} is {tuple(stored.shape)}, the model's is {tuple(own[key].shape)}"
+                        )
+                    own[key].copy_(stored)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
+    return dict(metadata)
+
+
+def fingerprint(model: VideoClassifier) -> str:
+    """SHA-256 over the names, shapes and bytes of the frozen weights of a model's tower."""
+    trained = {name for name, parameter in model.tower.named_parameters() if parameter.requires_grad}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.tower.state_dict().items()):
+        if name not in trained:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _keeps_tower(model: VideoClassifier) -> bool:
+    """Whether the folder holds the tower's weights: those of a tower that was trained, merged or not pretrained."""
+    return model.merged or model.strategy.trains_tower or not model.config.pretrained
+
+
+def _own_state(model: VideoClassifier) -> dict[str, Tensor]:
+    """The tensors that a folder holds, by name; a tensor with two names appears once."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    persistent = model.state_dict().keys()
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    if _keeps_tower(model):
+        return tensors
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in tensors.items() if name in trained or not name.startswith("tower.")}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot read it: {error.strerror}; a model's folder holds {CONFIG_FILE}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a zeroi2v model of format {FORMAT}")
+    return config
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name}: no such folder, and no name of a model on the Hub") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the Hub does not give it: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a temporary file beside `path`, then put it in its place in one step."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot write it: {error}; what was there before is unchanged") from error

@@ -1,0 +1,242 @@
+"""How does a clip become logits? An image tower with temporal heads and adapters, and the same tower merged.
+
+Shapes: B clips, T frames, S pixels a side, N tokens per frame, D channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
+from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.method.adapters import LinearAdapter
+from zeroi2v.method.fold import affine, assign, compose
+from zeroi2v.method.heads import HeadLayout, Heads, parse_heads
+from zeroi2v.method.relocate import TemporalHeads
+from zeroi2v.method.strategies import BEFORE, STRATEGIES, Strategy
+from zeroi2v.models import towers
+
+
+class VideoClassifier(nn.Module):
+    """A clip (B, T, 3, S, S), normalised, to logits (B, num_classes).
+
+    The tower's own modules stay as they are. Hooks relocate keys and values after each fused projection, pass the inputs or
+    outputs of the adapted linears through their adapters, and add the temporal embedding to the first block's tokens.
+    """
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        blocks: Sequence[towers.Block],
+        *,
+        heads: Sequence[HeadLayout],
+        strategy: Strategy,
+        trains_temporal_embedding: bool,
+        adapters: Sequence[Mapping[str, LinearAdapter]],
+        frames: int,
+        num_classes: int,
+        classifier_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.heads = tuple(heads)
+        self.strategy = strategy
+        self.temporal_embedding = nn.Parameter(torch.zeros(frames, blocks[0].projection.in_features))
+        temporal_heads = [
+            TemporalHeads(layout, block.head_width, frames) for layout, block in zip(heads, blocks, strict=True)
+        ]
+        self.adapters = nn.ModuleList(nn.ModuleDict(one) for one in adapters)
+        self.dropout = nn.Dropout(classifier_dropout)
+        self.classifier = nn.Linear(towers.feature_width(tower), num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+        towers.token_entry(tower).register_forward_pre_hook(self._add_temporal_embedding)
+        self._adapter_hooks = []
+        for block, temporal, block_adapters in zip(blocks, temporal_heads, adapters, strict=True):
+            if temporal.runs:
+                block.projection.register_forward_hook(temporal.hook)
+            for name, adapter in block_adapters.items():
+                module = block.sites[name].module
+                hook = (
+                    module.register_forward_pre_hook(adapter.before_hook)
+                    if name in BEFORE
+                    else module.register_forward_hook(adapter.after_hook)
+                )
+                self._adapter_hooks.append(hook)
+        self._freeze(trains_temporal_embedding)
+
+        # What a saved folder needs beside the weights; `create_model`, training and `merge` set these.
+        self.config = ModelConfig()
+        self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
+        self.clip = ClipConfig(frames=frames)
+        self.views = ViewsConfig()
+        self.merged = False
+
+    def _freeze(self, trains_temporal_embedding: bool) -> None:
+        """Everything trains that the strategy names, and nothing else. The one place where this is decided."""
+        self.requires_grad_(False)
+        self.classifier.requires_grad_(True)
+        self.adapters.requires_grad_(True)
+        self.temporal_embedding.requires_grad_(trains_temporal_embedding)
+        self.tower.requires_grad_(self.strategy.trains_tower)
+        if self.strategy.trains_norm:
+            for norm in towers.final_norms(self.tower):
+                norm.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> VideoClassifier:
+        """As nn.Module.train, except that a frozen tower stays in eval mode: no drop path, no moving averages."""
+        super().train(mode)
+        if not self.strategy.trains_tower:
+            self.tower.eval()
+        return self
+
+    @property
+    def frames(self) -> int:
+        """T: the frames of a clip."""
+        return self.temporal_embedding.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.out_features
+
+    @property
+    def image_size(self) -> int:
+        """S: pixels along a side of a frame."""
+        return towers.image_size(self.tower)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per colour that the tower expects, for pixels of 0..1."""
+        return towers.normalisation(self.tower)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits (B, num_classes) of a clip (B, T, 3, S, S)."""
+        feature = self.features(clip).mean(1)
+        logits: Tensor = self.classifier(self.dropout(feature))
+        return logits
+
+    def features(self, clip: Tensor) -> Tensor:
+        """The tower's feature of each frame, after its final norm: (B, T, D)."""
+        pooled = self.tower(self._fold_frames(clip))
+        by_frame: Tensor = pooled.unflatten(0, (-1, self.frames))
+        return by_frame
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """Every token of each frame, after the tower's final norm: (B, T, N, D), class and register tokens first."""
+        tokens = self.tower.forward_features(self._fold_frames(clip))  # type: ignore[operator]  # timm's method
+        by_frame: Tensor = tokens.unflatten(0, (-1, self.frames))
+        return by_frame
+
+    def _fold_frames(self, clip: Tensor) -> Tensor:
+        if clip.ndim != 5 or clip.shape[1] != self.frames:
+            raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
+        return clip.flatten(0, 1)
+
+    def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens, *others = inputs
+        by_frame = tokens.unflatten(0, (-1, self.frames)) + self.temporal_embedding[:, None]
+        return (by_frame.flatten(0, 1), *others)
+
+    def merge(self) -> VideoClassifier:
+        """A copy whose linears have absorbed the adapters (equation 11, in float64, rounded once). Its tower is plain again."""
+        merged = copy.deepcopy(self)
+        with torch.no_grad():
+            blocks = towers.find_blocks(merged.tower, merged.config.tower)
+            every_adapter: Any = merged.adapters
+            for block, adapters in zip(blocks, every_adapter, strict=True):
+                for name, adapter in adapters.items():
+                    new = adapter.affine()
+                    for linear in block.sites[name].linears:
+                        old = affine(linear)
+                        assign(linear, compose(old, new) if name in BEFORE else compose(new, old))
+        for hook in merged._adapter_hooks:
+            hook.remove()
+        merged._adapter_hooks = []
+        merged.adapters = nn.ModuleList(nn.ModuleDict() for _ in blocks)
+        merged.merged = True
+        return merged
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
+        from zeroi2v.models.checkpoints import save_pretrained  # which builds models
+
+        save_pretrained(self, folder)
+
+
+def create_model(
+    tower: str,
+    *,
+    num_classes: int,
+    frames: int = 8,
+    heads: Heads = None,
+    operator: str = "stdha",
+    strategy: str = "zeroi2v",
+    pretrained: bool = False,
+    tower_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> VideoClassifier:
+    """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
+
+    `tower` is one of `supported_towers()`. `heads`: see `zeroi2v.method.heads.parse_heads`. `options` are the other fields of
+    `ModelConfig`: adapter_ratio, adapter_scale, adapter_dropout, classifier_dropout, temporal_embedding. ConfigError, HeadsError
+    or TowerError names the setting that is wrong.
+    """
+    settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
+    config = from_dict(ModelConfig, {**settings, "tower_options": dict(tower_options or {}), **options})
+    return build_model(config, num_classes=num_classes, frames=frames)
+
+
+def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoClassifier:
+    """`create_model` from a checked configuration."""
+    if config.strategy not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
+        raise ConfigError(
+            f"strategy must be one of {known}, got {config.strategy!r}{nearest(config.strategy, STRATEGIES)}"
+        )
+    ClipConfig(frames=frames)  # checks it
+    if num_classes < 1:
+        raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
+    strategy = STRATEGIES[config.strategy]
+    tower = towers.build_tower(config.tower, pretrained=config.pretrained, options=config.tower_options)
+    blocks = towers.find_blocks(tower, config.tower)
+    model = VideoClassifier(
+        tower,
+        blocks,
+        heads=parse_heads(config.heads, head_counts=[block.head_count for block in blocks], frames=frames),
+        strategy=strategy,
+        trains_temporal_embedding=strategy.trains_temporal_embedding and config.temporal_embedding == "trained",
+        adapters=build_adapters(
+            blocks, strategy, ratio=config.adapter_ratio, scale=config.adapter_scale, dropout=config.adapter_dropout
+        ),
+        frames=frames,
+        num_classes=num_classes,
+        classifier_dropout=config.classifier_dropout,
+    )
+    model.config = config
+    return model
+
+
+def build_adapters(
+    blocks: Sequence[towers.Block], strategy: Strategy, *, ratio: float, scale: float, dropout: float
+) -> list[dict[str, LinearAdapter]]:
+    """One dictionary of adapters per block, keyed by site."""
+    return [
+        {
+            name: LinearAdapter(
+                block.sites[name].channels,
+                max(1, int(ratio * block.sites[name].channels)),
+                scale=scale,
+                dropout=dropout,
+                bias=block.sites[name].bias,
+            )
+            for name in strategy.sites
+        }
+        for block in blocks
+    ]

@@ -1,0 +1,139 @@
+"""A saved folder is enough, and a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zeroi2v
+from tests.towers_for_tests import noisy, random_clip, small_model
+from zeroi2v import VideoClassifier
+from zeroi2v.errors import CheckpointError
+
+IN_A_NEW_PROCESS = """
+import sys, torch, zeroi2v
+from safetensors.torch import load_file, save_file
+model = zeroi2v.load(sys.argv[1])
+with torch.no_grad():
+    save_file({"logits": model(load_file(sys.argv[2])["clip"])}, sys.argv[3])
+"""
+
+
+def models() -> dict[str, VideoClassifier]:
+    pretrained = zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=4, pretrained=True, adapter_scale=0.5)
+    with torch.no_grad():
+        for name, parameter in pretrained.named_parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    return {
+        "adapters alone": pretrained.eval(),
+        "with its tower": noisy(small_model("vit_small_plus_patch16_dinov3_qkvb", heads="-1*1/2, 2*1")),
+        "merged": noisy(small_model("vit_small_patch14_reg4_dinov2")).merge(),
+        "probe": noisy(small_model("vit_tiny_patch16_224", strategy="linear_probe", heads=[])),
+        "full": noisy(small_model("vit_tiny_patch16_224", strategy="full")),
+    }
+
+
+@pytest.mark.parametrize("kind", models())
+def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(kind: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = models()[kind]
+    model.labels = ("a", "b", "c", "d", "é")
+    clip = random_clip(model)
+    model.save_pretrained(tmp_path / "model")
+    save_file({"clip": clip}, tmp_path / "clip.safetensors")
+    arguments = [str(tmp_path / name) for name in ("model", "clip.safetensors", "logits.safetensors")]
+    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *arguments], check=True)
+    with torch.no_grad():
+        assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(clip))
+    again = zeroi2v.load(tmp_path / "model")
+    assert (again.labels, again.heads, again.merged, again.config) == (
+        model.labels,
+        model.heads,
+        model.merged,
+        model.config,
+    )
+    assert not again.training
+
+
+def test_a_folder_leaves_out_the_frozen_tower_that_has_a_name(tmp_path: Path) -> None:
+    model = models()["adapters alone"]
+    model.save_pretrained(tmp_path)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        tower = sorted(key for key in set(file.keys()) if key.startswith("tower."))
+    assert tower == ["tower.norm.bias", "tower.norm.weight"]
+
+
+def damaged(folder: Path, kind: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    text = json.loads(config.read_text())
+    match kind:
+        case "no weights":
+            weights.unlink()
+        case "no config":
+            config.unlink()
+        case "cut short":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        case "no safetensors":
+            weights.write_bytes(b"\x80\x04 pickle")
+        case "no json":
+            config.write_text("{")
+        case "another file":
+            config.write_text("[1, 2]")
+        case "another format":
+            config.write_text(json.dumps({**text, "format": 99}))
+        case "another tower":
+            config.write_text(json.dumps({**text, "tower_fingerprint": "0" * 64}))
+        case "another width":
+            config.write_text(json.dumps({**text, "labels": ["a", "b"]}))
+        case "another strategy":
+            config.write_text(json.dumps({**text, "model": {**text["model"], "strategy": "linear_probe"}}))
+        case "unknown setting":
+            config.write_text(json.dumps({**text, "model": {**text["model"], "adapter_ration": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no weights", "model.safetensors: cannot read the weights"),
+        ("no config", "config.json: cannot read it"),
+        ("cut short", "model.safetensors: cannot read the weights"),
+        ("no safetensors", "model.safetensors: cannot read the weights"),
+        ("no json", "config.json: not JSON"),
+        ("another file", "config.json: not a zeroi2v model"),
+        ("another format", "config.json: not a zeroi2v model of format 1"),
+        ("another tower", "are not the ones this model was trained on"),
+        ("another width", "classifier."),
+        ("another strategy", "are not the ones this model was trained on"),
+        ("unknown setting", "did you mean 'adapter_ratio'"),
+    ],
+)
+def test_a_damaged_folder_gives_one_line_that_names_the_file(kind: str, message: str, tmp_path: Path) -> None:
+    models()["adapters alone"].save_pretrained(tmp_path)
+    damaged(tmp_path, kind)
+    with pytest.raises(CheckpointError) as caught:
+        zeroi2v.load(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        zeroi2v.load(tmp_path / "nothing" / "here")
+
+
+def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) -> None:
+    model = models()["adapters alone"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write it"):
+        model.save_pretrained(tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == ""

@@ -1,0 +1,177 @@
+"""What a video model promises, for every kind of plain tower."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import zeroi2v
+from tests.towers_for_tests import TOWERS, gather_inputs, noisy, random_clip, small_model
+from zeroi2v.analysis.cost import plain_tower
+from zeroi2v.errors import ConfigError, HeadsError, TowerError
+from zeroi2v.models.towers import find_blocks
+
+every_tower = pytest.mark.parametrize("tower", TOWERS)
+
+
+@every_tower
+def test_offsets_of_zero_give_the_image_tower_frame_by_frame(tower: str) -> None:
+    model = noisy(small_model(tower, heads=[])).double()
+    for parameter in model.adapters.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.zeros_(model.temporal_embedding)
+    clip = random_clip(model)
+    image_tower = plain_tower(model)
+    one_by_one = torch.stack([torch.stack([image_tower(frame[None])[0] for frame in frames]) for frames in clip])
+    torch.testing.assert_close(model.features(clip), one_by_one, rtol=1e-10, atol=1e-10)
+    tokens = torch.stack([image_tower.forward_features(frames) for frames in clip])
+    torch.testing.assert_close(model.tokens(clip), tokens, rtol=1e-10, atol=1e-10)
+
+
+@every_tower
+def test_attaching_adapters_and_spatial_heads_changes_nothing_exactly(tower: str) -> None:
+    model = small_model(tower, heads=[]).eval()
+    clip = random_clip(model)
+    assert torch.equal(model.features(clip).flatten(0, 1), plain_tower(model)(clip.flatten(0, 1)))
+
+
+@every_tower
+def test_a_temporal_head_reads_the_frame_it_names_and_only_that(tower: str) -> None:
+    model = noisy(small_model(tower, heads="0*1, 1*1")).double()
+    blocks = find_blocks(model.tower, tower)
+    attention = model.tower.get_submodule(blocks[0].name)
+    seen = gather_inputs(attention.proj)
+    width = blocks[0].head_width
+    clip = random_clip(model, clips=1)
+    model(clip)
+    for changed in range(model.frames):
+        other = clip.clone()
+        other[:, changed] += torch.randn_like(other[:, changed])
+        model(other)
+        moved = (seen[-1] - seen[0]).abs().flatten(1, -2).amax(1) > 1e-9  # (T, channels)
+        for frame in range(model.frames):
+            head_1 = torch.zeros(moved.shape[1], dtype=torch.bool)
+            head_1[width : 2 * width] = True
+            if frame == changed:
+                assert moved[frame].all(), "queries, and all other heads, react to their own frame"
+            elif frame + 1 == changed:
+                assert torch.equal(moved[frame], head_1), "exactly the temporal head reacts to the frame it reads"
+            else:
+                assert not moved[frame].any(), "no other frame matters in the first block"
+
+
+@every_tower
+def test_merging_changes_no_output_and_leaves_a_plain_tower(tower: str) -> None:
+    model = noisy(small_model(tower, adapter_scale=0.5, heads="-1*1, 1*1/2")).double()
+    clip = random_clip(model)
+    before = model(clip)
+    merged = model.merge()
+    torch.testing.assert_close(merged(clip), before, rtol=1e-8, atol=1e-10)
+    assert torch.equal(model(clip), before), "the adapted model is left as it was"
+    image_tower = zeroi2v.create_model(tower, num_classes=5, frames=4, heads=[], tower_options=TOWERS[tower]).tower
+    assert [(name, type(module)) for name, module in merged.tower.named_modules()] == [
+        (name, type(module)) for name, module in image_tower.named_modules()
+    ]
+    keys = {f"tower.{key}" for key in image_tower.state_dict()} | {
+        "temporal_embedding",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert set(merged.state_dict()) == keys
+    assert (merged(clip) - noisy(small_model(tower, heads=[]))(clip.float()).double()).abs().max() > 1e-3, (
+        "and does something"
+    )
+
+
+@every_tower
+def test_merging_costs_nothing(tower: str) -> None:
+    model = noisy(small_model(tower))
+    merged, plain = zeroi2v.cost(model.merge()), plain_tower(model)
+    tower_params = sum(parameter.numel() for parameter in plain.parameters())
+    assert merged.extra_gmacs == 0
+    assert (
+        merged.params
+        == tower_params + sum(p.numel() for p in model.classifier.parameters()) + model.temporal_embedding.numel()
+    )
+    assert zeroi2v.cost(model).extra_gmacs > 0
+
+
+@every_tower
+def test_one_step_moves_what_trains_and_nothing_else(tower: str) -> None:
+    model = noisy(small_model(tower)).train()
+    before = copy.deepcopy(model.state_dict())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
+    model(random_clip(model)).square().sum().backward()
+    optimizer.step()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    shared = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
+    assert moved - shared == trained
+    allowed = ("adapters.", "classifier.", "temporal_embedding", "tower.norm.", "tower.fc_norm.")
+    assert all(name.startswith(allowed) for name in trained)
+    assert any(name.startswith("adapters.") for name in trained)
+
+
+def test_strategies_train_what_they_say() -> None:
+    probe = small_model("vit_tiny_patch16_224", strategy="linear_probe")
+    assert {name for name, p in probe.named_parameters() if p.requires_grad} == {"classifier.weight", "classifier.bias"}
+    assert not list(probe.adapters.parameters())
+    full = small_model("vit_tiny_patch16_224", strategy="full")
+    assert all(p.requires_grad for p in full.parameters())
+    assert full.train().tower.training
+    assert not probe.train().tower.training
+
+
+def test_a_copy_of_a_model_uses_its_own_weights() -> None:
+    model = noisy(small_model("zeroi2v_tiny"))
+    clip = random_clip(model)
+    other = copy.deepcopy(model)
+    expected = model(clip)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(model(clip), expected)
+    assert other(clip).abs().max() == 0
+
+
+def test_the_table_2_count_of_trainable_parameters_of_vit_b() -> None:
+    with torch.device("meta"):
+        model = zeroi2v.create_model("vit_base_patch16_224", num_classes=174)
+    assert sum(p.numel() for p in model.adapters.parameters() if p.ndim == 2) == 4 * 2 * 768 * 192 * 12  # 14.2 M
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"tower": "vit_tiny_patch16_225"}, TowerError, "did you mean 'vit_tiny_patch16_224'"),
+        (
+            {"tower": "vit_base_patch16_xp_224", "tower_options": {"depth": 1}},
+            TowerError,
+            "vit_base_patch16_xp_224: 0 attention",
+        ),
+        ({"strategy": "zeroi2w"}, ConfigError, "did you mean 'zeroi2v'"),
+        ({"operator": "stda"}, ConfigError, "operator must be one of 'stdha'"),
+        ({"adapter_ration": 0.5}, ConfigError, "did you mean 'adapter_ratio'"),
+        ({"heads": [-1] * 13}, HeadsError, "13 temporal heads asked for"),
+        ({"num_classes": 0}, ConfigError, "num_classes must be at least 1"),
+        ({"frames": 0}, ConfigError, "frames must be at least 1"),
+        ({"tower_options": {"dept": 2}}, ConfigError, "dept"),
+        ({"pretrained": True, "tower_options": {"depth": 2}}, ConfigError, "its weights fit no other shape"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        zeroi2v.create_model(**{"tower": "zeroi2v_tiny", "num_classes": 3, **settings})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 48, 48), (4, 3, 48, 48)])
+def test_a_clip_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"a clip must be \(B, 4, 3, S, S\)"):
+        small_model("zeroi2v_tiny")(torch.zeros(shape))
