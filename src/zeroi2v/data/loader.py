@@ -1,0 +1,221 @@
+"""How do videos become batches of clips, for training, for evaluation, and how are they checked, in parallel?
+
+Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side. Clips are uint8.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
+from zeroi2v.data.datasets import Video
+from zeroi2v.data.decode import VideoInfo, read_clip, scan
+from zeroi2v.data.sampling import clip_indices
+from zeroi2v.data.transforms import train_pixels, view_pixels
+from zeroi2v.errors import ConfigError, VideoError, nearest
+
+_RESIZED = 256 / 224  # shorter side of a decoded training frame / S, as in the official implementation
+
+
+def train_loader(
+    videos: Sequence[Video],
+    *,
+    clip: ClipConfig,
+    pixels: PixelsConfig,
+    size: int,
+    labels: Sequence[str],
+    batch_size: int,
+    seed: int,
+    workers: int,
+    broken: Literal["stop", "skip"],
+) -> TrainLoader:
+    """Batches of random clips. `labels` are the names of the classes; `workers` processes decode, 0: this one does.
+
+    ConfigError if a flip is to exchange a label that is none of `labels`.
+    """
+    for name in chain.from_iterable(pixels.flip_pairs):
+        if name not in labels:
+            raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
+    flipped = {
+        labels.index(one): labels.index(other) for pair in pixels.flip_pairs for one, other in (pair, pair[::-1])
+    }
+    samples = _TrainSamples(videos, clip, pixels, size, seed, flipped)
+    return TrainLoader(samples, _EpochBatches(len(videos), batch_size, seed), workers=workers, stop=broken == "stop")
+
+
+class TrainLoader:
+    """Batches of clips (B, T, 3, S, S) and labels (B,) int64, for one epoch after another.
+
+    What sample `index` of an epoch looks like follows from seed, epoch and index alone. The last batch may be smaller.
+    """
+
+    def __init__(self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool) -> None:
+        self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
+        self._batches, self._stop = batches, stop
+        self._loader = _loader(
+            samples, workers, batch_sampler=batches, collate_fn=_batch, persistent_workers=workers > 0
+        )
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._batches)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch. A video that cannot be read raises its VideoError, or is left out and listed in `broken`."""
+        self._batches.epoch = number
+        for clips, labels, errors in self._loader:
+            for error in errors:
+                if self._stop:
+                    raise error
+                self.broken[error.path] = error.reason
+            if len(labels):
+                yield clips, labels
+
+
+@dataclass(frozen=True)
+class _TrainSamples(Dataset[tuple[Tensor, int] | VideoError]):
+    videos: Sequence[Video]
+    clip: ClipConfig
+    pixels: PixelsConfig
+    size: int
+    seed: int
+    flipped: dict[int, int]  # label -> label after a flip, where it is another
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | VideoError:
+        epoch, index = key
+        video = self.videos[index]
+        rng = Random(f"{self.seed}/{epoch}/{index}")
+        short_side = round(self.size * _RESIZED)
+        try:
+            frames = read_clip(
+                video.path, lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0], short_side=short_side
+            )
+        except VideoError as error:
+            return error
+        pixels, is_flipped = train_pixels(frames, self.size, self.pixels, rng)
+        return pixels, self.flipped.get(video.label, video.label) if is_flipped else video.label
+
+
+@dataclass
+class _EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index): the epoch travels with the index, so that workers that live on need not be told."""
+
+    count: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = list(range(self.count))
+        Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        for start in range(0, self.count, self.batch_size):
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+
+def _batch(samples: Sequence[tuple[Tensor, int] | VideoError]) -> tuple[Tensor, Tensor, list[VideoError]]:
+    errors = [sample for sample in samples if isinstance(sample, VideoError)]
+    read = [sample for sample in samples if not isinstance(sample, VideoError)]
+    clips = default_collate([pixels for pixels, _ in read]) if read else torch.empty(0, dtype=torch.uint8)
+    return clips, torch.tensor([label for _, label in read], dtype=torch.int64), errors
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch for evaluation. Each video of the batch is either in `indices` or in `broken`."""
+
+    indices: list[int]  # of the B videos that could be read, in the list that was given
+    clips: Tensor  # (B, V, T, 3, S, S)
+    broken: list[tuple[int, VideoError]]
+
+
+def view_loader(
+    videos: Sequence[Video], *, clip: ClipConfig, views: ViewsConfig, size: int, batch_size: int, workers: int
+) -> DataLoader[Any]:
+    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos."""
+    return _loader(_ViewSamples(videos, clip, views, size), workers, batch_size=batch_size, collate_fn=_views)
+
+
+def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -> Tensor:
+    """The views of one video: uint8 (V, T, 3, S, S), the crops of the first clip first. VideoError if it cannot be read."""
+
+    def choose(num_frames: int) -> list[int]:
+        return [*chain.from_iterable(clip_indices(num_frames, clip, clips=views.clips))]
+
+    crops = view_pixels(read_clip(path, choose, short_side=size), size, views.crops)  # (crops, clips * T, 3, S, S)
+    return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
+
+
+@dataclass(frozen=True)
+class _ViewSamples(Dataset[tuple[int, Tensor | VideoError]]):
+    videos: Sequence[Video]
+    clip: ClipConfig
+    views: ViewsConfig
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | VideoError]:
+        try:
+            return index, read_views(self.videos[index].path, clip=self.clip, views=self.views, size=self.size)
+        except VideoError as error:
+            return index, error
+
+
+def _views(samples: Sequence[tuple[int, Tensor | VideoError]]) -> Views:
+    broken = [(index, found) for index, found in samples if isinstance(found, VideoError)]
+    read = [(index, found) for index, found in samples if isinstance(found, Tensor)]
+    clips = default_collate([found for _, found in read]) if read else torch.empty(0, dtype=torch.uint8)
+    return Views([index for index, _ in read], clips, broken)
+
+
+def check_videos(paths: Sequence[Path], *, workers: int) -> Iterator[tuple[Path, VideoInfo | VideoError]]:
+    """Decode every video, in order, and say what it holds or what is wrong with it."""
+    yield from zip(paths, _loader(_Scans(paths), workers, batch_size=None), strict=True)
+
+
+@dataclass(frozen=True)
+class _Scans(Dataset[VideoInfo | VideoError]):
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> VideoInfo | VideoError:
+        try:
+            return scan(self.paths[index])
+        except VideoError as error:
+            return error
+
+
+def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
+    # A generator of its own: a DataLoader draws from the global one, more often without workers than with them.
+    return DataLoader(
+        samples, num_workers=workers, worker_init_fn=_start_worker, generator=torch.Generator(), **options
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_left
+
+
+def _report_unless_left(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
