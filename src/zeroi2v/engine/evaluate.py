@@ -1,0 +1,100 @@
+"""How good is a model? Scores of every video, averaged over its views, and what follows from them.
+
+Shapes: n videos, V views each (clips * crops), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroi2v.data.datasets import Video
+from zeroi2v.data.loader import view_loader
+from zeroi2v.data.transforms import normalise
+from zeroi2v.engine.log import Log
+from zeroi2v.errors import DatasetError, VideoError
+from zeroi2v.models.video import VideoClassifier
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Logits of the videos that could be read, in their order, and the errors of those that could not."""
+
+    logits: Tensor  # (n, V, K) float32
+    labels: Tensor  # (n,) int64
+    videos: tuple[Video, ...]
+    skipped: tuple[VideoError, ...]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Softmax, averaged over views: (n, K)."""
+        return self.logits.softmax(-1).mean(1)
+
+    def top(self, k: int) -> float:
+        """Share of the videos whose label is among the k highest scores (all of them where there are fewer classes)."""
+        best = self.scores.topk(min(k, self.scores.shape[1])).indices
+        return (best == self.labels[:, None]).any(1).double().mean().item()
+
+    def between(self, one: int, other: int) -> float:
+        """Share of these two classes' videos that are told apart when only these two answers are allowed."""
+        chosen = (self.labels == one) | (self.labels == other)
+        answers = torch.where(self.scores[chosen, one] > self.scores[chosen, other], one, other)
+        return (answers == self.labels[chosen]).double().mean().item()
+
+    def confusion(self) -> Tensor:
+        """How many videos of each class (rows) were taken for each class (columns): (K, K) int64."""
+        classes = self.scores.shape[1]
+        cells = self.labels * classes + self.scores.argmax(1)
+        return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `zeroi2v eval --json` prints."""
+        skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
+        return {"top1": self.top(1), "top5": self.top(5), "videos": len(self.videos), "skipped": skipped}
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def evaluate(
+    model: VideoClassifier, videos: Sequence[Video], *, batch_size: int = 16, workers: int = 0, log: Log | None = None
+) -> Evaluation:
+    """Score every video by the model's own clip and view protocol, in full precision.
+
+    A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read.
+    """
+    log = log or Log(quiet=True)
+    device = next(model.parameters()).device
+    mean, std = model.normalisation
+    model.eval()
+    logits: dict[int, Tensor] = {}
+    skipped: list[VideoError] = []
+    loader = view_loader(
+        videos, clip=model.clip, views=model.views, size=model.image_size, batch_size=batch_size, workers=workers
+    )
+    for batch in log.track(loader, total=len(loader), title="evaluate", unit="videos", per_item=batch_size):
+        skipped += [error for _, error in batch.broken]
+        if not batch.indices:
+            continue
+        views = batch.clips.shape[1]
+        found = model(normalise(batch.clips.flatten(0, 1).to(device), mean, std)).float().cpu()
+        logits |= dict(zip(batch.indices, found.unflatten(0, (-1, views)), strict=True))
+    if not logits:
+        raise DatasetError(
+            f"none of the {len(videos)} videos can be read; the first: {skipped[0] if skipped else 'there is none'}"
+        )
+    order = sorted(logits)
+    return Evaluation(
+        logits=torch.stack([logits[index] for index in order]),
+        labels=torch.tensor([videos[index].label for index in order]),
+        videos=tuple(videos[index] for index in order),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,188 @@
+"""How does a model learn from a folder of videos? One run: epochs of AdamW, a validation after each, a folder that always loads.
+
+RUN/recipe.toml        every setting of the run                 RUN/log.jsonl   one line per epoch
+RUN/config.json, RUN/model.safetensors   the best epoch's model, what `zeroi2v.load(RUN)` gives
+RUN/last.safetensors   the last epoch's weights
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zeroi2v.config import Recipe, TrainConfig, write_recipe
+from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.data.loader import train_loader
+from zeroi2v.data.transforms import normalise
+from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
+from zeroi2v.engine.log import Log, append_json
+from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
+from zeroi2v.errors import ConfigError, ZeroI2VError
+from zeroi2v.models.checkpoints import WEIGHTS_FILE, write_config, write_weights
+from zeroi2v.models.video import VideoClassifier, build_model
+
+RECIPE_FILE: Final = "recipe.toml"
+LOG_FILE: Final = "log.jsonl"
+LAST_FILE: Final = "last.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left behind."""
+
+    folder: Path
+    best_epoch: int
+    best: Evaluation | None  # of the best epoch; None without validation videos
+    broken: Mapping[str, str]  # path -> reason of the videos left out
+    epochs: int  # completed
+    interrupted: bool
+
+
+def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None = None) -> Run:
+    """Train on `dataset.train` and validate on `dataset.val`, writing a run folder.
+
+    Ctrl-C ends the run after saving. A video that cannot be read raises its VideoError, or with `broken = "skip"` is left out
+    and listed in `Run.broken`. The same recipe, videos and machine give the same weights.
+    """
+    log = log or Log(quiet=True)
+    settings = recipe.train
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: already there and not empty; choose another --out, or remove it")
+    device = best_device()
+    torch.manual_seed(settings.seed)
+    model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames).to(device)
+    model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
+    workers = worker_count(settings.workers)
+    loader = train_loader(
+        dataset.train,
+        clip=recipe.clip,
+        pixels=recipe.pixels,
+        size=model.image_size,
+        labels=dataset.classes,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=workers,
+        broken=settings.broken,
+    )
+    steps = settings.epochs * len(loader)
+    warmup_steps = round(settings.warmup_epochs * len(loader))
+    rate = settings.learning_rate * model.strategy.learning_rate_share
+    optimizer = build_optimizer(model, learning_rate=rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_share(
+            step, steps=steps, warmup_steps=warmup_steps, warmup_start=settings.warmup_start
+        ),
+    )
+    trained, total = (sum(p.numel() for p in some) for some in (optimized(optimizer), model.parameters()))
+    log.say(
+        f"{len(dataset.train)} training and {len(dataset.val)} validation videos, {len(dataset.classes)} classes; "
+        f"{recipe.model.tower}, {recipe.model.strategy}: {trained:,} of {total:,} parameters train"
+    )
+    _make_folder(out)
+    write_recipe(recipe, out / RECIPE_FILE)
+    write_config(model, out)
+    write_weights(model, out / WEIGHTS_FILE, {"epoch": "0"})  # from here on the folder loads
+
+    best: Evaluation | None = None
+    best_epoch = completed = 0
+    interrupted = False
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            start = time.perf_counter()
+            batches = log.track(
+                loader.epoch(epoch),
+                total=len(loader),
+                title=f"epoch {epoch}/{settings.epochs}",
+                unit="clips",
+                per_item=settings.batch_size,
+            )
+            loss, clips = train_epoch(model, batches, optimizer, schedule, settings)
+            entry: dict[str, Any] = {
+                "epoch": epoch,
+                "loss": loss,
+                "learning_rate": schedule.get_last_lr()[0],
+                "clips": clips,
+            }
+            seconds = time.perf_counter() - start
+            found = None
+            if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
+                found = evaluate(model, dataset.val, batch_size=settings.batch_size, workers=workers, log=log)
+                if found.skipped and settings.broken == "stop":
+                    raise found.skipped[0]
+                entry |= {"top1": found.top(1), "top5": found.top(5)}
+            write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
+            if best is None or (found is not None and found.top(1) >= best.top(1)):
+                write_weights(model, out / WEIGHTS_FILE, {"epoch": str(epoch)})
+                best, best_epoch = found or best, epoch
+            completed = epoch
+            append_json(out / LOG_FILE, {**entry, "seconds": round(seconds, 3)})
+            validated = f", validation top-1 {found.top(1):.1%}" if found else ""
+            log.say(f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {clips / seconds:.0f} clips/s")
+    except KeyboardInterrupt:
+        interrupted = True
+        write_weights(model, out / LAST_FILE, {"epoch": str(completed), "interrupted": "true"})
+        log.warn(
+            f"interrupted in epoch {completed + 1} of {settings.epochs}; {out} holds the best epoch ({best_epoch}) and the last weights"
+        )
+    broken = dict(loader.broken) | ({error.path: error.reason for error in best.skipped} if best else {})
+    for path, reason in broken.items():
+        log.warn(f"left out: {path}: {reason}")
+    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed, interrupted=interrupted)
+
+
+def train_epoch(
+    model: VideoClassifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    settings: TrainConfig,
+) -> tuple[float, int]:
+    """One pass over the batches: the mean loss and how many clips there were. ZeroI2VError if the loss is no number."""
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(settings.precision, device)
+    mean, std = model.normalisation
+    model.train()
+    total, clips = torch.zeros((), dtype=torch.float64, device=device), 0
+    for uint8, labels in batches:
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = model(normalise(uint8.to(device), mean, std))
+        loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.detach() * len(labels)
+        clips += len(labels)
+    mean_loss = (total / max(1, clips)).item()
+    if not math.isfinite(mean_loss):
+        raise ZeroI2VError(
+            f"the loss is {mean_loss}: train with a lower train.learning_rate than {settings.learning_rate}"
+        )
+    return mean_loss, clips
+
+
+def optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every tensor that an optimizer moves."""
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def worker_count(asked: int) -> int:
+    """-1: a decoding process for each core beyond the first, at most 8."""
+    return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot make the folder: {error.strerror}") from error

@@ -1,0 +1,189 @@
+"""What a training run promises: the same again, a folder that always loads, and no video lost in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import zeroi2v
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig, read_recipe
+from zeroi2v.data.datasets import VideoDataset, open_dataset
+from zeroi2v.engine.evaluate import evaluate
+from zeroi2v.engine.log import read_json_lines
+from zeroi2v.engine.optim import build_optimizer, learning_rate_share
+from zeroi2v.engine.train import Run, train
+from zeroi2v.errors import ConfigError, VideoError, ZeroI2VError
+
+RECIPE = Recipe(
+    model=ModelConfig(adapter_dropout=0.1),
+    clip=ClipConfig(frames=4),
+    train=TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.5, workers=0),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(motion_videos: Path) -> VideoDataset:
+    return open_dataset(motion_videos)
+
+
+@pytest.fixture(scope="module")
+def run(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(RECIPE, dataset, tmp_path_factory.mktemp("runs") / "run")
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in entry.items() if key != "seconds"}
+        for entry in read_json_lines(folder / "log.jsonl")
+    ]
+
+
+def test_a_run_learns_and_leaves_a_folder_that_loads(run: Run, dataset: VideoDataset) -> None:
+    log = figures(run.folder)
+    assert [entry["epoch"] for entry in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    assert log[-1]["learning_rate"] < 1e-9
+    assert (run.epochs, run.interrupted, run.broken) == (2, False, {})
+    model = zeroi2v.load(run.folder)
+    assert model.labels == dataset.classes
+    assert evaluate(model, dataset.val).top(1) == log[run.best_epoch - 1]["top1"] == max(entry["top1"] for entry in log)
+    assert read_recipe(run.folder / "recipe.toml") == RECIPE
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Run, dataset: VideoDataset, tmp_path: Path) -> None:
+    other = train(
+        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, workers=1)), dataset, tmp_path / "run"
+    )
+    assert figures(other.folder) == figures(run.folder)
+    assert (other.folder / "last.safetensors").read_bytes() == (run.folder / "last.safetensors").read_bytes()
+    seeded = train(
+        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, seed=1)), dataset, tmp_path / "seed-1"
+    )
+    assert figures(seeded.folder) != figures(run.folder)
+
+
+def test_only_what_the_strategy_names_has_moved(run: Run) -> None:
+    before = zeroi2v.create_model("zeroi2v_tiny", num_classes=8, frames=4, pretrained=True).tower.state_dict()
+    after = zeroi2v.load(run.folder).tower.state_dict()
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"norm.weight", "norm.bias"}
+
+
+def test_a_folder_in_use_is_refused(run: Run, dataset: VideoDataset) -> None:
+    with pytest.raises(ConfigError, match="already there and not empty"):
+        train(RECIPE, dataset, run.folder)
+
+
+def with_a_broken_video(dataset: VideoDataset, tmp_path: Path, split: str) -> tuple[VideoDataset, Path]:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    videos = dataset.splits[split]
+    others = (dataclasses.replace(videos[0], path=broken), *videos[1:])
+    return dataclasses.replace(dataset, splits={**dataset.splits, split: others}), broken
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_broken_video_stops_the_run_with_its_path(dataset: VideoDataset, tmp_path: Path, split: str) -> None:
+    bad, path = with_a_broken_video(dataset, tmp_path, split)
+    with pytest.raises(VideoError) as caught:
+        train(RECIPE, bad, tmp_path / "run")
+    assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_broken_video_can_be_left_out_and_is_listed(dataset: VideoDataset, tmp_path: Path, split: str) -> None:
+    bad, path = with_a_broken_video(dataset, tmp_path, split)
+    settings = dataclasses.replace(RECIPE.train, broken="skip", epochs=1)
+    run = train(dataclasses.replace(RECIPE, train=settings), bad, tmp_path / "run")
+    assert list(run.broken) == [str(path)]
+    assert figures(run.folder)[0]["clips"] == len(bad.train) - (split == "train")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(dataset: VideoDataset, tmp_path: Path) -> None:
+    settings = dataclasses.replace(RECIPE.train, learning_rate=1e30, warmup_epochs=0.0, precision="fp32")
+    with pytest.raises(ZeroI2VError, match="learning_rate"):
+        train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "run")
+
+
+def command(motion_videos: Path, out: Path, epochs: int) -> list[str]:
+    settings = ["--set", "frames=4", "--set", "workers=0", "--set", "batch_size=8"]
+    return [
+        sys.executable,
+        "-m",
+        "zeroi2v",
+        "train",
+        str(motion_videos),
+        "--out",
+        str(out),
+        "--epochs",
+        str(epochs),
+        *settings,
+    ]
+
+
+def wait_for(out: Path, epochs: int, process: subprocess.Popen[bytes]) -> None:
+    while len(read_json_lines(out / "log.jsonl")) < epochs:
+        assert process.poll() is None, "the run ended early"
+        time.sleep(0.005)
+
+
+def test_a_run_killed_at_any_moment_still_loads_with_its_last_epoch(motion_videos: Path, tmp_path: Path) -> None:
+    for attempt in range(3):
+        out = tmp_path / f"run-{attempt}"
+        process = subprocess.Popen(command(motion_videos, out, 100), stderr=subprocess.DEVNULL)
+        wait_for(out, 1, process)
+        time.sleep(random.Random(attempt).random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = len(read_json_lines(out / "log.jsonl"))
+        with safe_open(out / "last.safetensors", "pt") as file:
+            assert int(file.metadata()["epoch"]) >= done >= 1
+        assert zeroi2v.load(out).labels
+
+
+def test_ctrl_c_saves_and_says_where(motion_videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(motion_videos, out, 100), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    wait_for(out, 1, process)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert f"{out} holds" in said
+    assert "Traceback" not in said
+    with safe_open(out / "last.safetensors", "pt") as file:
+        assert file.metadata()["interrupted"] == "true"
+    zeroi2v.load(out)
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    shares = [learning_rate_share(step, steps=100, warmup_steps=10, warmup_start=0.1) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[5] == pytest.approx(0.55)
+    assert shares[10] == 1
+    assert shares[55] == pytest.approx(0.5)
+    assert shares[100] == pytest.approx(0)
+    assert learning_rate_share(0, steps=3, warmup_steps=0, warmup_start=0.1) == 1
+
+
+def test_norms_and_embeddings_have_no_weight_decay() -> None:
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(model, learning_rate=1.0, weight_decay=0.05).param_groups
+    decayed = {group["weight_decay"]: {names[parameter] for parameter in group["params"]} for group in groups}
+    assert decayed[0.0] == {"temporal_embedding", "tower.norm.weight", "tower.norm.bias"}
+    assert decayed[0.05] == {name for name, p in model.named_parameters() if p.requires_grad} - decayed[0.0]
+
+
+def test_a_log_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + '{"epo')
+    assert read_json_lines(tmp_path / "log.jsonl") == [{"epoch": 1}]
