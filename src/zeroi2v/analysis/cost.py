@@ -1,0 +1,62 @@
+"""What does a model cost? Parameters and multiply-adds, counted on its own graph without computing anything.
+
+A multiply-add (MAC) is one multiplication and one addition; the paper's GFLOP is 1e9 of these, attention products included.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zeroi2v.models.video import VideoClassifier
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and 10^9 multiply-adds of one view (one clip of T frames)."""
+
+    params: int  # of the whole model
+    trainable_params: int
+    new_params: int  # beyond the tower and the classifier
+    gmacs: float  # of the whole model
+    extra_gmacs: float  # beyond the plain tower on the same frames and the classifier
+
+
+def cost(model: VideoClassifier) -> Cost:
+    """Count a model's parameters and multiply-adds. Runs on the meta device: no memory for activations, no arithmetic."""
+    clip = torch.empty(1, model.frames, 3, model.image_size, model.image_size, device="meta")
+    skeleton = copy.deepcopy(model).to("meta").eval()
+    total = count_macs(skeleton, clip)
+    plain = count_macs(plain_tower(skeleton), clip.flatten(0, 1))
+    classifier = model.classifier.in_features * model.classifier.out_features
+    return Cost(
+        params=_parameters(model),
+        trainable_params=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        new_params=_parameters(model) - _parameters(model.tower) - _parameters(model.classifier),
+        gmacs=total / 1e9,
+        extra_gmacs=(total - plain - classifier) / 1e9,
+    )
+
+
+def plain_tower(model: VideoClassifier) -> nn.Module:
+    """A copy of a model's tower without any hook: the image transformer alone, from frames (B*T, 3, S, S) to features."""
+    tower = copy.deepcopy(model).tower
+    for module in tower.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return tower
+
+
+def count_macs(module: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-adds of matrix products, convolutions and attention in one forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
