@@ -1,0 +1,356 @@
+"""What can be said on the command line? Each subcommand: parse, configure, one call, print.
+
+Standard output carries results (one JSON value with --json), standard error progress and messages. Exit status: 0 done, 1 the
+input is wrong (one line that starts with "error:"), 2 wrong usage, 130 interrupted. Nothing heavy is imported before a
+subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zeroi2v.errors import VideoError, ZeroI2VError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints take one line, name the nearest known word, and end with status 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.commands: dict[str, Parser] = {}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but an unknown option or command is an error here, where the known ones are at hand."""
+        args = sys.argv[1:] if args is None else list(args)
+        first = next((word for word in args if not word.startswith("-")), None)
+        if self.commands and first is not None and first not in self.commands:
+            self.error(f"unknown command {first!r}{nearest(first, self.commands)}")
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}")
+        return parsed, []
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the help is."""
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="zeroi2v",
+        description="Turn a pretrained image transformer into a video recogniser that costs nothing extra at inference.",
+        epilog="A recipe is a TOML file; `zeroi2v train` writes the one it used, with every setting, into its run folder.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+
+    def command(group: Any, owner: Parser, name: str, run: Any, text: str, notes: str = "") -> Parser:
+        made: Parser = group.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=notes)
+        made.set_defaults(run=run)
+        owner.commands[name] = made
+        return made
+
+    one = command(
+        commands,
+        parser,
+        "quickstart",
+        quickstart,
+        "learn made-up motions, merge, and write a report that proves the cost",
+    )
+    one.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="of the videos and the training (default: %(default)s)")
+    _output_options(one)
+
+    one = command(
+        commands,
+        parser,
+        "train",
+        train,
+        "adapt a tower to a folder or list of videos",
+        "DATA is a folder with one folder of videos per class (or train/ and val/ with those inside), or a CSV file with the\n"
+        "columns path, label and, if you like, split (train, val). Without a split a fifth of each class is held out.",
+    )
+    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    one.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="TOML file with the settings; the rest keep their defaults"
+    )
+    one.add_argument(
+        "--tower", metavar="NAME", help="image transformer: a timm name, or the embedded zeroi2v_tiny (the default)"
+    )
+    one.add_argument("--epochs", type=int, metavar="N", help="passes over the training videos")
+    one.add_argument("--seed", type=int, metavar="N", help="of weights, order, frames and crops")
+    one.add_argument(
+        "--broken", choices=("stop", "skip"), help="what to do with a video that cannot be read (default: stop)"
+    )
+    one.add_argument(
+        "--out", type=Path, default=Path("run"), metavar="RUN", help="folder to write (default: %(default)s)"
+    )
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change one setting, as often as you like",
+    )
+    _output_options(one)
+
+    one = command(
+        commands,
+        parser,
+        "eval",
+        evaluate,
+        "measure a model on labelled videos",
+        "Uses the val split if DATA has one, else every video.",
+    )
+    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    _model_option(one)
+    one.add_argument("--clips", type=int, metavar="N", help="clips per video (default: as trained)")
+    one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
+    _output_options(one)
+
+    one = command(commands, parser, "predict", predict, "name what happens in videos")
+    one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
+    _model_option(one)
+    one.add_argument("--top-k", type=int, default=5, metavar="K", help="labels per video (default: %(default)s)")
+    _output_options(one)
+
+    one = command(
+        commands,
+        parser,
+        "merge",
+        merge,
+        "fold the adapters into the tower, so that the model costs what the tower costs",
+    )
+    one.add_argument("model", metavar="RUN", help="run folder, model folder or Hub name")
+    one.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    one.add_argument(
+        "--data", type=Path, metavar="DATA", help="compare the two models on these videos (default: on random clips)"
+    )
+    _output_options(one)
+
+    data = command(commands, parser, "data", None, "make or check videos")
+    data_commands = data.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    data.set_defaults(run=lambda _: data.error("a command is missing"))
+    one = command(
+        data_commands, data, "synthetic", synthetic, "write motion videos: eight classes, four pairs of time reversals"
+    )
+    one.add_argument("out", metavar="FOLDER", type=Path, help="folder to write; must not exist")
+    one.add_argument(
+        "--train",
+        type=int,
+        default=800,
+        metavar="N",
+        help="training videos, half of them time reversals (default: %(default)s)",
+    )
+    one.add_argument(
+        "--val", type=int, default=200, metavar="N", help="held-out videos, likewise (default: %(default)s)"
+    )
+    one.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    _output_options(one)
+    one = command(data_commands, data, "check", check, "decode every video and name the broken ones")
+    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    _output_options(one)
+    return parser
+
+
+def _output_options(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
+
+
+def _model_option(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="RUN", help="run folder, model folder or Hub name")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        from zeroi2v import __version__
+
+        print(__version__)
+        return 0
+    if not hasattr(arguments, "run"):
+        parser.error("a command is missing")
+    try:
+        status = arguments.run(arguments)
+    except ZeroI2VError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has left
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return int(status or 0)
+
+
+def _log(arguments: argparse.Namespace) -> Any:
+    from zeroi2v.engine.log import Log
+
+    return Log(quiet=arguments.quiet)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def quickstart(arguments: argparse.Namespace) -> int:
+    """`zeroi2v quickstart`"""
+    from rich.console import Console
+
+    from zeroi2v.analysis.report import terminal_report
+    from zeroi2v.quickstart import run
+
+    result = run(arguments.out, seed=arguments.seed, log=_log(arguments))
+    if arguments.json:
+        _print_json(result)
+    else:
+        Console().print(terminal_report(result))
+        print(f"The page: {arguments.out / 'report.html'}")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`zeroi2v train`"""
+    from zeroi2v.config import Recipe, override, read_recipe
+
+    recipe = read_recipe(arguments.recipe) if arguments.recipe else Recipe()
+    flags = {
+        "model.tower": arguments.tower,
+        "train.epochs": arguments.epochs,
+        "train.seed": arguments.seed,
+        "train.broken": arguments.broken,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    recipe = override(recipe, [*given, *arguments.settings])
+    from zeroi2v.data.datasets import open_dataset
+    from zeroi2v.engine.train import train as train_model
+
+    log = _log(arguments)
+    run = train_model(recipe, open_dataset(arguments.data), arguments.out, log=log)
+    top1 = None if run.best is None else run.best.top(1)
+    if arguments.json:
+        broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]
+        _print_json(
+            {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1, "broken": broken}
+        )
+    else:
+        found = "" if top1 is None else f", top-1 {top1:.1%} on the validation videos"
+        print(f"{run.folder}: epoch {run.best_epoch} of {run.epochs} is the best{found}")
+        print(f"Next: zeroi2v predict VIDEO --model {run.folder}")
+    return 130 if run.interrupted else 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """`zeroi2v eval`"""
+    import dataclasses
+
+    from zeroi2v.data.datasets import open_dataset, relabel
+    from zeroi2v.engine.evaluate import best_device
+    from zeroi2v.engine.evaluate import evaluate as evaluate_model
+    from zeroi2v.engine.train import worker_count
+    from zeroi2v.models.checkpoints import load
+
+    model = load(arguments.model).to(best_device())
+    asked = {"clips": arguments.clips, "crops": arguments.crops}
+    model.views = dataclasses.replace(
+        model.views, **{name: value for name, value in asked.items() if value is not None}
+    )
+    dataset = relabel(open_dataset(arguments.data), model.labels)
+    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=_log(arguments))
+    if arguments.json:
+        _print_json(found.to_dict())
+    else:
+        print(f"top-1 {found.top(1):.2%}, top-5 {found.top(5):.2%} on {len(found.videos)} videos")
+    for error in found.skipped:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if found.skipped else 0
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """`zeroi2v predict`"""
+    from zeroi2v.deploy.predict import Predictor
+
+    predictor = Predictor(arguments.model)
+    log = _log(arguments)
+    answers: list[dict[str, Any]] = []
+    for video in log.track(arguments.videos, total=len(arguments.videos), title="predict"):
+        try:
+            found = predictor.predict(video, top_k=arguments.top_k)
+        except VideoError as error:
+            answers.append({"video": video, "error": error.reason})
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        answers.append({"video": video, "predictions": [{"label": one.label, "score": one.score} for one in found]})
+        if not arguments.json:
+            print(video + "".join(f"\n  {one.score:7.2%}  {one.label}" for one in found))
+    if arguments.json:
+        _print_json(answers)
+    return 1 if any("error" in answer for answer in answers) else 0
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """`zeroi2v merge`"""
+    from zeroi2v.deploy.merge import merge_folder
+
+    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, log=_log(arguments))
+    if arguments.json:
+        _print_json(proof)
+    else:
+        print(
+            f"{arguments.out}: merged; largest difference of logits {proof['largest_logit_difference']:.1e}, "
+            f"same answer for {proof['same_answers']} of {proof['clips']} {proof['compared_on']}"
+        )
+    return 0
+
+
+def synthetic(arguments: argparse.Namespace) -> int:
+    """`zeroi2v data synthetic`"""
+    from zeroi2v.data.synthetic import write_motion_videos
+    from zeroi2v.engine.train import worker_count
+
+    log = _log(arguments)
+    counts = {"train": arguments.train, "val": arguments.val}
+    written = write_motion_videos(arguments.out, counts, seed=arguments.seed, workers=worker_count(-1))
+    total = sum(1 for _ in log.track(written, total=sum(counts.values()) // 2, title="write videos"))
+    if arguments.json:
+        _print_json({"folder": str(arguments.out), "videos": 2 * total})
+    else:
+        print(f"{arguments.out}: {2 * total} videos; next: zeroi2v train {arguments.out}")
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`zeroi2v data check`"""
+    from zeroi2v.data.datasets import open_dataset
+    from zeroi2v.data.loader import check_videos
+    from zeroi2v.engine.train import worker_count
+
+    videos = open_dataset(arguments.data).for_check
+    log = _log(arguments)
+    checks = check_videos([video.path for video in videos], workers=worker_count(-1))
+    broken = []
+    frames = 0
+    for path, found in log.track(checks, total=len(videos), title="check"):
+        if isinstance(found, VideoError):
+            broken.append({"video": str(path), "error": found.reason})
+            print(f"error: {found}", file=sys.stderr)
+        else:
+            frames += found.frames
+    if arguments.json:
+        _print_json({"videos": len(videos), "frames": frames, "broken": broken})
+    else:
+        print(f"{len(videos)} videos, {frames:,} frames, {len(broken)} broken")
+    return 1 if broken else 0

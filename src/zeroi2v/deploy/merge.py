@@ -1,0 +1,59 @@
+"""Is the merged model the same model? Fold a saved model's adapters, compare the two, and only then write the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from zeroi2v.data.datasets import open_dataset, relabel
+from zeroi2v.engine.evaluate import evaluate
+from zeroi2v.engine.log import Log
+from zeroi2v.engine.train import worker_count
+from zeroi2v.errors import ConfigError, MergeError
+from zeroi2v.models.checkpoints import load, save_pretrained
+from zeroi2v.models.video import VideoClassifier
+
+RANDOM_CLIPS: Final = 16
+TOLERANCE: Final = 1e-3  # of the largest logit; rounding the folded weights once to float32 costs about 1e-6
+
+
+def merge_folder(model: str, out: Path, *, data: Path | None = None, log: Log | None = None) -> dict[str, Any]:
+    """Merge the model in a folder into `out`, compared on the evaluation videos of `data`, or on random clips.
+
+    Gives the largest difference of logits, and for how many clips both models answer the same. ConfigError if `out` is there
+    already, MergeError if the two models differ by more than rounding; then nothing is written.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: already there; choose another --out, or remove it")
+    adapted = load(model)
+    merged = adapted.merge()
+    if data is None:
+        before, after = random_logits(adapted), random_logits(merged)
+    else:
+        videos = relabel(open_dataset(data), adapted.labels).for_evaluation
+        before, after = (
+            evaluate(one, videos, workers=worker_count(-1), log=log).logits.flatten(0, 1) for one in (adapted, merged)
+        )
+    proof = {**difference(before, after), "compared_on": "random clips" if data is None else f"clips of {data}"}
+    if proof["largest_logit_difference"] > TOLERANCE * max(1.0, before.abs().max().item()):
+        raise MergeError(
+            f"{model}: merging moved a logit by {proof['largest_logit_difference']:.1e}; nothing was written"
+        )
+    save_pretrained(merged, out)
+    return proof
+
+
+@torch.no_grad()
+def random_logits(model: VideoClassifier) -> torch.Tensor:
+    """The model's logits on always the same clips of normal noise: (n, K)."""
+    size = (RANDOM_CLIPS, model.frames, 3, model.image_size, model.image_size)
+    logits: torch.Tensor = model(torch.randn(size, generator=torch.Generator().manual_seed(0)))
+    return logits
+
+
+def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+    """How far two models' logits (n, K) on the same clips lie apart, and for how many clips their answers agree."""
+    same = int((before.argmax(-1) == after.argmax(-1)).sum())
+    return {"clips": len(before), "largest_logit_difference": (before - after).abs().max().item(), "same_answers": same}

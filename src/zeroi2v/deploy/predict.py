@@ -1,0 +1,43 @@
+"""What happens in this video? A saved model, applied to one file by the protocol that it was trained with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zeroi2v.data.loader import read_views
+from zeroi2v.data.transforms import normalise
+from zeroi2v.engine.evaluate import best_device
+from zeroi2v.models.checkpoints import load
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label and its score: softmax, averaged over the views."""
+
+    label: str
+    score: float
+
+
+class Predictor:
+    """`Predictor(folder).predict("video.mp4")`. The folder is a run, a merged model or a Hub name."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, device: str | torch.device | None = None) -> None:
+        self.device = best_device() if device is None else torch.device(device)
+        self.model = load(os.fspath(folder)).to(self.device)
+
+    @torch.no_grad()
+    def predict(self, video: str | os.PathLike[str], *, top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
+        model = self.model
+        views = read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)  # (V, T, 3, S, S)
+        mean, std = model.normalisation
+        scores = model(normalise(views.to(self.device), mean, std)).float().softmax(-1).mean(0)
+        best = scores.topk(min(top_k, len(model.labels)))
+        return [
+            Prediction(model.labels[index], score)
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]

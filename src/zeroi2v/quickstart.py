@@ -1,0 +1,255 @@
+"""What does the method do, from nothing? Write motion videos, learn them, merge, prove the cost, and write a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import zeroi2v
+from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
+from zeroi2v.analysis.cost import cost, plain_tower
+from zeroi2v.analysis.report import Look, write_report
+from zeroi2v.analysis.visualize import attention_maps, enlarge, outline, overlay, patch_map
+from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
+from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
+from zeroi2v.data.decode import read_clip
+from zeroi2v.data.loader import read_views
+from zeroi2v.data.sampling import clip_indices
+from zeroi2v.data.synthetic import MIRROR, MOTIONS, PAIRS, write_motion_videos
+from zeroi2v.data.transforms import normalise
+from zeroi2v.deploy.merge import difference
+from zeroi2v.deploy.predict import Predictor
+from zeroi2v.engine.evaluate import Evaluation, evaluate
+from zeroi2v.engine.log import Log, read_json_lines
+from zeroi2v.engine.probe import fit_probe
+from zeroi2v.engine.train import LOG_FILE, train, worker_count
+from zeroi2v.errors import ConfigError
+from zeroi2v.models.checkpoints import load, save_pretrained
+from zeroi2v.models.video import VideoClassifier, build_model
+
+VIDEOS: Final = {"train": 3200, "val": 160, "test": 800}
+MARKER: Final = "quickstart.txt"
+OWN: Final = (MARKER, "videos", "probe", "adapted", "merged", "result.json", "report.html")
+
+
+def recipe(seed: int) -> Recipe:
+    """How the embedded tower is adapted to the motion videos.
+
+    The temporal embedding stays zero: it would tell every head when its frame was shown, and then spatial heads could tell a
+    motion from its reversal too, without looking at another frame.
+    """
+    return Recipe(
+        model=ModelConfig(tower="zeroi2v_tiny", temporal_embedding="zero"),
+        clip=ClipConfig(frames=8, sampling="segment"),
+        pixels=PixelsConfig(crop_area=(0.8, 1.0), flip=0.5, flip_pairs=MIRROR),
+        train=TrainConfig(epochs=8, batch_size=32, learning_rate=3e-3, warmup_epochs=0.5, seed=seed, validate_every=4),
+    )
+
+
+def run(out: Path, *, seed: int = 0, log: Log | None = None) -> dict[str, Any]:
+    """Do all of it into a folder and return what `result.json` holds. An earlier quickstart in that folder is replaced."""
+    log = log or Log(quiet=True)
+    clock = Clock(log)
+    prepare(out, log)
+    with clock("videos"):
+        dataset = write_videos(out / "videos", seed, log)
+    with clock("probe"):
+        probe = order_blind_probe(dataset, log)
+        probed = evaluate(probe, dataset.splits["test"], workers=worker_count(-1), log=log)
+    log.say(f"bag-of-frames linear probe: {probed.top(1):.1%} top-1")
+    with clock("train"):
+        train(recipe(seed), dataset, out / "adapted", log=log)
+    with clock("evaluate"):
+        adapted = load(out / "adapted")
+        merged = adapted.merge()
+        save_pretrained(merged, out / "merged")
+        before, after = (
+            evaluate(one, dataset.splits["test"], workers=worker_count(-1), log=log) for one in (adapted, merged)
+        )
+    log.say(f"temporal heads and linear adapters: {after.top(1):.1%} top-1, merged")
+    with clock("latency"):
+        latency = measure_latency(adapted, merged)
+    shown = example_videos(dataset)
+    result = {
+        "zeroi2v": zeroi2v.__version__,
+        "seed": seed,
+        **provenance(),
+        "classes": list(MOTIONS),
+        "pairs": [list(pair) for pair in PAIRS],
+        "videos": {split: len(videos) for split, videos in dataset.splits.items()},
+        "curve": [
+            {key: entry[key] for key in ("epoch", "loss", "top1") if key in entry}
+            for entry in read_json_lines(out / "adapted" / LOG_FILE)
+        ],
+        "probe": accuracy(probed, dataset.classes),
+        "adapted": accuracy(after, dataset.classes),
+        "heads": [str(offset) for offset in merged.heads[0]],
+        "merge": difference(before.logits.flatten(0, 1), after.logits.flatten(0, 1)),
+        "cost": cost_table(adapted, merged),
+        "latency": latency,
+        "prediction": predict_one(out / "merged", shown[0]),
+        "seconds": clock.seconds,
+    }
+    with clock("report"):
+        strips = [(dataset.classes[video.label], frames_of(video, merged)) for video in shown]
+        looks = temporal_looks(merged, shown)
+        write_report(out / "report.html", result, strips=strips, looks=looks)
+    (out / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+class Clock:
+    """Seconds of each stage, and of all of them."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self.log.say(f"[{stage}]")
+        yield
+        now = time.perf_counter()
+        self.seconds[stage], self.seconds["total"] = round(now - start, 1), round(now - self.start, 1)
+
+
+def prepare(out: Path, log: Log) -> None:
+    """An empty folder with our mark in it; what an earlier quickstart wrote there is removed, anything else is refused."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: already there and not from a quickstart; choose another --out")
+    if (out / MARKER).exists():
+        log.say(f"replacing the quickstart in {out}")
+    for name in OWN[1:]:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text(
+        "Written by `zeroi2v quickstart`, which replaces it when it is run again with this folder.\n"
+    )
+
+
+def write_videos(folder: Path, seed: int, log: Log) -> VideoDataset:
+    """Write the videos, with a progress bar, and open them as a data set."""
+    written = write_motion_videos(folder, VIDEOS, seed=seed, workers=worker_count(-1))
+    for _ in log.track(written, total=sum(VIDEOS.values()) // 2, title="write videos", unit="videos", per_item=2):
+        pass
+    return open_dataset(folder)
+
+
+def order_blind_probe(dataset: VideoDataset, log: Log) -> VideoClassifier:
+    """The frozen tower with a linear classifier on the mean of its frame features."""
+    config = ModelConfig(tower="zeroi2v_tiny", heads=(), strategy="linear_probe")
+    model = build_model(config, num_classes=len(dataset.classes), frames=8)
+    model.labels = dataset.classes
+    fit_probe(model, dataset.train, workers=worker_count(-1), log=log)
+    return model
+
+
+def accuracy(found: Evaluation, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Top-1, the two-way accuracy within each pair of time reversals, and the confusion matrix in the order of MOTIONS."""
+    order = torch.tensor([classes.index(name) for name in MOTIONS])
+    within = {f"{one}/{other}": found.between(classes.index(one), classes.index(other)) for one, other in PAIRS}
+    return {"top1": found.top(1), "within_pairs": within, "confusion": found.confusion()[order][:, order].tolist()}
+
+
+def cost_table(adapted: VideoClassifier, merged: VideoClassifier) -> dict[str, Any]:
+    """Parameters and multiply-adds per clip of the plain tower, the adapted and the merged model."""
+    tower = plain_tower(merged)
+    of_adapted, of_merged = cost(adapted), cost(merged)
+    classifier = merged.classifier.in_features * merged.classifier.out_features
+    keys = {f"tower.{key}" for key in tower.state_dict()} | {
+        "temporal_embedding",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    return {
+        "tower": {
+            "params": sum(parameter.numel() for parameter in tower.parameters()),
+            "gmacs": of_merged.gmacs - of_merged.extra_gmacs - classifier / 1e9,
+        },
+        "adapted": {"params": of_adapted.params, "gmacs": of_adapted.gmacs},
+        "merged": {"params": of_merged.params, "gmacs": of_merged.gmacs},
+        "classifier_params": sum(parameter.numel() for parameter in merged.classifier.parameters()),
+        "temporal_embedding_params": merged.temporal_embedding.numel(),
+        "merged_keys_equal_tower": set(merged.state_dict()) == keys,
+    }
+
+
+@torch.no_grad()
+def measure_latency(
+    adapted: VideoClassifier, merged: VideoClassifier, *, clips: int = 16, rounds: int = 30
+) -> dict[str, Any]:
+    """Milliseconds for `clips` clips, the three models in turn: the plain tower, merged and adapted."""
+    tower = plain_tower(merged)
+    clip = torch.randn(
+        clips, merged.frames, 3, merged.image_size, merged.image_size, generator=torch.Generator().manual_seed(0)
+    )
+    frames = clip.flatten(0, 1)
+    times = interleave(
+        {"tower": lambda: tower(frames), "merged": lambda: merged(clip), "adapted": lambda: adapted(clip)},
+        rounds=rounds,
+    )
+    middle = {f"{name}_ms": torch.tensor(series).median().item() for name, series in times.items()}
+    return {"clips": clips, "rounds": rounds, **middle, "merged_over_tower": median_ratio(times, "merged", "tower")}
+
+
+def example_videos(dataset: VideoDataset) -> list[Video]:
+    """One held-out video of each motion, in the order of MOTIONS; each second one is the time reversal of the one before it."""
+    shown = []
+    for one, other in PAIRS:
+        label = dataset.classes.index(one)
+        original = next(
+            video for video in dataset.splits["test"] if video.label == label and "reversed" not in video.path.stem
+        )
+        backwards = original.path.parents[1] / other / f"{original.path.stem}_reversed.mp4"
+        shown += [original, Video(backwards, dataset.classes.index(other))]
+    return shown
+
+
+def frames_of(video: Video, model: VideoClassifier) -> torch.Tensor:
+    """The frames of a video that the model's evaluation clip has, in the size they were written: uint8 (T, 3, H, W)."""
+    return read_clip(video.path, lambda frames: clip_indices(frames, model.clip)[0])
+
+
+def predict_one(folder: Path, video: Video) -> dict[str, Any]:
+    """What the merged model says of one file, through the same door as any user."""
+    found = Predictor(folder).predict(video.path)
+    predictions = [{"label": one.label, "score": one.score} for one in found]
+    return {"video": str(video.path), "label": video.path.parent.name, "predictions": predictions}
+
+
+def temporal_looks(model: VideoClassifier, videos: list[Video]) -> list[Look]:
+    """For each temporal head of the first block, where it looks in the neighbouring frame from the patch that changes most."""
+    looks = []
+    frame = model.frames // 2
+    for video in videos[::2]:
+        views = read_views(video.path, clip=model.clip, views=model.views, size=model.image_size)[:1]
+        maps = attention_maps(model, normalise(views, *model.normalisation), block=0)[0]
+        clip = views[0]
+        grid = len(patch_map(maps[0, 0, 0], model))
+        change = (clip[frame].float() - clip[frame - 1].float()).square().sum(0)
+        per_patch = torch.nn.functional.adaptive_avg_pool2d(change[None], grid)[0]
+        row, column = divmod(int(per_patch.argmax()), grid)
+        query = int(model.tower.num_prefix_tokens) + row * grid + column  # type: ignore[arg-type]  # an int, seen through nn.Module
+        for head, offset in enumerate(model.heads[0]):
+            if isinstance(offset, int) and offset != 0:
+                heat = patch_map(maps[frame, head, query], model)
+                own = outline(enlarge(clip[frame]), (row, column), grid)
+                read = overlay(clip[frame + offset], heat, query=None)
+                caption = (
+                    f"{video.path.parent.name}: head {head + 1} of frame {frame + 1} reads frame {frame + 1 + offset}"
+                )
+                looks.append(Look(caption=caption, own=own, read=read))
+    return looks

@@ -1,0 +1,214 @@
+"""What the command line promises: results on standard output, one line per mistake, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zeroi2v
+from zeroi2v.cli import build_parser, main
+
+COMMANDS = ["quickstart", "train", "eval", "predict", "merge", "data synthetic", "data check"]
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    try:
+        status = main(list(words))
+    except SystemExit as end:
+        status = int(end.code or 0)
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def run(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    words = [
+        "train",
+        str(motion_videos),
+        "--out",
+        str(out),
+        "--epochs",
+        "1",
+        "--quiet",
+        "--set",
+        "clip.frames=4",
+        "--set",
+        "workers=0",
+    ]
+    assert main(words) == 0
+    return out
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = said(capsys, "--help")
+    assert status == 0
+    assert all(name.split()[0] in out for name in COMMANDS)
+    for name in COMMANDS:
+        status, out, _ = said(capsys, *name.split(), "--help")
+        assert status == 0
+        for option in (word.strip(",") for word in out.split() if word.startswith("--")):
+            assert len(out.split(option, 1)[1].split("\n")[0] + out.split(option, 1)[1].split("\n")[1]) > 15, (
+                f"{name} {option} has no help"
+            )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "x"], "unknown command 'trian', did you mean 'train'"),
+        (["train", "x", "--epoch", "3"], "unknown argument '--epoch', did you mean '--epochs'"),
+        (["data", "chekc", "x"], "did you mean 'check'"),
+        (["train"], "DATA"),
+        (["predict", "a.mp4"], "--model"),
+        (["train", "x", "--epochs", "three"], "three"),
+        ([], "a command is missing"),
+        (["data"], "a command is missing"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = said(capsys, *words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "VIDEOS", "--set", "epoch=3"], "did you mean 'epochs'"),
+        (["train", "VIDEOS", "--set", "train.epochs=many"], "train.epochs must be a whole number, got 'many'"),
+        (["train", "VIDEOS", "--set", "epochs"], "expected key=value"),
+        (["train", "VIDEOS", "--set", "strategy=zeroi2w"], "did you mean 'zeroi2v'"),
+        (["train", "VIDEOS", "--tower", "vit_base_patch16_223"], "did you mean 'vit_base_patch16_224'"),
+        (["train", "VIDEOS", "--set", 'flip_pairs=[["left", "rigth"]]'], "did you mean 'right'"),
+        (["train", "VIDEOS", "--recipe", "missing.toml"], "missing.toml: cannot read the recipe"),
+        (["train", "missing"], "missing"),
+        (["eval", "missing", "--model", "RUN"], "missing"),
+        (["eval", "VIDEOS", "--model", "missing/run/folder"], "missing/run/folder: no such folder"),
+        (["merge", "RUN", "--out", "RUN"], "already there"),
+        (["data", "synthetic", "VIDEOS"], "already there"),
+        (["data", "check", "missing"], "missing"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_1(
+    words: list[str], message: str, run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"VIDEOS": str(motion_videos), "RUN": str(run)}
+    words = [places.get(word, word) for word in words]
+    if words[0] == "train":
+        words += ["--out", str(tmp_path / "run")]
+    status, out, err = said(capsys, *words)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_recipe_is_read_and_its_mistakes_are_named(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[train]\nepochs = 1\nlearning_rat = 0.1\n")
+    status, _, err = said(capsys, "train", str(motion_videos), "--recipe", str(recipe), "--out", str(tmp_path / "run"))
+    assert status == 1
+    assert "mine.toml: unknown setting 'train.learning_rat', did you mean 'learning_rate'" in err
+    recipe.write_text("[train]\nepochs = 3\nworkers = 0\n[clip]\nframes = 2\n")
+    words = ["--recipe", str(recipe), "--epochs", "1", "--out", str(tmp_path / "run"), "--json", "--quiet"]
+    status, out, _ = said(capsys, "train", str(motion_videos), *words)
+    assert status == 0
+    assert json.loads(out)["epochs"] == 1
+    assert zeroi2v.load(tmp_path / "run").frames == 2
+
+
+def test_eval_counts_and_lists_what_it_skips(
+    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = said(capsys, "eval", str(motion_videos), "--model", str(run), "--json")
+    found = json.loads(out)
+    assert (status, found["videos"], found["skipped"]) == (0, 16, [])
+    assert 0 <= found["top1"] <= found["top5"] <= 1
+    video = next(motion_videos.glob("val/left/*.mp4"))
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},left\nbad.mp4,right\n")
+    status, out, err = said(capsys, "eval", str(tmp_path / "list.csv"), "--model", str(run), "--json")
+    found = json.loads(out)
+    assert (status, found["videos"]) == (1, 1)
+    assert found["skipped"][0]["video"] == str(tmp_path / "bad.mp4")
+    assert "bad.mp4" in err
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},lefft\n")
+    status, _, err = said(capsys, "eval", str(tmp_path / "list.csv"), "--model", str(run))
+    assert status == 1
+    assert "did you mean 'left'" in err
+
+
+def test_predict_goes_on_after_a_broken_video(
+    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = str(next(motion_videos.glob("val/left/*.mp4")))
+    bad = [str(tmp_path / name) for name in ("missing.mp4", "empty.mp4", "text.txt", "folder")]
+    Path(bad[1]).write_bytes(b"")
+    Path(bad[2]).write_text("hello " * 100)
+    Path(bad[3]).mkdir()
+    status, out, err = said(capsys, "predict", bad[0], good, *bad[1:], "--model", str(run), "--json", "--top-k", "3")
+    answers = json.loads(out)
+    assert status == 1
+    assert [answer["video"] for answer in answers] == [bad[0], good, *bad[1:]]
+    assert [set(answer) for answer in answers] == [{"video", "error"}, {"video", "predictions"}] + [
+        {"video", "error"}
+    ] * 3
+    scores = [one["score"] for one in answers[1]["predictions"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert [line.split(": ")[1] for line in err.splitlines()] == bad
+    predicted = zeroi2v.Predictor(run).predict(good, top_k=3)
+    assert [one.score for one in predicted] == pytest.approx(scores, abs=1e-6)
+    status, out, err = said(capsys, "predict", good, "--model", str(run))
+    assert (status, err) == (0, "")
+    assert predicted[0].label in out
+
+
+def test_merge_proves_that_it_changed_nothing(
+    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = said(
+        capsys, "merge", str(run), "--out", str(tmp_path / "merged"), "--data", str(motion_videos), "--json"
+    )
+    proof = json.loads(out)
+    assert (status, proof["clips"], proof["same_answers"]) == (0, 16, 16)
+    assert proof["largest_logit_difference"] < 1e-4
+    merged = zeroi2v.load(tmp_path / "merged")
+    assert merged.merged
+    assert zeroi2v.cost(merged).extra_gmacs == 0
+
+
+def test_data_check_names_the_broken_ones(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = said(capsys, "data", "check", str(motion_videos), "--json")
+    assert (status, json.loads(out)) == (0, {"videos": 64, "frames": 64 * 16, "broken": []})
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    (tmp_path / "list.csv").write_text(f"path,label\n{next(motion_videos.glob('val/left/*.mp4'))},a\nbad.mp4,b\n")
+    status, out, err = said(capsys, "data", "check", str(tmp_path / "list.csv"), "--json")
+    assert status == 1
+    assert [one["video"] for one in json.loads(out)["broken"]] == [str(tmp_path / "bad.mp4")]
+    assert "bad.mp4" in err
+
+
+def test_help_and_mistakes_need_no_heavy_import() -> None:
+    heavy = "import sys; from zeroi2v.cli import build_parser; build_parser(); print({'torch', 'timm', 'rich', 'av'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert build_parser().prog == "zeroi2v"
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version")[:2] == (0, f"{zeroi2v.__version__}\n")
