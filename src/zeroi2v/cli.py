@@ -8,7 +8,9 @@ subcommand needs it.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,7 +122,7 @@ def build_parser() -> Parser:
     one = command(commands, parser, "predict", predict, "name what happens in videos")
     one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
     _model_option(one)
-    one.add_argument("--top-k", type=int, default=5, metavar="K", help="labels per video (default: %(default)s)")
+    one.add_argument("--top-k", type=_count, default=5, metavar="K", help="labels per video (default: %(default)s)")
     _output_options(one)
 
     one = command(
@@ -162,6 +164,27 @@ def build_parser() -> Parser:
     return parser
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _open(path: Path) -> Any:
+    """The data set, after a warning that lists what lies among its videos and is none."""
+    from zeroi2v.data.datasets import open_dataset
+
+    dataset = open_dataset(path)
+    if dataset.ignored:
+        first = ", ".join(str(one) for one in dataset.ignored[:3])
+        print(
+            f"warning: {len(dataset.ignored)} files or folders in {path} are no videos of a class: {first}",
+            file=sys.stderr,
+        )
+    return dataset
+
+
 def _output_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
@@ -173,6 +196,9 @@ def _model_option(parser: Parser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.version:
@@ -184,11 +210,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("a command is missing")
     try:
         status = arguments.run(arguments)
+        sys.stdout.flush()
     except ZeroI2VError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read the output has left
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -235,11 +265,10 @@ def train(arguments: argparse.Namespace) -> int:
     }
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     recipe = override(recipe, [*given, *arguments.settings])
-    from zeroi2v.data.datasets import open_dataset
     from zeroi2v.engine.train import train as train_model
 
     log = _log(arguments)
-    run = train_model(recipe, open_dataset(arguments.data), arguments.out, log=log)
+    run = train_model(recipe, _open(arguments.data), arguments.out, log=log)
     top1 = None if run.best is None else run.best.top(1)
     if arguments.json:
         broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]
@@ -250,14 +279,14 @@ def train(arguments: argparse.Namespace) -> int:
         found = "" if top1 is None else f", top-1 {top1:.1%} on the validation videos"
         print(f"{run.folder}: epoch {run.best_epoch} of {run.epochs} is the best{found}")
         print(f"Next: zeroi2v predict VIDEO --model {run.folder}")
-    return 130 if run.interrupted else 0
+    return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`zeroi2v eval`"""
     import dataclasses
 
-    from zeroi2v.data.datasets import open_dataset, relabel
+    from zeroi2v.data.datasets import relabel
     from zeroi2v.engine.evaluate import best_device
     from zeroi2v.engine.evaluate import evaluate as evaluate_model
     from zeroi2v.engine.train import worker_count
@@ -268,10 +297,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model.views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
     )
-    dataset = relabel(open_dataset(arguments.data), model.labels)
+    dataset = relabel(_open(arguments.data), model.labels)
+    if dataset.held_out:
+        print(
+            f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
+            file=sys.stderr,
+        )
     found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=_log(arguments))
     if arguments.json:
-        _print_json(found.to_dict())
+        _print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
     else:
         print(f"top-1 {found.top(1):.2%}, top-5 {found.top(5):.2%} on {len(found.videos)} videos")
     for error in found.skipped:
@@ -334,11 +368,11 @@ def synthetic(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """`zeroi2v data check`"""
-    from zeroi2v.data.datasets import open_dataset
     from zeroi2v.data.loader import check_videos
     from zeroi2v.engine.train import worker_count
 
-    videos = open_dataset(arguments.data).for_check
+    dataset = _open(arguments.data)
+    videos = dataset.for_check
     log = _log(arguments)
     checks = check_videos([video.path for video in videos], workers=worker_count(-1))
     broken = []
@@ -350,7 +384,8 @@ def check(arguments: argparse.Namespace) -> int:
         else:
             frames += found.frames
     if arguments.json:
-        _print_json({"videos": len(videos), "frames": frames, "broken": broken})
+        ignored = [str(path) for path in dataset.ignored]
+        _print_json({"videos": len(videos), "frames": frames, "broken": broken, "ignored": ignored})
     else:
         print(f"{len(videos)} videos, {frames:,} frames, {len(broken)} broken")
     return 1 if broken else 0

@@ -108,7 +108,7 @@ class TrainConfig:
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor multiplies it natively
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
     broken: Literal["stop", "skip"] = "stop"  # a video that cannot be read ends the run, or is left out and listed
@@ -122,6 +122,7 @@ class TrainConfig:
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
         _require(0 < self.warmup_start <= 1, f"warmup_start must be above 0 and at most 1, got {self.warmup_start}")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing must be 0 to 1, got {self.label_smoothing}")
+        _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
 
 
@@ -163,6 +164,8 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if value is None:  # a block's heads, or an option of the tower: TOML has no word for none
+        return '"none"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
@@ -189,8 +192,9 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
             raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
         place = tables[table]
         for step in path:  # a key inside tower_options
-            _require(isinstance(place[step], dict), f"--set {key.strip()}: {step} has no settings of its own")
-            place = place[step]
+            inner = place.setdefault(step, {})
+            _require(isinstance(inner, dict), f"--set {key.strip()}: {step} has no settings of its own")
+            place = inner
         place[last] = _value(text.strip())
     return from_dict(Recipe, tables)
 
@@ -221,6 +225,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if value == "none" and types.NoneType in inner:
+        return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_dict(hint, value, where + ".")
     if origin is Literal:
@@ -242,7 +248,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {key: None if item == "none" else item for key, item in value.items()}
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} must be {_in_words(hint)}, got {value!r}")

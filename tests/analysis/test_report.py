@@ -51,7 +51,7 @@ RESULT: dict[str, Any] = {
     "cost": {
         "tower": {"params": 700608, "gmacs": 0.2136},
         "adapted": {"params": 932000, "gmacs": 0.2811},
-        "merged": {"params": 702152, "gmacs": 0.2136 + 768e-9},
+        "merged": {"params": 702152, "gmacs": 0.2136 + 768e-9, "extra_gmacs": 0.0},
         "classifier_params": 776,
         "temporal_embedding_params": 768,
         "merged_keys_equal_tower": True,
@@ -248,12 +248,12 @@ def test_a_curve_is_drawn_from_what_there_is(tmp_path: Path, curve: list[dict[st
 
 def test_a_cost_that_is_not_zero_is_not_called_zero(tmp_path: Path) -> None:
     result = copy.deepcopy(RESULT)
-    result["cost"]["merged"] = {"params": 702152 + 4321, "gmacs": 0.2136 + 0.001}
+    result["cost"]["merged"] = {"params": 702152 + 4321, "gmacs": 0.2136 + 0.001, "extra_gmacs": 0.001}
     result["cost"]["merged_keys_equal_tower"] = False
     words = Page(written(tmp_path, result)).words
-    assert "+4,321 and 999,224" in words
+    assert "+4,321 and 1,000,000" in words
     assert "has not exactly the" in words
-    assert "+4,321 and 999,224" in " ".join(in_terminal(result).split())
+    assert "+4,321 and 1,000,000" in " ".join(in_terminal(result).split())
 
 
 def test_a_result_read_back_from_json_gives_the_same_page(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ def slow_relocate(projected: Tensor, frames: int, layout: HeadLayout, head_width
         clip, frame = divmod(row, frames)
         for index, head in enumerate(layout):
             first = index * head_width
+            given = Fraction(0)
             shares = head if isinstance(head, tuple) else ((head, Fraction(1)),)
             for offset, share in shares:
-                last = first + int(share * head_width)
+                given += share
+                last = index * head_width + round(given * head_width)
                 source = frame + offset if 0 <= frame + offset < frames else frame
                 for part in (1, 2):  # K and V
                     channels = slice(part * width + first, part * width + last)
@@ -67,6 +69,13 @@ def test_gradients_flow_back_to_the_frame_that_was_read() -> None:
     slow = inputs.detach().clone().requires_grad_()
     (slow_relocate(slow, frames, layout, 4) * weight).sum().backward()
     torch.testing.assert_close(inputs.grad, slow.grad)
+
+
+def test_a_head_in_thirds_keeps_every_later_head_in_place() -> None:
+    third = Fraction(1, 3)
+    split = ((-1, third), (1, third), (2, third))
+    assert channel_runs((split, -2, 0), 64) == ((0, 21, -1), (21, 43, 1), (43, 64, 2), (64, 128, -2))
+    assert channel_runs((split, -2), 8) == ((0, 3, -1), (3, 5, 1), (5, 8, 2), (8, 16, -2))
 
 
 def test_runs_of_equal_offset_are_moved_at_once() -> None:

@@ -72,6 +72,19 @@ def test_a_folder_leaves_out_the_frozen_tower_that_has_a_name(tmp_path: Path) ->
     assert tower == ["tower.norm.bias", "tower.norm.weight"]
 
 
+@pytest.mark.parametrize("change", ["frozen", "half"])
+def test_a_model_made_ready_for_inference_saves_what_it_learned(change: str, tmp_path: Path) -> None:
+    model = models()["adapters alone"]
+    model = model.requires_grad_(False) if change == "frozen" else model.half()
+    clip = random_clip(model)
+    model.save_pretrained(tmp_path)
+    again = zeroi2v.load(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.float()), name
+    if change == "frozen":
+        assert torch.equal(again(clip), model(clip))
+
+
 def damaged(folder: Path, kind: str) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     text = json.loads(config.read_text())
@@ -96,6 +109,10 @@ def damaged(folder: Path, kind: str) -> None:
             config.write_text(json.dumps({**text, "labels": ["a", "b"]}))
         case "another strategy":
             config.write_text(json.dumps({**text, "model": {**text["model"], "strategy": "linear_probe"}}))
+        case "other pixels":
+            config.write_text(json.dumps({**text, "input": {**text["input"], "std": [9, 9, 9]}}))
+        case "no merged":
+            config.write_text(json.dumps({key: value for key, value in text.items() if key != "merged"}))
         case "unknown setting":
             config.write_text(json.dumps({**text, "model": {**text["model"], "adapter_ration": 1}}))
 
@@ -110,9 +127,11 @@ def damaged(folder: Path, kind: str) -> None:
         ("no json", "config.json: not JSON"),
         ("another file", "config.json: not a zeroi2v model"),
         ("another format", "config.json: not a zeroi2v model of format 1"),
-        ("another tower", "are not the ones this model was trained on"),
+        ("another tower", "are not the ones it was trained on"),
         ("another width", "classifier."),
-        ("another strategy", "are not the ones this model was trained on"),
+        ("another strategy", "are not the ones it was trained on"),
+        ("other pixels", "takes other pixels"),
+        ("no merged", "not a configuration that this version reads: 'merged'"),
         ("unknown setting", "did you mean 'adapter_ratio'"),
     ],
 )
@@ -134,6 +153,6 @@ def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) -> None:
     model = models()["adapters alone"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write it"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         model.save_pretrained(tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == ""

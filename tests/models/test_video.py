@@ -12,7 +12,7 @@ import zeroi2v
 from tests.towers_for_tests import TOWERS, gather_inputs, noisy, random_clip, small_model
 from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.errors import ConfigError, HeadsError, TowerError
-from zeroi2v.models.towers import find_blocks
+from zeroi2v.models.towers import build_tower, find_blocks
 
 every_tower = pytest.mark.parametrize("tower", TOWERS)
 
@@ -89,8 +89,14 @@ def test_merging_changes_no_output_and_leaves_a_plain_tower(tower: str) -> None:
 @every_tower
 def test_merging_costs_nothing(tower: str) -> None:
     model = noisy(small_model(tower))
-    merged, plain = zeroi2v.cost(model.merge()), plain_tower(model)
-    tower_params = sum(parameter.numel() for parameter in plain.parameters())
+    with torch.device("meta"):
+        image_tower = build_tower(tower, pretrained=False, options=TOWERS[tower])
+    shapes = {f"tower.{key}": tensor.shape for key, tensor in image_tower.state_dict().items()}
+    merged_model = model.merge()
+    merged = zeroi2v.cost(merged_model)
+    found = {key: tensor.shape for key, tensor in merged_model.state_dict().items() if key.startswith("tower.")}
+    assert found == shapes
+    tower_params = sum(parameter.numel() for parameter in image_tower.parameters())
     assert merged.extra_gmacs == 0
     assert (
         merged.params
@@ -115,6 +121,22 @@ def test_one_step_moves_what_trains_and_nothing_else(tower: str) -> None:
     allowed = ("adapters.", "classifier.", "temporal_embedding", "tower.norm.", "tower.fc_norm.")
     assert all(name.startswith(allowed) for name in trained)
     assert any(name.startswith("adapters.") for name in trained)
+
+
+def test_an_extra_layer_is_not_free() -> None:
+    merged = small_model("zeroi2v_tiny").merge()
+    merged.tower.blocks[0].mlp.fc2 = nn.Sequential(merged.tower.blocks[0].mlp.fc2, nn.Linear(96, 96))
+    cost = zeroi2v.cost(merged)
+    assert cost.extra_gmacs == pytest.approx(4 * 37 * 96 * 96 / 1e9)
+    assert cost.new_params == 96 * 97 + merged.temporal_embedding.numel()
+
+
+@pytest.mark.parametrize(("tower", "gmacs"), [("vit_base_patch16_224", 17.56), ("vit_large_patch14_224", 81.01)])
+def test_multiply_adds_per_frame_are_the_papers(tower: str, gmacs: float) -> None:
+    with torch.device("meta"):
+        model = zeroi2v.create_model(tower, num_classes=400)
+    per_frame = (zeroi2v.cost(model.merge()).gmacs - 400 * model.classifier.in_features / 1e9) / 8
+    assert per_frame == pytest.approx(gmacs, abs=0.005)
 
 
 def test_strategies_train_what_they_say() -> None:
@@ -152,8 +174,11 @@ def test_the_table_2_count_of_trainable_parameters_of_vit_b() -> None:
         (
             {"tower": "vit_base_patch16_xp_224", "tower_options": {"depth": 1}},
             TowerError,
-            "vit_base_patch16_xp_224: 0 attention",
+            "vit_base_patch16_xp_224: not a plain vision transformer",
         ),
+        ({"tower": "xcit_nano_12_p16_224"}, TowerError, "xcit_nano_12_p16_224: not a plain vision transformer"),
+        ({"tower": "vit_tiny_patch16_224.nope"}, TowerError, "nope"),
+        ({"tower_options": {"num_heads": 5}}, ConfigError, "tower_options of zeroi2v_tiny"),
         ({"strategy": "zeroi2w"}, ConfigError, "did you mean 'zeroi2v'"),
         ({"operator": "stda"}, ConfigError, "operator must be one of 'stdha'"),
         ({"adapter_ration": 0.5}, ConfigError, "did you mean 'adapter_ratio'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import os
 import platform
 import statistics
@@ -18,12 +19,12 @@ REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round. Every round makes every call, in an order that turns by one from round to round."""
+    """Milliseconds of each call in each round. Every round makes every call once; the rounds go through all orders in turn."""
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(warmup + rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    orders = itertools.cycle(itertools.permutations(names))
+    for turn, order in enumerate(itertools.islice(orders, warmup + rounds)):
+        for name in order:
             _synchronize()
             start = time.perf_counter()
             calls[name]()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from zeroi2v.models.towers import build_tower
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -27,19 +28,28 @@ class Cost:
 
 
 def cost(model: VideoClassifier) -> Cost:
-    """Count a model's parameters and multiply-adds. Runs on the meta device: no memory for activations, no arithmetic."""
+    """Count a model's parameters and multiply-adds. Runs on the meta device: no memory for activations, no arithmetic.
+
+    What it costs beyond the tower is measured against a tower of the same name that is built anew, not against the model's own.
+    """
     clip = torch.empty(1, model.frames, 3, model.image_size, model.image_size, device="meta")
-    skeleton = copy.deepcopy(model).to("meta").eval()
-    total = count_macs(skeleton, clip)
-    plain = count_macs(plain_tower(skeleton), clip.flatten(0, 1))
+    total = count_macs(copy.deepcopy(model).to("meta").eval().requires_grad_(False), clip)
+    tower = new_tower(model)
     classifier = model.classifier.in_features * model.classifier.out_features
     return Cost(
         params=_parameters(model),
         trainable_params=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        new_params=_parameters(model) - _parameters(model.tower) - _parameters(model.classifier),
+        new_params=_parameters(model) - _parameters(tower) - _parameters(model.classifier),
         gmacs=total / 1e9,
-        extra_gmacs=(total - plain - classifier) / 1e9,
+        extra_gmacs=(total - count_macs(tower, clip.flatten(0, 1)) - classifier) / 1e9,
     )
+
+
+def new_tower(model: VideoClassifier) -> nn.Module:
+    """A tower of the model's name and options as it comes, without weights: on the meta device."""
+    with torch.device("meta"):
+        tower = build_tower(model.config.tower, pretrained=False, options=model.config.tower_options)
+    return tower.requires_grad_(False)
 
 
 def plain_tower(model: VideoClassifier) -> nn.Module:

@@ -130,10 +130,10 @@ def three_numbers(result: Result) -> list[tuple[str, str, str]]:
     return [
         (
             percent(result["probe"]["top1"]),
-            "correct without the order of the frames",
+            "correct: frozen tower, linear probe on a bag of frames",
             "The pretrained transformer sees each frame by itself and what it saw is averaged, so shuffling the frames "
-            "would change nothing. It can find the pair of motions but not which of the two it is: "
-            f"about {percent(best, 0)} is as far as this goes. Guessing gives {percent(guessing)}.",
+            "would change nothing. Of a motion and its reversal it cannot tell which is which: whatever it learned, "
+            f"about {percent(best, 0)} would be as far as it goes. Guessing gives {percent(guessing)}.",
         ),
         (
             percent(result["adapted"]["top1"]),
@@ -156,8 +156,8 @@ def extra_cost(result: Result) -> tuple[int, int]:
     """What merged costs beyond tower, classifier and temporal embedding: parameters, and multiply-adds per clip."""
     price = result["cost"]
     added = price["classifier_params"] + price["temporal_embedding_params"]
-    macs = round(1e9 * (price["merged"]["gmacs"] - price["tower"]["gmacs"]))
-    return price["merged"]["params"] - price["tower"]["params"] - added, max(0, macs - price["classifier_params"])
+    macs = round(1e9 * price["merged"]["extra_gmacs"])
+    return price["merged"]["params"] - price["tower"]["params"] - added, macs
 
 
 def pair_rows(result: Result) -> list[tuple[str, str, str]]:
@@ -209,7 +209,8 @@ def _verdict(result: Result) -> str:
     return f"""<header>
 <p class="quiet">zeroi2v {escape(str(result["zeroi2v"]))} quickstart, {escape(str(result["date"]))}</p>
 <h1>Can an image transformer tell motion?</h1>
-<p class="lead">A small image transformer that had only seen still pictures was shown {videos["train"]:,} short videos
+<p class="lead">A small image transformer that had seen only still pictures, in which it learned to tell where, how large and how tilted a
+thing is, was shown {videos["train"]:,} short videos
 of {len(result["classes"])} motions, and then asked about {videos["test"]:,} others. Every motion is another one played
 backwards, so single frames do not give the answer away: only their order does.</p>
 </header>

@@ -113,6 +113,9 @@ def open_dataset(source: Path, *, val_share: float = 0.2, seed: int = 0) -> Vide
     else:
         raise DatasetError(f"{source}: no such folder or manifest")
     classes = tuple(sorted({entry.label for entry in entries}))
+    for name in classes:
+        if not name.isprintable():
+            raise DatasetError(f"{source}: the class name {name!r} has characters that are no text; rename it")
     numbers = {label: number for number, label in enumerate(classes)}
     splits: dict[str, list[Video]] = {}
     for entry in entries:

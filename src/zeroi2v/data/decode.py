@@ -63,7 +63,7 @@ def read_clip(path: Path, choose: Callable[[int], Sequence[int]], *, short_side:
     above `short_side` pixels are scaled down to it; a frame of another size than the first is scaled to that of the first.
     VideoError if no frame can be decoded.
     """
-    if path.is_dir():
+    if _is_folder(path):
         files = _image_files(path)
         order = _chosen(choose, len(files))
         return _collect(order, ((number, _decode_image(files[number])) for number in sorted({*order})), short_side)[0]
@@ -80,7 +80,7 @@ def read_clip(path: Path, choose: Callable[[int], Sequence[int]], *, short_side:
 
 def scan(path: Path) -> VideoInfo:
     """Decode a whole video, keep nothing, and say what it holds. VideoError if no frame can be decoded."""
-    if path.is_dir():
+    if _is_folder(path):
         return _summary(path, map(_decode_image, _image_files(path)))
     with _open(path) as (container, stream):
         return _summary(path, _decoded(stream, _packets(container, stream)), stream.time_base)
@@ -177,9 +177,9 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
 
     More than one thread loses good frames beside bad ones, so it is for what is checked afterwards.
     """
-    if not path.is_file():
-        raise VideoError(path, "neither a file nor a folder" if path.exists() else "no such file")
     try:
+        if not path.is_file():
+            raise VideoError(path, "neither a file nor a folder" if path.exists() else "no such file")
         if path.stat().st_size == 0:
             raise VideoError(path, "the file is empty")
         # Without "file:", a name like a:b would be a protocol's.
@@ -196,6 +196,13 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
             codec.thread_count = threads
             yield container, streams[0]
     except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, _reason(error)) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be searched
         raise VideoError(path, _reason(error)) from error
 
 

@@ -205,12 +205,11 @@ class _Scans(Dataset[VideoInfo | VideoError]):
 
 def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
     # A generator of its own: a DataLoader draws from the global one, more often without workers than with them.
-    return DataLoader(
-        samples, num_workers=workers, worker_init_fn=_start_worker, generator=torch.Generator(), **options
-    )
+    return DataLoader(samples, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator(), **options)
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What every worker process does first."""
     """Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left

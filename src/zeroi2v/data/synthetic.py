@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zeroi2v.data.decode import write_video
-from zeroi2v.errors import DatasetError
+from zeroi2v.data.loader import start_worker
+from zeroi2v.errors import DatasetError, VideoError
 
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")
 PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))  # each the other's time reversal
@@ -141,11 +143,13 @@ def _within(bounds: tuple[float, float], share: Tensor) -> Tensor:
     return bounds[0] + share * (bounds[1] - bounds[0])
 
 
-def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 16, size: int = 64) -> Tensor:
+def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 17, size: int = 64) -> Tensor:
     """One video of the class: uint8 (T, 3, S, S). Played backwards, it is a video of the class `REVERSE[motion]`.
 
     The main object crosses 50 to 90 % of its range of place, log size or tilt, at a steady pace with a shake, about a random
-    middle; it drifts a little across its way, and the background and the distractors drift anywhere.
+    middle; it drifts a little across its way, and the background and the distractors drift anywhere. There are 17 frames because
+    segment sampling of 8 out of 17 takes the frames 1, 3, .. 15, its own mirror image, so that a video and its reversal show the
+    same frames.
     """
     start = random_scene(1, generator)
     still = {name: value.repeat_interleave(frames, 0) for name, value in vars(start).items()}
@@ -174,19 +178,23 @@ def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 16, 
     )[0]
 
 
-class _Writer(Dataset[str]):
+class _Writer(Dataset["str | VideoError"]):
     """Item i of a split is a video and its time reversal, drawn from (seed, split, i) alone, and written when asked for."""
 
     def __init__(self, folder: Path, split: str, seed: int) -> None:
         self.folder, self.split, self.seed = folder, split, seed
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str | VideoError:
         digest = hashlib.sha256(f"{self.seed}/{self.split}/{index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
         motion = MOTIONS[index % len(MOTIONS)]
         frames = motion_frames(motion, generator)
-        write_video(self.folder / self.split / motion / f"{index:05d}.mp4", frames, fps=8)
-        write_video(self.folder / self.split / REVERSE[motion] / f"{index:05d}_reversed.mp4", frames.flip(0), fps=8)
+        backwards = self.folder / self.split / REVERSE[motion] / f"{index:05d}_reversed.mp4"
+        try:
+            write_video(self.folder / self.split / motion / f"{index:05d}.mp4", frames, fps=8)
+            write_video(backwards, frames.flip(0), fps=8)
+        except VideoError as error:
+            return error  # raised in the process that asked
         return motion
 
 
@@ -203,13 +211,19 @@ def write_motion_videos(folder: Path, counts: Mapping[str, int], *, seed: int, w
             raise DatasetError(
                 f"{split}: {count} videos asked for; it takes an even number, at least {2 * len(MOTIONS)}"
             )
-    unfinished = folder.with_name(f".{folder.name}.partial")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         for split, count in counts.items():
             for motion in MOTIONS:
                 (unfinished / split / motion).mkdir(parents=True)
             pairs = range(count // 2)
-            yield from DataLoader(_Writer(unfinished, split, seed), batch_size=None, sampler=pairs, num_workers=workers)
+            writer = _Writer(unfinished, split, seed)
+            for written in DataLoader(
+                writer, batch_size=None, sampler=pairs, num_workers=workers, worker_init_fn=start_worker
+            ):
+                if isinstance(written, VideoError):
+                    raise written
+                yield written
         unfinished.rename(folder)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written: {error.strerror}") from error

@@ -67,7 +67,7 @@ def best_device() -> torch.device:
 def evaluate(
     model: VideoClassifier, videos: Sequence[Video], *, batch_size: int = 16, workers: int = 0, log: Log | None = None
 ) -> Evaluation:
-    """Score every video by the model's own clip and view protocol, in full precision.
+    """Score every video by the model's own clip and view protocol, in full precision. `batch_size` counts clips.
 
     A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read.
     """
@@ -77,6 +77,7 @@ def evaluate(
     model.eval()
     logits: dict[int, Tensor] = {}
     skipped: list[VideoError] = []
+    batch_size = max(1, batch_size // (model.views.clips * model.views.crops))  # in videos from here on
     loader = view_loader(
         videos, clip=model.clip, views=model.views, size=model.image_size, batch_size=batch_size, workers=workers
     )

@@ -43,7 +43,9 @@ class Log:
             TimeRemainingColumn(),
         )
         hidden = self.quiet or not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False
+        ) as progress:
             task = progress.add_task(title, total=total, rate="")
             for item in items:
                 yield item

@@ -26,7 +26,7 @@ from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
 from zeroi2v.engine.log import Log, append_json
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
-from zeroi2v.errors import ConfigError, ZeroI2VError
+from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.models.checkpoints import WEIGHTS_FILE, write_config, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
 
@@ -43,15 +43,14 @@ class Run:
     best_epoch: int
     best: Evaluation | None  # of the best epoch; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
-    epochs: int  # completed
-    interrupted: bool
+    epochs: int
 
 
 def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None = None) -> Run:
     """Train on `dataset.train` and validate on `dataset.val`, writing a run folder.
 
-    Ctrl-C ends the run after saving. A video that cannot be read raises its VideoError, or with `broken = "skip"` is left out
-    and listed in `Run.broken`. The same recipe, videos and machine give the same weights.
+    Ctrl-C saves the weights and comes through as KeyboardInterrupt. A video that cannot be read raises its VideoError, or with
+    `broken = "skip"` is left out and listed in `Run.broken`. On a CPU the same recipe and videos give the same weights.
     """
     log = log or Log(quiet=True)
     settings = recipe.train
@@ -93,9 +92,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     write_config(model, out)
     write_weights(model, out / WEIGHTS_FILE, {"epoch": "0"})  # from here on the folder loads
 
+    dtype = autocast_dtype(settings.precision, device)
     best: Evaluation | None = None
     best_epoch = completed = 0
-    interrupted = False
     try:
         for epoch in range(1, settings.epochs + 1):
             start = time.perf_counter()
@@ -112,6 +111,8 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
                 "loss": loss,
                 "learning_rate": schedule.get_last_lr()[0],
                 "clips": clips,
+                "precision": "fp32" if dtype is None else "bf16",
+                "device": device.type,
             }
             seconds = time.perf_counter() - start
             found = None
@@ -129,15 +130,15 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
             validated = f", validation top-1 {found.top(1):.1%}" if found else ""
             log.say(f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {clips / seconds:.0f} clips/s")
     except KeyboardInterrupt:
-        interrupted = True
         write_weights(model, out / LAST_FILE, {"epoch": str(completed), "interrupted": "true"})
         log.warn(
-            f"interrupted in epoch {completed + 1} of {settings.epochs}; {out} holds the best epoch ({best_epoch}) and the last weights"
+            f"interrupted in epoch {completed + 1}; {out} holds the best epoch ({best_epoch}) and the last weights"
         )
+        raise
     broken = dict(loader.broken) | ({error.path: error.reason for error in best.skipped} if best else {})
     for path, reason in broken.items():
         log.warn(f"left out: {path}: {reason}")
-    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed, interrupted=interrupted)
+    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed)
 
 
 def train_epoch(
@@ -163,7 +164,9 @@ def train_epoch(
         schedule.step()
         total += loss.detach() * len(labels)
         clips += len(labels)
-    mean_loss = (total / max(1, clips)).item()
+    if not clips:
+        raise DatasetError("none of the training videos can be read")
+    mean_loss = (total / clips).item()
     if not math.isfinite(mean_loss):
         raise ZeroI2VError(
             f"the loss is {mean_loss}: train with a lower train.learning_rate than {settings.learning_rate}"

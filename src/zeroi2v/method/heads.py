@@ -17,7 +17,6 @@ HeadLayout: TypeAlias = tuple[int | SplitHead, ...]
 Heads: TypeAlias = str | Sequence[int] | Sequence["str | Sequence[int] | None"] | None
 
 PAPER_TABLES = {"k400": "Table 6a", "ssv2": "Table 6b"}
-SPATIAL_ONLY: HeadLayout = ()
 
 
 def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tuple[HeadLayout, ...]:

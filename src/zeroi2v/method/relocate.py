@@ -9,6 +9,7 @@ Shapes: B clips, T frames, N tokens per frame, H heads of D channels each, C = H
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -35,11 +36,11 @@ class Run(NamedTuple):
 def channel_runs(layout: HeadLayout, head_width: int) -> tuple[Run, ...]:
     """The channels that leave their own frame, as few runs as possible. `head_width` is D."""
     runs: list[Run] = []
-    start = 0
-    for head in layout:
-        shares = head if isinstance(head, tuple) else ((head, 1),)
-        for offset, share in shares:
-            stop = start + round(share * head_width)
+    for index, head in enumerate(layout):
+        start, given = index * head_width, Fraction(0)
+        for offset, share in head if isinstance(head, tuple) else ((head, Fraction(1)),):
+            given += share
+            stop = index * head_width + round(given * head_width)
             if runs and runs[-1].stop == start and runs[-1].offset == offset:
                 runs[-1] = runs[-1]._replace(stop=stop)
             elif stop > start:
@@ -54,15 +55,20 @@ def relocate(projected: Tensor, frames: int, runs: Iterable[Run]) -> Tensor:
     `projected` is the fused projection's output (B*T, N, 3C), its last axis ordered [q, k, v]. It is changed in place: the
     projection has just made it and nobody else holds it, and a linear layer's gradient does not need its output.
     """
+    runs = [run for run in runs if abs(run.offset) < frames]  # else every frame would leave the clip
+    if not runs:
+        return projected
     clips = projected.view(-1, frames, *projected.shape[1:-1], 3, projected.shape[-1] // 3)  # (B, T, N, 3, C)
+    first = min(run.start for run in runs)
+    moved = clips[..., 1:, first : max(run.stop for run in runs)]  # temporal heads lie side by side
+    before = moved.clone()
     for start, stop, offset in runs:
+        source, target = (part[..., start - first : stop - first] for part in (before, moved))
         reach = frames - abs(offset)
-        if reach <= 0:
-            continue  # every frame would leave the clip
-        channels = clips[..., 1:, start:stop]
-        earlier, later = channels[:, :reach], channels[:, -reach:]
-        target, source = (earlier, later) if offset > 0 else (later, earlier)
-        target.copy_(source.clone())
+        if offset > 0:
+            target[:, :reach].copy_(source[:, -reach:])
+        else:
+            target[:, -reach:].copy_(source[:, :reach])
     return projected
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-BEFORE: Final = ("qkv", "up")  # sites whose adapter sees the input of the linear
-AFTER: Final = ("proj", "down")  # sites whose adapter sees its output
+BEFORE: Final = ("qkv", "up")  # sites whose adapter sees the input of the linear; at the others it sees the output
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     config.json        how the model is built, its labels, clip, views and normalisation, and the tower's fingerprint
     model.safetensors  its weights, without the frozen tower's where those can be had by name
 
-Both files are replaced whole, never written over: at any moment a folder holds a complete model.
+Both files are written in full beside the old ones before either takes its place, so a crash or a full disk leaves the old model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,17 +29,26 @@ from zeroi2v.models.video import VideoClassifier, build_model
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 FORMAT: Final = 1
+Writer: TypeAlias = Callable[[Path], object]
 
 
 def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors`. CheckpointError if the folder cannot be written; what was there stays."""
     folder = Path(folder)
-    write_config(model, folder)
-    write_weights(model, folder / WEIGHTS_FILE)
+    _replace({folder / CONFIG_FILE: _config_writer(model), folder / WEIGHTS_FILE: _weights_writer(model)})
 
 
 def write_config(model: VideoClassifier, folder: Path) -> None:
     """Write `config.json`: everything that `load` needs beside the weights."""
+    _replace({folder / CONFIG_FILE: _config_writer(model)})
+
+
+def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the model's weights, without those of a frozen tower that `load` gets by name."""
+    _replace({path: _weights_writer(model, metadata)})
+
+
+def _config_writer(model: VideoClassifier) -> Writer:
     mean, std = model.normalisation
     config = {
         "format": FORMAT,
@@ -48,18 +57,16 @@ def write_config(model: VideoClassifier, folder: Path) -> None:
         "labels": list(model.labels),
         "clip": to_dict(model.clip),
         "views": to_dict(model.views),
-        "image_size": model.image_size,
-        "normalisation": {"mean": list(mean), "std": list(std)},
+        "input": {"image_size": model.image_size, "mean": list(mean), "std": list(std)},
         "tower_fingerprint": None if _keeps_tower(model) else fingerprint(model),
     }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    _replace(folder / CONFIG_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's weights, without those of a frozen tower that `load` gets by name."""
+def _weights_writer(model: VideoClassifier, metadata: Mapping[str, str] | None = None) -> Writer:
     state = {key: tensor.contiguous() for key, tensor in _own_state(model).items()}
-    _replace(path, lambda temporary: save_file(state, temporary, dict(metadata or {})))
+    return lambda path: save_file(state, path, dict(metadata or {}))
 
 
 def load(folder: str | os.PathLike[str]) -> VideoClassifier:
@@ -74,51 +81,54 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
             num_classes=len(config["labels"]),
             frames=config["clip"]["frames"],
         )
-        rebuilt.config = recipe
+        rebuilt.labels = tuple(config["labels"])
         rebuilt.clip = from_dict(ClipConfig, config["clip"])
         rebuilt.views = from_dict(ViewsConfig, config["views"])
+        merged, taught = config["merged"], config["input"]
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
         ) from error
-    rebuilt.labels = tuple(config["labels"])
+    mean, std = rebuilt.normalisation
+    if taught != {"image_size": rebuilt.image_size, "mean": list(mean), "std": list(std)}:
+        raise CheckpointError(
+            f"{folder}: tower {recipe.tower!r} here takes other pixels than the one it was trained on: {taught}"
+        )
     if by_name and config["tower_fingerprint"] != fingerprint(rebuilt):
         raise CheckpointError(
-            f"{folder}: the weights of tower {recipe.tower!r} here are not the ones this model was trained on"
+            f"{folder}: the weights of tower {recipe.tower!r} here are not the ones it was trained on"
         )
-    if config["merged"]:
+    if merged:
         rebuilt = rebuilt.merge()
     read_weights(rebuilt, folder / WEIGHTS_FILE)
     return rebuilt.eval()
 
 
-def read_weights(model: VideoClassifier, path: Path) -> dict[str, str]:
-    """Load what `write_weights` wrote, every key used, and give back the file's metadata."""
+def read_weights(model: VideoClassifier, path: Path) -> None:
+    """Load what `write_weights` wrote, every key used. CheckpointError names the file, and what is missing or does not fit."""
     own = _own_state(model)
     try:
-        with safe_open(path, "pt") as file:
-            metadata, keys = file.metadata() or {}, set(file.keys())
+        with safe_open(path, "pt") as file, torch.no_grad():
+            keys = set(file.keys())
             if keys != own.keys():
                 missing, unknown = sorted(own.keys() - keys), sorted(keys - own.keys())
                 raise CheckpointError(
                     f"{path}: not this model's weights: missing {missing[:3]}, not known {unknown[:3]}"
                 )
-            with torch.no_grad():
-                for key in keys:
-                    stored = file.get_tensor(key)
-                    if stored.shape != own[key].shape:
-                        raise CheckpointError(
-                            f"{path}: {key} is {tuple(stored.shape)}, the model's is {tuple(own[key].shape)}"
-                        )
-                    own[key].copy_(stored)
+            for key in keys:
+                stored = file.get_tensor(key)
+                if stored.shape != own[key].shape:
+                    raise CheckpointError(
+                        f"{path}: {key} is {tuple(stored.shape)}, the model's is {tuple(own[key].shape)}"
+                    )
+                own[key].copy_(stored)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
-    return dict(metadata)
 
 
 def fingerprint(model: VideoClassifier) -> str:
     """SHA-256 over the names, shapes and bytes of the frozen weights of a model's tower."""
-    trained = {name for name, parameter in model.tower.named_parameters() if parameter.requires_grad}
+    trained = model.trained_in_tower()
     digest = hashlib.sha256()
     for name, tensor in sorted(model.tower.state_dict().items()):
         if name not in trained:
@@ -128,8 +138,9 @@ def fingerprint(model: VideoClassifier) -> str:
 
 
 def _keeps_tower(model: VideoClassifier) -> bool:
-    """Whether the folder holds the tower's weights: those of a tower that was trained, merged or not pretrained."""
-    return model.merged or model.strategy.trains_tower or not model.config.pretrained
+    """Whether the folder holds the tower's weights: of one that was trained, merged, cast, or has no name to get them by."""
+    cast = any(parameter.dtype != torch.float32 for parameter in model.tower.parameters())
+    return model.merged or model.strategy.trains_tower or cast or not model.config.pretrained
 
 
 def _own_state(model: VideoClassifier) -> dict[str, Tensor]:
@@ -139,7 +150,7 @@ def _own_state(model: VideoClassifier) -> dict[str, Tensor]:
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     if _keeps_tower(model):
         return tensors
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {f"tower.{name}" for name in model.trained_in_tower()}
     return {name: tensor for name, tensor in tensors.items() if name in trained or not name.startswith("tower.")}
 
 
@@ -171,16 +182,28 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a temporary file beside `path`, then put it in its place in one step."""
-    temporary = path.with_name(f".{path.name}.partial")
+def _replace(files: Mapping[Path, Writer]) -> None:
+    """Write temporary files beside all paths, then put each in its place in one step."""
+    temporaries = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot write it: {error}; what was there before is unchanged") from error
+        for path, write in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporaries[path])
+            temporaries[path].chmod(0o666 & ~_umask())
+            with temporaries[path].open("rb") as file:
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except (OSError, SafetensorError, UnicodeError) as error:
+        names = ", ".join(str(path) for path in files)
+        raise CheckpointError(f"{names}: cannot be written: {error}; what was there before is unchanged") from error
+    finally:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

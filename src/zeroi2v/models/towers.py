@@ -61,20 +61,24 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     if name == TINY_NAME:
         return tiny_tower(pretrained=pretrained, **options)
     base = name.partition(".")[0]
+    supported = supported_towers()
     if not timm.is_model(base):
-        raise TowerError(f"unknown tower {name!r}{nearest(base, [TINY_NAME, *timm.list_models()])}")
+        raise TowerError(f"unknown tower {name!r}{nearest(base, supported)}")
+    if base not in supported:
+        raise TowerError(
+            f"{name}: not a plain vision transformer with a fused qkv projection{nearest(base, supported)}"
+        )
     try:
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except TypeError as error:
-        raise ConfigError(f"tower_options of {name}: {error}") from error
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
     except (
         OSError,
         RuntimeError,
-    ) as error:  # what the Hub's client raises offline, and timm without a file for the name
-        reason = str(error).strip().splitlines()[0]
-        raise TowerError(
-            f"{name}: its pretrained weights cannot be had ({reason}); connect, or give pretrained=False"
-        ) from error
+    ) as error:  # what the Hub's client raises offline, and timm for a tag it does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "; connect, or give pretrained=False" if pretrained else ""
+        raise TowerError(f"{name} cannot be had: {reason}{remedy}") from error
     tower.eval()
     if not isinstance(tower, nn.Module):
         raise TowerError(f"{name}: timm gave no module")
@@ -85,8 +89,8 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     """The embedded tower. Its heads are 8 channels wide, where explicit attention is three times as fast as the fused kernel."""
     try:
         tower = VisionTransformer(**{**TINY, "num_classes": 0, "global_pool": "token", **options})
-    except TypeError as error:
-        raise ConfigError(f"tower_options of {TINY_NAME}: {error}") from error
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(f"tower_options of {TINY_NAME}: {error or 'timm refuses them'}") from error
     attentions: Any = (block.attn for block in tower.blocks)
     for attention in attentions:
         attention.fused_attn = False

@@ -85,10 +85,17 @@ class VideoClassifier(nn.Module):
         self.classifier.requires_grad_(True)
         self.adapters.requires_grad_(True)
         self.temporal_embedding.requires_grad_(trains_temporal_embedding)
-        self.tower.requires_grad_(self.strategy.trains_tower)
-        if self.strategy.trains_norm:
-            for norm in towers.final_norms(self.tower):
-                norm.requires_grad_(True)
+        trained = self.trained_in_tower()
+        for name, parameter in self.tower.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def trained_in_tower(self) -> set[str]:
+        """The names of the tower's own parameters that the strategy trains."""
+        if self.strategy.trains_tower:
+            return {name for name, _ in self.tower.named_parameters()}
+        norms = towers.final_norms(self.tower) if self.strategy.trains_norm else []
+        own = {parameter for norm in norms for parameter in norm.parameters()}
+        return {name for name, parameter in self.tower.named_parameters() if parameter in own}
 
     def train(self, mode: bool = True) -> VideoClassifier:
         """As nn.Module.train, except that a frozen tower stays in eval mode: no drop path, no moving averages."""
@@ -101,10 +108,6 @@ class VideoClassifier(nn.Module):
     def frames(self) -> int:
         """T: the frames of a clip."""
         return self.temporal_embedding.shape[0]
-
-    @property
-    def num_classes(self) -> int:
-        return self.classifier.out_features
 
     @property
     def image_size(self) -> int:

@@ -1,0 +1,103 @@
+"""Recipes: what is written is read back, what is overridden changes, what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zeroi2v.config import (
+    ClipConfig,
+    ModelConfig,
+    PixelsConfig,
+    Recipe,
+    TrainConfig,
+    ViewsConfig,
+    override,
+    read_recipe,
+    write_recipe,
+)
+from zeroi2v.errors import ConfigError
+
+RECIPES = [
+    Recipe(),
+    Recipe(
+        model=ModelConfig(
+            heads=((-1,), None, "1*1/2"), tower_options={"img_size": 32, "nested": {"é": [1, 2]}, "none": None}
+        ),
+        clip=ClipConfig(frames=32, sampling="dense", stride=4),
+        pixels=PixelsConfig(flip_pairs=(("left", 'ri"ght'),), crop_area=(0.5, 1.0)),
+        views=ViewsConfig(clips=2, crops=3),
+        train=TrainConfig(learning_rate=3e-4, broken="skip"),
+    ),
+    Recipe(model=ModelConfig(heads=())),
+    Recipe(model=ModelConfig(heads=(-1, 1))),
+    Recipe(model=ModelConfig(heads="ssv2")),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_was_written_is_read_back(recipe: Recipe, tmp_path: Path) -> None:
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    assert read_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
+    given = [
+        "train.epochs=3",
+        "stride=4",
+        "heads=[-1, 1, 2]",
+        "tower=vit_tiny_patch16_224",
+        "tower_options.img_size=64",
+        "crops=3",
+    ]
+    recipe = override(Recipe(), [*given, 'flip_pairs=[["a", "b"]]', "learning_rate=1"])
+    assert (recipe.train.epochs, recipe.clip.stride, recipe.views.crops) == (3, 4, 3)
+    assert recipe.model == ModelConfig(heads=(-1, 1, 2), tower="vit_tiny_patch16_224", tower_options={"img_size": 64})
+    assert recipe.pixels.flip_pairs == (("a", "b"),)
+    assert recipe.train.learning_rate == 1.0
+    assert override(recipe, ["heads=none"]).model.heads is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epoch=3", "did you mean 'epochs'"),
+        ("train.epoch=3", "did you mean 'train.epochs'"),
+        ("trian.epochs=3", "did you mean 'train.epochs'"),
+        ("epochs", "expected key=value"),
+        ("epochs=2.5", "train.epochs must be a whole number, got 2.5"),
+        ("epochs=true", "train.epochs must be a whole number, got True"),
+        ("epochs=0", "epochs must be at least 1, got 0"),
+        ("epochs.more=1", "has no settings of its own"),
+        ("sampling=denser", "did you mean 'dense'"),
+        ("crops=2", "views.crops must be one of 1, 3, got 2"),
+        ("crop_area=[0.5]", "pixels.crop_area must be a list of 2"),
+        ("crop_area=[0.9, 0.5]", "crop_area must be 0 < low <= high <= 1"),
+        ("seed=100000000000000000000", "seed must be at least 0"),
+        ("adapter_scale=0", "the adapters would do nothing"),
+        ("heads=1.5", "model.heads must be"),
+    ],
+)
+def test_a_wrong_override_is_named(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Recipe(), [assignment])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[trian]\nepochs = 1", "unknown setting 'trian', did you mean 'train'"),
+        ("[train]\nepochs = 'x'", "train.epochs must be a whole number, got 'x'"),
+        ("[train", "not a TOML file"),
+        ("train = 3", "train must be a table"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_file(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(tmp_path / "wrong.toml")
+    assert message in str(caught.value)
+    assert "wrong.toml" in str(caught.value)
