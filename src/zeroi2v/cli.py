@@ -268,7 +268,10 @@ def train(arguments: argparse.Namespace) -> int:
     from zeroi2v.engine.train import train as train_model
 
     log = _log(arguments)
-    run = train_model(recipe, _open(arguments.data), arguments.out, log=log)
+    try:
+        run = train_model(recipe, _open(arguments.data), arguments.out, log=log)
+    except VideoError as error:
+        raise VideoError(error.path, f"{error.reason}; mend it, or leave such videos out with --broken skip") from error
     top1 = None if run.best is None else run.best.top(1)
     if arguments.json:
         broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]

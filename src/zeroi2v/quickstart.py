@@ -37,7 +37,7 @@ from zeroi2v.models.video import VideoClassifier, build_model
 
 VIDEOS: Final = {"train": 3200, "val": 160, "test": 800}
 MARKER: Final = "quickstart.txt"
-OWN: Final = (MARKER, "videos", "probe", "adapted", "merged", "result.json", "report.html")
+OWN: Final = (MARKER, "videos", "adapted", "merged", "result.json", "report.html")
 
 
 def recipe(seed: int) -> Recipe:
@@ -50,8 +50,8 @@ def recipe(seed: int) -> Recipe:
     return Recipe(
         model=ModelConfig(tower="zeroi2v_tiny", heads=(-1, 1, -2, 2, -3, 3), temporal_embedding="zero"),
         clip=ClipConfig(frames=8, sampling="segment"),
-        pixels=PixelsConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=0.5, flip_pairs=MIRROR),
-        train=TrainConfig(epochs=6, batch_size=32, learning_rate=2e-3, warmup_epochs=0.5, seed=seed),
+        pixels=PixelsConfig(crop_area=(0.8, 1.0), flip=0.5, flip_pairs=MIRROR),
+        train=TrainConfig(epochs=7, batch_size=32, learning_rate=2e-3, warmup_epochs=0.5, seed=seed),
     )
 
 
@@ -130,8 +130,7 @@ def prepare(out: Path, log: Log) -> None:
         raise ConfigError(f"{out}: already there and not from a quickstart; choose another --out")
     if (out / MARKER).exists():
         log.say(f"replacing the quickstart in {out}")
-    for name in OWN[1:]:
-        path = out / name
+    for path in [*(out / name for name in OWN[1:]), *out.glob(".videos.*.partial")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -98,6 +98,9 @@ def test_a_broken_video_stops_the_run_with_its_path(dataset: VideoDataset, tmp_p
     with pytest.raises(VideoError) as caught:
         train(RECIPE, bad, tmp_path / "run")
     assert caught.value.path == str(path)
+    settings = dataclasses.replace(RECIPE.train, broken="skip", epochs=1)
+    again = train(dataclasses.replace(RECIPE, train=settings), bad, tmp_path / "run")
+    assert again.epochs == 1, "a run that never finished an epoch may be started anew in its folder"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

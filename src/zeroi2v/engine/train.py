@@ -27,7 +27,7 @@ from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
 from zeroi2v.engine.log import Log, append_json
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
-from zeroi2v.models.checkpoints import WEIGHTS_FILE, write_config, write_weights
+from zeroi2v.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, write_config, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
 
 RECIPE_FILE: Final = "recipe.toml"
@@ -54,7 +54,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     """
     log = log or Log(quiet=True)
     settings = recipe.train
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _can_start_in(out):
         raise ConfigError(f"{out}: already there and not empty; choose another --out, or remove it")
     device = best_device()
     torch.manual_seed(settings.seed)
@@ -182,6 +182,11 @@ def optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def worker_count(asked: int) -> int:
     """-1: a decoding process for each core beyond the first, at most 8."""
     return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
+
+
+def _can_start_in(folder: Path) -> bool:
+    """Whether a folder is empty, or holds a run that ended before its first epoch."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECIPE_FILE, CONFIG_FILE, WEIGHTS_FILE}
 
 
 def _make_folder(folder: Path) -> None:
