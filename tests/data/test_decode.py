@@ -131,7 +131,7 @@ def frames_decoded(monkeypatch: pytest.MonkeyPatch, path: Path, order: Sequence[
 
     def counting(*arguments: object) -> Iterator[av.VideoFrame]:
         nonlocal count
-        for frame in decoded(*arguments):  # type: ignore[arg-type]
+        for frame in decoded(*arguments):  # type: ignore[arg-type]  # one table of cases for several signatures
             count += 1
             yield frame
 

@@ -29,7 +29,7 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
         each: list[Heads] = [heads] * len(head_counts)
     elif len(heads) == len(head_counts):
-        each = list(heads)  # type: ignore[arg-type]
+        each = list(heads)  # type: ignore[arg-type]  # one per block: single layouts are ruled out above
     else:
         raise HeadsError(f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention blocks")
     return tuple(
