@@ -108,6 +108,7 @@ class TrainConfig:
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
+    gradient_clip: float = 0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor multiplies it natively
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
@@ -122,6 +123,7 @@ class TrainConfig:
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
         _require(0 < self.warmup_start <= 1, f"warmup_start must be above 0 and at most 1, got {self.warmup_start}")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing must be 0 to 1, got {self.label_smoothing}")
+        _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
 

@@ -117,16 +117,16 @@ def test_a_heat_map_colours_the_patches_that_it_names() -> None:
     frame = torch.full((3, 48, 48), 128, dtype=torch.uint8)
     heat = torch.zeros(6, 6)
     heat[2, 3] = 0.1
-    drawn = overlay(frame, heat, query=None)
+    drawn = overlay(frame, heat)
     assert drawn.dtype == torch.uint8
     assert drawn.shape == (3, 192, 192)
     chroma = drawn.amax(0).int() - drawn.amin(0)
     expected = torch.zeros(192, 192, dtype=torch.bool)
     expected[64:96, 96:128] = True
     assert torch.equal(chroma > 20, expected)
-    assert torch.equal(drawn, overlay(frame, heat * 7, query=None)), "only the proportions matter"
-    assert torch.isfinite(overlay(frame, torch.zeros(6, 6), query=None).float()).all()
-    marked = overlay(frame, heat, query=(5, 0))
+    assert torch.equal(drawn, overlay(frame, heat * 7)), "only the proportions matter"
+    assert torch.isfinite(overlay(frame, torch.zeros(6, 6)).float()).all()
+    marked = outline(drawn, (5, 0), 6)
     changed = (marked != drawn).any(0)
     assert changed[160:, :32].any()
     assert not changed[:160].any()

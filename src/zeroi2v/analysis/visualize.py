@@ -101,8 +101,8 @@ def outline(picture: Tensor, patch: tuple[int, int], grid: int) -> Tensor:
     return marked
 
 
-def overlay(frame: Tensor, heat: Tensor, *, query: tuple[int, int] | None) -> Tensor:
-    """The enlarged frame in grey, the heat map (g, g) in colour over it, one patch (row, column) outlined: uint8.
+def overlay(frame: Tensor, heat: Tensor) -> Tensor:
+    """The enlarged frame in grey, the heat map (g, g) in colour over it: uint8.
 
     Where the map is 0 the frame stays grey; then purple, orange, and pale yellow at the map's own maximum.
     """
@@ -115,8 +115,7 @@ def overlay(frame: Tensor, heat: Tensor, *, query: tuple[int, int] | None) -> Te
     grey = (grey - low) / (high - low).clamp(min=0.1)  # shapes stay visible in a dark or pale frame
     lit = colour(share) * (0.6 + 0.4 * grey)
     blended = torch.lerp(0.1 + 0.45 * grey.expand_as(lit), lit, 0.2 + 0.7 * share)
-    drawn = (blended * 255).round().clamp(0, 255).to(torch.uint8)
-    return drawn if query is None else outline(drawn, query, len(heat))
+    return (blended * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def colour(share: Tensor) -> Tensor:

@@ -209,8 +209,10 @@ def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[A
 
 
 def start_worker(_: int) -> None:
-    """What every worker process does first."""
-    """Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it."""
+    """What every worker process does first.
+
+    Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroi2v.config import Recipe, TrainConfig, write_recipe
 from zeroi2v.data.datasets import VideoDataset
@@ -82,7 +82,8 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
             step, steps=steps, warmup_steps=warmup_steps, warmup_start=settings.warmup_start
         ),
     )
-    trained, total = (sum(p.numel() for p in some) for some in (optimized(optimizer), model.parameters()))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.say(
         f"{len(dataset.train)} training and {len(dataset.val)} validation videos, {len(dataset.classes)} classes; "
         f"{recipe.model.tower}, {recipe.model.strategy}: {trained:,} of {total:,} parameters train"
@@ -95,6 +96,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     dtype = autocast_dtype(settings.precision, device)
     best: Evaluation | None = None
     best_epoch = completed = 0
+    broken: dict[str, str] = {}
     try:
         for epoch in range(1, settings.epochs + 1):
             start = time.perf_counter()
@@ -105,7 +107,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
                 unit="clips",
                 per_item=settings.batch_size,
             )
-            loss, clips = train_epoch(model, batches, optimizer, schedule, settings)
+            loss, clips = train_epoch(model, batches, optimizer, schedule, settings, dtype)
             entry: dict[str, Any] = {
                 "epoch": epoch,
                 "loss": loss,
@@ -120,6 +122,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
                 found = evaluate(model, dataset.val, batch_size=settings.batch_size, workers=workers, log=log)
                 if found.skipped and settings.broken == "stop":
                     raise found.skipped[0]
+                broken |= {error.path: error.reason for error in found.skipped}
                 entry |= {"top1": found.top(1), "top5": found.top(5)}
             write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
             if best is None or (found is not None and found.top(1) >= best.top(1)):
@@ -135,7 +138,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
             f"interrupted in epoch {completed + 1}; {out} holds the best epoch ({best_epoch}) and the last weights"
         )
         raise
-    broken = dict(loader.broken) | ({error.path: error.reason for error in best.skipped} if best else {})
+    broken |= loader.broken
     for path, reason in broken.items():
         log.warn(f"left out: {path}: {reason}")
     return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed)
@@ -147,10 +150,13 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     settings: TrainConfig,
+    dtype: torch.dtype | None,
 ) -> tuple[float, int]:
-    """One pass over the batches: the mean loss and how many clips there were. ZeroI2VError if the loss is no number."""
+    """One pass over the batches, matrix products in `dtype` (None: fp32): the mean loss and how many clips there were.
+
+    ZeroI2VError if the loss is no number.
+    """
     device = next(model.parameters()).device
-    dtype = autocast_dtype(settings.precision, device)
     mean, std = model.normalisation
     model.train()
     total, clips = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -160,6 +166,8 @@ def train_epoch(
         loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if settings.gradient_clip:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         optimizer.step()
         schedule.step()
         total += loss.detach() * len(labels)
@@ -172,11 +180,6 @@ def train_epoch(
             f"the loss is {mean_loss}: train with a lower train.learning_rate than {settings.learning_rate}"
         )
     return mean_loss, clips
-
-
-def optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Every tensor that an optimizer moves."""
-    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
 def worker_count(asked: int) -> int:
