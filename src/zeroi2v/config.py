@@ -35,9 +35,11 @@ class ModelConfig:
     heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
         None  # None: the layout of Table 6a for this tower
     )
-    operator: Literal["stdha"] = "stdha"
-    strategy: str = "zeroi2v"
-    adapter_ratio: float = 0.25  # bottleneck width / channels of the site
+    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"  # the rows of Table 1a
+    ratio: float | None = None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
+    strategy: str = "zeroi2v"  # a row of Table 2
+    sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
+    adapter_ratio: float = 0.25  # bottleneck width / channels of the tower
     adapter_scale: float = 1.0  # factor of the adapter's branch
     adapter_dropout: float = 0.0  # between the adapter's two linears
     classifier_dropout: float = 0.0
@@ -45,6 +47,16 @@ class ModelConfig:
     tower_options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
 
     def __post_init__(self) -> None:
+        moves_heads = self.operator in ("stdha", "hr_qkv")
+        if self.ratio is not None:
+            _require(0 < self.ratio <= 1, f"ratio must be above 0 and at most 1, got {self.ratio}")
+        _require(
+            moves_heads or self.ratio is not None, f"operator {self.operator} needs ratio, the share of channels that move"
+        )
+        _require(
+            self.heads is None or (moves_heads and self.ratio is None),
+            f"heads goes with operator stdha or hr_qkv without ratio, got operator {self.operator}, ratio {self.ratio}",
+        )
         _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
         _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
         for name in ("adapter_dropout", "classifier_dropout"):

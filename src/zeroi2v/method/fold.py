@@ -18,10 +18,10 @@ class Affine(NamedTuple):
     bias: Tensor | None  # (m)
 
 
-def affine(linear: nn.Linear) -> Affine:
-    """The map of a linear layer, in float64."""
+def affine(linear: nn.Linear, rows: Tensor | slice = slice(None)) -> Affine:
+    """The map of a linear layer, or of some of its output channels, in float64."""
     bias = linear.bias
-    return Affine(linear.weight.detach().double(), None if bias is None else bias.detach().double())
+    return Affine(linear.weight.detach()[rows].double(), None if bias is None else bias.detach()[rows].double())
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
@@ -32,15 +32,28 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     return Affine(outer.weight @ inner.weight, bias)
 
 
-def residual(branch: Affine, scale: float) -> Affine:
-    """x + scale * branch(x): I + s W, s b."""
-    identity = torch.eye(branch.weight.shape[0], dtype=branch.weight.dtype, device=branch.weight.device)
-    return Affine(identity + scale * branch.weight, None if branch.bias is None else scale * branch.bias)
+def add(one: Affine, other: Affine) -> Affine:
+    """one(x) + other(x)."""
+    biases = [part.bias for part in (one, other) if part.bias is not None]
+    return Affine(one.weight + other.weight, torch.stack(biases).sum(0) if biases else None)
+
+
+def scaled(branch: Affine, scale: float) -> Affine:
+    """scale * branch(x)."""
+    return Affine(scale * branch.weight, None if branch.bias is None else scale * branch.bias)
+
+
+def identity_like(branch: Affine) -> Affine:
+    """x, for as many channels as a square map has."""
+    return Affine(torch.eye(len(branch.weight), dtype=branch.weight.dtype, device=branch.weight.device), None)
 
 
 @torch.no_grad()
-def assign(linear: nn.Linear, folded: Affine) -> None:
-    """Give a linear layer the folded map, rounded once to its own dtype. A bias appears only where the layer has one."""
-    linear.weight.copy_(folded.weight)
+def assign(linear: nn.Linear, folded: Affine, rows: Tensor | slice = slice(None)) -> None:
+    """Give a linear layer, or some of its output channels, the folded map, rounded once to its own dtype.
+
+    A bias appears only where the layer has one.
+    """
+    linear.weight[rows] = folded.weight.to(linear.weight.dtype)
     if folded.bias is not None:
-        linear.bias.copy_(folded.bias)
+        linear.bias[rows] = folded.bias.to(linear.bias.dtype)

@@ -45,6 +45,11 @@ def _one_layout(heads: Heads, head_count: int, frames: int, block: int) -> HeadL
         counts = paper_counts(heads, head_count, frames) if heads.strip() in PAPER_TABLES else _read(heads)
     else:
         counts = [(_offset(offset), Fraction(1)) for offset in heads]
+    return _fill(counts, head_count, block)
+
+
+def _fill(counts: Sequence[tuple[int, Fraction]], head_count: int, block: int) -> HeadLayout:
+    """Heads in order, each offset given as many as its count, a head shared where a count ends inside it; the rest spatial."""
     layout: list[int | SplitHead] = []
     filling: list[tuple[int, Fraction]] = []  # the head that is being shared out
     for offset, count in counts:
@@ -109,6 +114,11 @@ def paper_counts(table: str, head_count: int, frames: int) -> list[tuple[int, Fr
         if sum(used for _, used in counts) + count <= head_count // 2:
             counts.append((offset, count))
     return [(offset, Fraction(count)) for offset, count in counts]
+
+
+def heads_of_ratio(ratio: Fraction, head_counts: Sequence[int]) -> tuple[HeadLayout, ...]:
+    """The layout that moves a share `ratio` of the channels (R_c of Table 1a): half of them at offset -1, half at +1."""
+    return tuple(_fill([(-1, ratio * count / 2), (1, ratio * count / 2)], count, block) for block, count in enumerate(head_counts))
 
 
 def temporal_receptive_field(layout: HeadLayout) -> int:

@@ -1,14 +1,16 @@
-"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA): equations 7-9 of the paper.
+"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA) and its rivals: equations 7-9 and Table 1a.
 
 A temporal head of frame t takes its keys and values from frame t + offset, and its queries from frame t. Nothing else in
-attention changes, so the operator is an index along the frame axis of the fused projection's output.
+attention changes, so the operator is an index along the frame axis of the fused projection's output. The other zero-cost
+operators are the same index with another map from (q | k | v, head, channel) to an offset.
 
-Shapes: B clips, T frames, N tokens per frame, H heads of D channels each, C = H * D.
+Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N tokens, H heads of D channels each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -25,59 +27,145 @@ def source_frames(frames: int, offset: int) -> Tensor:
     return torch.where((wanted >= 0) & (wanted < frames), wanted, own)
 
 
-class Run(NamedTuple):
-    """Neighbouring channels, counted within each of K and V, that share an offset."""
+class Move(NamedTuple):
+    """Neighbouring heads, and the share of each one's channels, that read the frame at an offset."""
 
-    start: int
-    stop: int
+    first_head: int
+    stop_head: int
+    start: Fraction
+    stop: Fraction
     offset: int
 
 
-def channel_runs(layout: HeadLayout, head_width: int) -> tuple[Run, ...]:
-    """The channels that leave their own frame, as few runs as possible. `head_width` is D."""
-    runs: list[Run] = []
+def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
+    """Whole heads, or shares of a split head, that leave their own frame; as few moves as possible."""
+    moves: list[Move] = []
     for index, head in enumerate(layout):
-        start, given = index * head_width, Fraction(0)
+        given = Fraction(0)
         for offset, share in head if isinstance(head, tuple) else ((head, Fraction(1)),):
-            given += share
-            stop = index * head_width + round(given * head_width)
-            if runs and runs[-1].stop == start and runs[-1].offset == offset:
-                runs[-1] = runs[-1]._replace(stop=stop)
-            elif stop > start:
-                runs.append(Run(start, stop, offset))
-            start = stop
-    return tuple(run for run in runs if run.offset != 0)
+            start, given = given, given + share
+            whole = share == 1 and moves and moves[-1].stop_head == index and moves[-1][2:] == (0, 1, offset)
+            if whole:
+                moves[-1] = moves[-1]._replace(stop_head=index + 1)
+            else:
+                moves.append(Move(index, index + 1, start, given, offset))
+    return tuple(move for move in moves if move.offset != 0)
 
 
-def relocate(projected: Tensor, frames: int, runs: Iterable[Run]) -> Tensor:
-    """Equation 8 for all heads at once: K and V of every run come from frame t + offset, edges from their own frame.
+def channel_moves(ratio: Fraction, head_count: int) -> tuple[Move, ...]:
+    """Channel shift (Table 1a): in every head, a share `ratio` of the channels moves, half of it back and half ahead."""
+    half = ratio / 2
+    return (Move(0, head_count, Fraction(0), half, -1), Move(0, head_count, half, ratio, 1))
 
-    `projected` is the fused projection's output (B*T, N, 3C), its last axis ordered [q, k, v]. It is changed in place: the
-    projection has just made it and nobody else holds it, and a linear layer's gradient does not need its output.
-    """
-    runs = [run for run in runs if abs(run.offset) < frames]  # else every frame would leave the clip
-    if not runs:
-        return projected
-    clips = projected.view(-1, frames, *projected.shape[1:-1], 3, projected.shape[-1] // 3)  # (B, T, N, 3, C)
-    first = min(run.start for run in runs)
-    moved = clips[..., 1:, first : max(run.stop for run in runs)]  # temporal heads lie side by side
-    before = moved.clone()
-    for start, stop, offset in runs:
-        source, target = (part[..., start - first : stop - first] for part in (before, moved))
-        reach = frames - abs(offset)
-        if offset > 0:
-            target[:, :reach].copy_(source[:, -reach:])
+
+@dataclass(frozen=True)
+class FusedLayout:
+    """How the last axis of a fused projection's output holds q, k and v."""
+
+    head_count: int
+    key_width: int  # D of q and k
+    value_width: int  # D of v
+    head_first: bool = False  # [head, (q, k, v), channel] instead of [(q, k, v), head, channel]
+
+    def views(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Views (..., P, H, D) of `projected` (..., C) that hold q, k and v between them, in order: one where their widths are equal."""
+        if self.key_width == self.value_width:
+            if self.head_first:
+                return (projected.unflatten(-1, (self.head_count, 3, self.key_width)).transpose(-3, -2),)
+            return (projected.unflatten(-1, (3, self.head_count, self.key_width)),)
+        widths = (self.key_width, self.key_width, self.value_width)
+        if self.head_first:
+            parts = projected.unflatten(-1, (self.head_count, sum(widths))).split(widths, -1)
         else:
-            target[:, -reach:].copy_(source[:, :reach])
+            whole = projected.split([self.head_count * width for width in widths], -1)
+            parts = tuple(part.unflatten(-1, (self.head_count, -1)) for part in whole)
+        return tuple(part.unsqueeze(-3) for part in parts)
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For q, k and v, the projection's output channels (H, D) int64."""
+        width = self.head_count * (2 * self.key_width + self.value_width)
+        q, k, v = (part for view in self.views(torch.arange(width)) for part in view.unbind(-3))
+        return q, k, v
+
+
+def relocate(
+    projected: Tensor, *, clips: int, frames: int, layout: FusedLayout, moves: Iterable[Move], queries: bool = False
+) -> Tensor:
+    """Equation 8 for all heads at once: what `moves` names of K and V comes from frame t + offset, at the edges from its own frame.
+
+    `projected` is the fused projection's output (B*T*W, ..., C). It is changed in place: the projection has just made it and nobody
+    else holds it, and a linear layer's gradient does not need its output. `queries`: Q moves with K and V.
+    """
+    moves = [move for move in moves if abs(move.offset) < frames]  # else every frame would leave the clip
+    if not moves:
+        return projected
+    first, last = min(move.first_head for move in moves), max(move.stop_head for move in moves)
+    by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
+    views = layout.views(by_frame)
+    if not queries:
+        views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
+    for view in views:
+        moved = view[..., first:last, :]  # temporal heads lie side by side
+        before = moved.clone()
+        width = moved.shape[-1]
+        for first_head, stop_head, start, stop, offset in moves:
+            heads, channels = slice(first_head - first, stop_head - first), slice(round(start * width), round(stop * width))
+            _shift(before[..., heads, channels], moved[..., heads, channels], offset)
     return projected
+
+
+def _shift(source: Tensor, target: Tensor, offset: int) -> None:
+    """target[:, t] = source[:, t + offset] for every frame t (axis 1) where that is a frame of the clip."""
+    reach = source.shape[1] - abs(offset)
+    if offset > 0:
+        target[:, :reach].copy_(source[:, -reach:])
+    else:
+        target[:, -reach:].copy_(source[:, :reach])
+
+
+class ClipCount:
+    """How many clips the tower sees at once. The model writes it, relocation reads it: windows make it unknowable from a shape."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames  # of a clip, as attention sees them
+        self.clips = 1
 
 
 class TemporalHeads:
     """A forward hook for an attention block's fused projection. It has no weights."""
 
-    def __init__(self, layout: HeadLayout, head_width: int, frames: int) -> None:
-        self.runs = channel_runs(layout, head_width)
-        self.frames = frames
+    def __init__(self, layout: FusedLayout, moves: Sequence[Move], count: ClipCount, *, queries: bool = False) -> None:
+        self.layout, self.moves, self.count, self.queries = layout, tuple(moves), count, queries
 
     def hook(self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor) -> Tensor:
-        return relocate(projected, self.frames, self.runs)
+        return relocate(
+            projected,
+            clips=self.count.clips,
+            frames=self.count.frames,
+            layout=self.layout,
+            moves=self.moves,
+            queries=self.queries,
+        )
+
+
+class ClassTokenShift:
+    """[cls] token shift (Table 1a; Zhang et al., 2021): a share of the channels of token 0 moves, half of it back and half ahead.
+
+    A forward pre-hook for what follows a norm: the fused projection, and the MLP.
+    """
+
+    def __init__(self, ratio: Fraction, count: ClipCount) -> None:
+        self.half, self.count = ratio / 2, count
+
+    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens, *others = inputs  # (B*T, N, C)
+        if self.count.frames == 1:
+            return inputs
+        shifted = tokens.clone()  # the norm's output is kept for its gradient
+        by_frame = (one.view(self.count.clips, self.count.frames, *tokens.shape[1:])[:, :, 0] for one in (tokens, shifted))
+        source, target = by_frame
+        width = tokens.shape[-1]
+        one, two = round(self.half * width), round(2 * self.half * width)
+        _shift(source[..., :one], target[..., :one], -1)
+        _shift(source[..., one:two], target[..., one:two], 1)
+        return (shifted, *others)

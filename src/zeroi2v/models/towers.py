@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import timm
+import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest
+from zeroi2v.method.relocate import FusedLayout
 
 TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
@@ -50,10 +52,16 @@ class Block:
     """An attention block of a tower."""
 
     name: str  # of the attention module, in the tower
-    projection: nn.Linear  # the fused q, k, v projection: D -> 3 * head_count * head_width
-    head_count: int
-    head_width: int
+    projection: nn.Linear  # the fused q, k, v projection
+    layout: FusedLayout  # of its output
+    columns: Tensor  # the channels (H, D) of `proj`'s input that each head makes
+    prefix: int  # class and register tokens before the patches'
     sites: Mapping[str, Site]
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.projection.in_features
 
 
 def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -117,7 +125,8 @@ def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
             f"{name}: {len(attentions)} attention modules with a fused qkv projection and {len(mlps)} MLPs, "
             "so its blocks cannot be told; zeroi2v.supported_towers() lists what works"
         )
-    return tuple(_block(path, attention, mlp) for (path, attention), mlp in zip(attentions, mlps, strict=True))
+    prefix = int(getattr(tower, "num_prefix_tokens", 0))
+    return tuple(_block(path, attention, mlp, prefix) for (path, attention), mlp in zip(attentions, mlps, strict=True))
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -135,7 +144,7 @@ def _mlp_inputs(mlp: nn.Module) -> tuple[nn.Linear, ...]:
     return tuple(linear for linear in linears if isinstance(linear, nn.Linear))
 
 
-def _block(name: str, attention: Any, mlp: Any) -> Block:
+def _block(name: str, attention: Any, mlp: Any, prefix: int) -> Block:
     if hasattr(
         attention, "qkv_bias_separate"
     ):  # call the projection as a module, and add its q and v biases afterwards
@@ -147,7 +156,14 @@ def _block(name: str, attention: Any, mlp: Any) -> Block:
         "up": Site(mlp, up, up[0].in_features),
         "down": Site(down, (down,), down.out_features),
     }
-    return Block(name, qkv, attention.num_heads, proj.in_features // attention.num_heads, sites)
+    width = proj.in_features // attention.num_heads
+    columns = torch.arange(proj.in_features).view(attention.num_heads, width)
+    return Block(name, qkv, FusedLayout(attention.num_heads, width, width), columns, prefix, sites)
+
+
+def has_class_token(tower: nn.Module) -> bool:
+    """Whether token 0 of each frame is a class token."""
+    return getattr(tower, "cls_token", None) is not None
 
 
 def token_entry(tower: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor, nn
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.method.adapters import LinearAdapter
-from zeroi2v.method.fold import affine, assign, compose
-from zeroi2v.method.heads import HeadLayout, Heads, parse_heads
-from zeroi2v.method.relocate import TemporalHeads
-from zeroi2v.method.strategies import BEFORE, STRATEGIES, Strategy
+from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
+from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
+from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models import towers
+from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
 
 
 class VideoClassifier(nn.Module):
@@ -36,10 +36,12 @@ class VideoClassifier(nn.Module):
         blocks: Sequence[towers.Block],
         *,
         heads: Sequence[HeadLayout],
+        operator: str,
+        ratio: Fraction,
         strategy: Strategy,
         trains_temporal_embedding: bool,
-        adapters: Sequence[Mapping[str, LinearAdapter]],
-        frames: int,
+        adapters: Sequence[Mapping[str, nn.Module]],
+        count: ClipCount,
         num_classes: int,
         classifier_dropout: float,
     ) -> None:
@@ -47,35 +49,33 @@ class VideoClassifier(nn.Module):
         self.tower = tower
         self.heads = tuple(heads)
         self.strategy = strategy
-        self.temporal_embedding = nn.Parameter(torch.zeros(frames, blocks[0].projection.in_features))
-        temporal_heads = [
-            TemporalHeads(layout, block.head_width, frames) for layout, block in zip(heads, blocks, strict=True)
-        ]
-        self.adapters = nn.ModuleList(nn.ModuleDict(one) for one in adapters)
+        self.temporal_embedding = nn.Parameter(torch.zeros(count.frames, blocks[0].width))
+        self.adapters = nn.ModuleList(nn.ModuleDict(dict(one)) for one in adapters)
         self.dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(towers.feature_width(tower), num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
+        self._count = count
         towers.token_entry(tower).register_forward_pre_hook(self._add_temporal_embedding)
         self._adapter_hooks = []
-        for block, temporal, block_adapters in zip(blocks, temporal_heads, adapters, strict=True):
-            if temporal.runs:
+        for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
+            if operator == "cls_shift":  # before the adapters: it acts on what the norms give
+                shift = ClassTokenShift(ratio, count)
+                block.projection.register_forward_pre_hook(shift.hook)
+                block.sites["up"].module.register_forward_pre_hook(shift.hook)
+            self._adapter_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
+            head_count = block.layout.head_count
+            moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
+            if moves:
+                temporal = TemporalHeads(block.layout, moves, count, queries=operator in ("hr_qkv", "shift_qkv"))
                 block.projection.register_forward_hook(temporal.hook)
-            for name, adapter in block_adapters.items():
-                module = block.sites[name].module
-                hook = (
-                    module.register_forward_pre_hook(adapter.before_hook)
-                    if name in BEFORE
-                    else module.register_forward_hook(adapter.after_hook)
-                )
-                self._adapter_hooks.append(hook)
         self._freeze(trains_temporal_embedding)
 
         # What a saved folder needs beside the weights; `create_model`, training and `merge` set these.
         self.config = ModelConfig()
         self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
-        self.clip = ClipConfig(frames=frames)
+        self.clip = ClipConfig(frames=count.frames)
         self.views = ViewsConfig()
         self.merged = False
 
@@ -140,6 +140,7 @@ class VideoClassifier(nn.Module):
     def _fold_frames(self, clip: Tensor) -> Tensor:
         if clip.ndim != 5 or clip.shape[1] != self.frames:
             raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
+        self._count.clips = clip.shape[0]
         return clip.flatten(0, 1)
 
     def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -148,17 +149,17 @@ class VideoClassifier(nn.Module):
         return (by_frame.flatten(0, 1), *others)
 
     def merge(self) -> VideoClassifier:
-        """A copy whose linears have absorbed the adapters (equation 11, in float64, rounded once). Its tower is plain again."""
+        """A copy whose linears have absorbed the adapters (equation 11, in float64, rounded once). Its tower is plain again.
+
+        MergeError names an adapter that no linear can absorb.
+        """
         merged = copy.deepcopy(self)
         with torch.no_grad():
             blocks = towers.find_blocks(merged.tower, merged.config.tower)
             every_adapter: Any = merged.adapters
             for block, adapters in zip(blocks, every_adapter, strict=True):
                 for name, adapter in adapters.items():
-                    new = adapter.affine()
-                    for linear in block.sites[name].linears:
-                        old = affine(linear)
-                        assign(linear, compose(old, new) if name in BEFORE else compose(new, old))
+                    fold(block, name, adapter)
         for hook in merged._adapter_hooks:
             hook.remove()
         merged._adapter_hooks = []
@@ -188,7 +189,7 @@ def create_model(
     """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
 
     `tower` is one of `supported_towers()`. `heads`: see `zeroi2v.method.heads.parse_heads`. `options` are the other fields of
-    `ModelConfig`: adapter_ratio, adapter_scale, adapter_dropout, classifier_dropout, temporal_embedding. ConfigError, HeadsError
+    `ModelConfig`: ratio, sites, adapter_ratio, adapter_scale, adapter_dropout, classifier_dropout, temporal_embedding. ConfigError, HeadsError
     or TowerError names the setting that is wrong.
     """
     settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
@@ -207,39 +208,47 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
     strategy = STRATEGIES[config.strategy]
+    sites = chosen_sites(strategy, config.sites)
     tower = towers.build_tower(config.tower, pretrained=config.pretrained, options=config.tower_options)
     blocks = towers.find_blocks(tower, config.tower)
+    if config.operator == "cls_shift" and not towers.has_class_token(tower):
+        raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
+    count = ClipCount(frames)
+    ratio = Fraction(config.ratio or 0).limit_denominator(1000)
+    head_counts = [block.layout.head_count for block in blocks]
+    if config.operator not in ("stdha", "hr_qkv"):
+        heads = parse_heads([], head_counts=head_counts, frames=frames)
+    elif ratio:
+        heads = heads_of_ratio(ratio, head_counts)
+    else:
+        heads = parse_heads(config.heads, head_counts=head_counts, frames=frames)
+    if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
+        raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
+    adapters = [
+        build_adapters(
+            block,
+            strategy,
+            sites,
+            layout,
+            count,
+            ratio=config.adapter_ratio,
+            scale=config.adapter_scale,
+            dropout=config.adapter_dropout,
+        )
+        for block, layout in zip(blocks, heads, strict=True)
+    ]
     model = VideoClassifier(
         tower,
         blocks,
-        heads=parse_heads(config.heads, head_counts=[block.head_count for block in blocks], frames=frames),
+        heads=heads,
+        operator=config.operator,
+        ratio=ratio,
         strategy=strategy,
         trains_temporal_embedding=strategy.trains_temporal_embedding and config.temporal_embedding == "trained",
-        adapters=build_adapters(
-            blocks, strategy, ratio=config.adapter_ratio, scale=config.adapter_scale, dropout=config.adapter_dropout
-        ),
-        frames=frames,
+        adapters=adapters,
+        count=count,
         num_classes=num_classes,
         classifier_dropout=config.classifier_dropout,
     )
     model.config = config
     return model
-
-
-def build_adapters(
-    blocks: Sequence[towers.Block], strategy: Strategy, *, ratio: float, scale: float, dropout: float
-) -> list[dict[str, LinearAdapter]]:
-    """One dictionary of adapters per block, keyed by site."""
-    return [
-        {
-            name: LinearAdapter(
-                block.sites[name].channels,
-                max(1, int(ratio * block.sites[name].channels)),
-                scale=scale,
-                dropout=dropout,
-                bias=block.sites[name].bias,
-            )
-            for name in strategy.sites
-        }
-        for block in blocks
-    ]
