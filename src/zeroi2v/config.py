@@ -36,7 +36,9 @@ class ModelConfig:
         None  # None: the layout of Table 6a for this tower
     )
     operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"  # the rows of Table 1a
-    ratio: float | None = None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
+    ratio: float | None = (
+        None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
+    )
     strategy: str = "zeroi2v"  # a row of Table 2
     sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
     adapter_ratio: float = 0.25  # bottleneck width / channels of the tower
@@ -51,7 +53,8 @@ class ModelConfig:
         if self.ratio is not None:
             _require(0 < self.ratio <= 1, f"ratio must be above 0 and at most 1, got {self.ratio}")
         _require(
-            moves_heads or self.ratio is not None, f"operator {self.operator} needs ratio, the share of channels that move"
+            moves_heads or self.ratio is not None,
+            f"operator {self.operator} needs ratio, the share of channels that move",
         )
         _require(
             self.heads is None or (moves_heads and self.ratio is None),

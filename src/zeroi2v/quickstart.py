@@ -51,9 +51,7 @@ def recipe(seed: int) -> Recipe:
         model=ModelConfig(tower="zeroi2v_tiny", heads=(-3, 3), temporal_embedding="zero"),
         clip=ClipConfig(frames=8, sampling="segment"),
         pixels=PixelsConfig(crop_area=(0.8, 1.0), flip=0.5, flip_pairs=MIRROR),
-        train=TrainConfig(
-            epochs=7, batch_size=32, learning_rate=2e-3, warmup_epochs=0.5, gradient_clip=1.0, seed=seed
-        ),
+        train=TrainConfig(epochs=7, batch_size=32, learning_rate=2e-3, warmup_epochs=0.5, gradient_clip=1.0, seed=seed),
     )
 
 

@@ -43,7 +43,7 @@ def test_every_row_is_a_distribution_and_merging_does_not_change_it(tower: str) 
     for block in (0, len(blocks) - 1):
         maps = attention_maps(model, clip, block)
         tokens = model.tokens(clip).shape[2]
-        assert maps.shape == (2, model.frames, blocks[block].head_count, tokens, tokens)
+        assert maps.shape == (2, model.frames, blocks[block].layout.head_count, tokens, tokens)
         assert maps.min() >= 0
         torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]))
         torch.testing.assert_close(attention_maps(merged, clip, block), maps)
@@ -59,8 +59,10 @@ def test_the_map_is_the_softmax_of_the_relocated_projection(tower: str) -> None:
     clip = random_clip(model)
     model(clip)
     hook.remove()
-    query, key, _ = projected[0].unflatten(-1, (3, block.head_count, block.head_width)).permute(2, 0, 3, 1, 4)
-    by_hand = (query @ key.mT / block.head_width**0.5).softmax(-1)
+    query, key, _ = (
+        projected[0].unflatten(-1, (3, block.layout.head_count, block.layout.key_width)).permute(2, 0, 3, 1, 4)
+    )
+    by_hand = (query @ key.mT / block.layout.key_width**0.5).softmax(-1)
     torch.testing.assert_close(attention_maps(model, clip, 1).flatten(0, 1), by_hand)
 
 

@@ -33,8 +33,7 @@ def test_an_adapter_folds_into_the_linear_beside_it(before: bool, bias: bool) ->
         nn.init.normal_(parameter)
     x = torch.randn(11, 6, dtype=torch.float64)
     expected = linear(adapter(x)) if before else adapter(linear(x))
-    old, new = affine(linear), adapter.affine()
-    assign(linear, compose(old, new) if before else compose(new, old))
+    assign(linear, adapter.folded(affine(linear), before=before))
     torch.testing.assert_close(linear(x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -1,83 +1,175 @@
-"""Relocation against a loop that says equation 8 one frame, head and channel at a time."""
+"""Relocation against loops that say equation 8 and Table 1a one frame, head and channel at a time."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroi2v.method.heads import HeadLayout
-from zeroi2v.method.relocate import channel_runs, relocate, source_frames
+from zeroi2v.method.relocate import (
+    ClassTokenShift,
+    ClipCount,
+    FusedLayout,
+    Move,
+    channel_moves,
+    head_moves,
+    relocate,
+)
+
+LAYOUTS = {
+    "q, k, v, then heads": FusedLayout(6, 4, 4),
+    "heads, then q, k, v": FusedLayout(6, 4, 4, head_first=True),
+    "heads, then q, k, and a wider v": FusedLayout(6, 4, 10, head_first=True),
+    "q, k, and a wider v, then heads": FusedLayout(6, 4, 10),
+}
 
 
-def slow_relocate(projected: Tensor, frames: int, layout: HeadLayout, head_width: int) -> Tensor:
-    """Equation 8, channel by channel, from a copy."""
-    width = len(layout) * head_width
+def slow_layout_index(layout: FusedLayout, part: int, head: int, channel: int) -> int:
+    """Where a channel of q (part 0), k or v of a head stands in the projection's output."""
+    widths = (layout.key_width, layout.key_width, layout.value_width)
+    if layout.head_first:
+        return head * sum(widths) + sum(widths[:part]) + channel
+    return layout.head_count * sum(widths[:part]) + head * widths[part] + channel
+
+
+def slow_relocate(
+    projected: Tensor,
+    frames: int,
+    layout: FusedLayout,
+    offset_of: Callable[[int, int, int], int],
+    parts: tuple[int, ...],
+) -> Tensor:
+    """Equation 8, channel by channel, from a copy. Rows are (clip, frame, window), the window fastest."""
     result = projected.clone()
-    for row in range(projected.shape[0]):
-        clip, frame = divmod(row, frames)
-        for index, head in enumerate(layout):
-            first = index * head_width
-            given = Fraction(0)
-            shares = head if isinstance(head, tuple) else ((head, Fraction(1)),)
-            for offset, share in shares:
-                given += share
-                last = index * head_width + round(given * head_width)
-                source = frame + offset if 0 <= frame + offset < frames else frame
-                for part in (1, 2):  # K and V
-                    channels = slice(part * width + first, part * width + last)
-                    result[row, :, channels] = projected[clip * frames + source, :, channels]
-                first = last
+    windows = projected.shape[0] // (frames * 2)  # of two clips
+    for part in parts:
+        width = layout.value_width if part == 2 else layout.key_width
+        for head in range(layout.head_count):
+            for channel in range(width):
+                index, offset = slow_layout_index(layout, part, head, channel), offset_of(head, channel, width)
+                for row in range(len(projected)):
+                    clip, rest = divmod(row, frames * windows)
+                    frame, window = divmod(rest, windows)
+                    source = frame + offset if 0 <= frame + offset < frames else frame
+                    result[row, ..., index] = projected[(clip * frames + source) * windows + window, ..., index]
     return result
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 16, 32])
-@pytest.mark.parametrize("seed", range(4))
-def test_relocation_is_equation_8_for_random_layouts(frames: int, seed: int) -> None:
-    draw = random.Random(f"{frames}/{seed}")
+def of_heads(heads: HeadLayout) -> Callable[[int, int, int], int]:
+    def offset_of(head: int, channel: int, width: int) -> int:
+        given = Fraction(0)
+        entry = heads[head]
+        for offset, share in entry if isinstance(entry, tuple) else ((entry, Fraction(1)),):
+            given += share
+            if channel < round(given * width):
+                return offset
+        return 0
+
+    return offset_of
+
+
+def random_heads(draw: random.Random, frames: int, count: int) -> HeadLayout:
     half = Fraction(1, 2)
-    layout: HeadLayout = tuple(
+    return tuple(
         draw.choice([0, draw.randint(-frames, frames), ((draw.randint(-3, 3), half), (draw.randint(-3, 3), half))])
-        for _ in range(draw.choice([1, 3, 12]))
+        for _ in range(count)
     )
-    projected = torch.randn(
-        draw.choice([1, 2, 3]) * frames, 5, 3 * len(layout) * 4, generator=torch.Generator().manual_seed(seed)
-    )
-    expected = slow_relocate(projected, frames, layout, 4)
-    torch.testing.assert_close(relocate(projected.clone(), frames, channel_runs(layout, 4)), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 8])
-def test_source_frames_names_what_relocation_reads(frames: int) -> None:
-    for offset in range(-frames - 1, frames + 2):
-        projected = (
-            torch.arange(frames).float().repeat(3, 1).T[:, None, :].contiguous()
-        )  # q = k = v = the frame's number
-        read = relocate(projected, frames, channel_runs((offset,), 1))[:, 0]
-        assert read[:, 0].tolist() == list(range(frames))
-        assert read[:, 1].tolist() == read[:, 2].tolist() == source_frames(frames, offset).tolist()
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("frames", [1, 2, 3, 8, 32])
+def test_relocation_is_equation_8_for_random_layouts(frames: int, name: str) -> None:
+    draw, layout = random.Random(f"{frames}/{name}"), LAYOUTS[name]
+    for windows in (1, 3):
+        heads = random_heads(draw, frames, layout.head_count)
+        channels = layout.head_count * (2 * layout.key_width + layout.value_width)
+        projected = torch.randn(2 * frames * windows, 2, channels, generator=torch.Generator().manual_seed(frames))
+        for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
+            expected = slow_relocate(projected, frames, layout, of_heads(heads), parts)
+            moved = relocate(
+                projected.clone(), clips=2, frames=frames, layout=layout, moves=head_moves(heads), queries=queries
+            )
+            torch.testing.assert_close(moved, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("ratio", [Fraction(1, 6), Fraction(1, 4), Fraction(1, 2), Fraction(1)])
+def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -> None:
+    layout, frames = LAYOUTS[name], 5
+
+    def offset_of(head: int, channel: int, width: int) -> int:
+        if channel < round(ratio / 2 * width):
+            return -1
+        return 1 if channel < round(ratio * width) else 0
+
+    channels = layout.head_count * (2 * layout.key_width + layout.value_width)
+    projected = torch.randn(2 * frames, 3, channels, generator=torch.Generator().manual_seed(0))
+    moves = channel_moves(ratio, layout.head_count)
+    for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
+        expected = slow_relocate(projected, frames, layout, offset_of, parts)
+        moved = relocate(projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, queries=queries)
+        torch.testing.assert_close(moved, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+def test_class_token_shift_moves_token_0_alone(frames: int) -> None:
+    clips, tokens, channels, ratio = 2, 3, 12, Fraction(1, 2)
+    x = torch.randn(clips * frames, tokens, channels, generator=torch.Generator().manual_seed(0))
+    count = ClipCount(frames)
+    count.clips = clips
+    expected = x.clone()
+    for clip in range(clips):
+        for frame in range(frames):
+            for channel in range(6):
+                source = frame - 1 if channel < 3 else frame + 1
+                source = source if 0 <= source < frames else frame
+                expected[clip * frames + frame, 0, channel] = x[clip * frames + source, 0, channel]
+    before = x.clone()
+    (shifted,) = ClassTokenShift(ratio, count).hook(nn.Identity(), (x,))
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=0)
+    assert torch.equal(x, before), "the norm's output stays as it was, for its gradient"
 
 
 def test_gradients_flow_back_to_the_frame_that_was_read() -> None:
-    layout, frames = (-1, 2, ((1, Fraction(1, 2)), (0, Fraction(1, 2)))), 6
+    heads: HeadLayout = (-1, 2, ((1, Fraction(1, 2)), (0, Fraction(1, 2))))
+    layout, frames = FusedLayout(3, 4, 4), 6
     inputs = torch.randn(2 * frames, 3, 36, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2 * frames, 3, 36, dtype=torch.float64)
-    (relocate(inputs * 1, frames, channel_runs(layout, 4)) * weight).sum().backward()
+    settings: dict[str, Any] = {"frames": frames, "layout": layout}
+    (relocate(inputs * 1, clips=2, moves=head_moves(heads), **settings) * weight).sum().backward()
     slow = inputs.detach().clone().requires_grad_()
-    (slow_relocate(slow, frames, layout, 4) * weight).sum().backward()
+    (slow_relocate(slow, frames, layout, of_heads(heads), (1, 2)) * weight).sum().backward()
     torch.testing.assert_close(inputs.grad, slow.grad)
 
 
 def test_a_head_in_thirds_keeps_every_later_head_in_place() -> None:
     third = Fraction(1, 3)
     split = ((-1, third), (1, third), (2, third))
-    assert channel_runs((split, -2, 0), 64) == ((0, 21, -1), (21, 43, 1), (43, 64, 2), (64, 128, -2))
-    assert channel_runs((split, -2), 8) == ((0, 3, -1), (3, 5, 1), (5, 8, 2), (8, 16, -2))
+    moves = head_moves((split, -2, -2, 0, 3))
+    zero, whole = Fraction(0), Fraction(1)
+    assert moves == (
+        Move(0, 1, zero, third, -1),
+        Move(0, 1, third, 2 * third, 1),
+        Move(0, 1, 2 * third, whole, 2),
+        Move(1, 3, zero, whole, -2),
+        Move(4, 5, zero, whole, 3),
+    )
 
 
-def test_runs_of_equal_offset_are_moved_at_once() -> None:
-    assert channel_runs((-1, -1, 1, 0, 0), 8) == ((0, 16, -1), (16, 24, 1))
-    assert channel_runs((0, 0), 8) == ()
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_name_every_channel_of_q_k_and_v_once(name: str) -> None:
+    layout = LAYOUTS[name]
+    q, k, v = layout.rows()
+    for part, rows in enumerate((q, k, v)):
+        expected = [
+            [slow_layout_index(layout, part, head, channel) for channel in range(rows.shape[1])]
+            for head in range(layout.head_count)
+        ]
+        assert rows.tolist() == expected
+    assert sorted(torch.cat([q.flatten(), k.flatten(), v.flatten()]).tolist()) == list(range(q.numel() * 2 + v.numel()))

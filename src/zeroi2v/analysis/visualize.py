@@ -51,7 +51,7 @@ def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
         attention.fused_attn = fused
         model.train(training)
         hook.remove()
-    wanted = (clip.shape[0] * model.frames, blocks[block].head_count, tokens, tokens)
+    wanted = (clip.shape[0] * model.frames, blocks[block].layout.head_count, tokens, tokens)
     if len(seen) != 1 or seen[0].shape != wanted:
         raise TowerError(f"{where} makes no single map per head")
     maps: Tensor = seen[0].unflatten(0, (-1, model.frames))

@@ -118,7 +118,10 @@ def paper_counts(table: str, head_count: int, frames: int) -> list[tuple[int, Fr
 
 def heads_of_ratio(ratio: Fraction, head_counts: Sequence[int]) -> tuple[HeadLayout, ...]:
     """The layout that moves a share `ratio` of the channels (R_c of Table 1a): half of them at offset -1, half at +1."""
-    return tuple(_fill([(-1, ratio * count / 2), (1, ratio * count / 2)], count, block) for block, count in enumerate(head_counts))
+    return tuple(
+        _fill([(-1, ratio * count / 2), (1, ratio * count / 2)], count, block)
+        for block, count in enumerate(head_counts)
+    )
 
 
 def temporal_receptive_field(layout: HeadLayout) -> int:

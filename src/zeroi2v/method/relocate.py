@@ -20,13 +20,6 @@ from torch import Tensor, nn
 from zeroi2v.method.heads import HeadLayout
 
 
-def source_frames(frames: int, offset: int) -> Tensor:
-    """For each frame, the frame that a head of this offset reads: (T,) int64. One that would leave the clip reads its own."""
-    own = torch.arange(frames)
-    wanted = own + offset
-    return torch.where((wanted >= 0) & (wanted < frames), wanted, own)
-
-
 class Move(NamedTuple):
     """Neighbouring heads, and the share of each one's channels, that read the frame at an offset."""
 
@@ -44,8 +37,8 @@ def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
         given = Fraction(0)
         for offset, share in head if isinstance(head, tuple) else ((head, Fraction(1)),):
             start, given = given, given + share
-            whole = share == 1 and moves and moves[-1].stop_head == index and moves[-1][2:] == (0, 1, offset)
-            if whole:
+            last = moves[-1] if moves else None
+            if last and share == 1 and last.stop_head == index and last[2:] == (Fraction(0), Fraction(1), offset):
                 moves[-1] = moves[-1]._replace(stop_head=index + 1)
             else:
                 moves.append(Move(index, index + 1, start, given, offset))
@@ -109,7 +102,10 @@ def relocate(
         before = moved.clone()
         width = moved.shape[-1]
         for first_head, stop_head, start, stop, offset in moves:
-            heads, channels = slice(first_head - first, stop_head - first), slice(round(start * width), round(stop * width))
+            heads, channels = (
+                slice(first_head - first, stop_head - first),
+                slice(round(start * width), round(stop * width)),
+            )
             _shift(before[..., heads, channels], moved[..., heads, channels], offset)
     return projected
 
@@ -162,7 +158,9 @@ class ClassTokenShift:
         if self.count.frames == 1:
             return inputs
         shifted = tokens.clone()  # the norm's output is kept for its gradient
-        by_frame = (one.view(self.count.clips, self.count.frames, *tokens.shape[1:])[:, :, 0] for one in (tokens, shifted))
+        by_frame = (
+            one.view(self.count.clips, self.count.frames, *tokens.shape[1:])[:, :, 0] for one in (tokens, shifted)
+        )
         source, target = by_frame
         width = tokens.shape[-1]
         one, two = round(self.half * width), round(2 * self.half * width)

@@ -27,7 +27,9 @@ def chosen_sites(strategy: Strategy, sites: tuple[str, ...] | None) -> tuple[str
     for name in sites or ():
         if name not in strategy.allowed:
             known = ", ".join(strategy.allowed) or "none"
-            raise ConfigError(f"sites: {name!r} is not one of this strategy's ({known}){nearest(name, strategy.allowed)}")
+            raise ConfigError(
+                f"sites: {name!r} is not one of this strategy's ({known}){nearest(name, strategy.allowed)}"
+            )
     if sites and "qkv" in sites and not {*sites}.isdisjoint(PARTS):
         raise ConfigError("sites: qkv already stands for q, k and v; name it alone, or some of the three")
     return strategy.sites if sites is None else tuple(dict.fromkeys(sites))

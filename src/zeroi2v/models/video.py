@@ -188,9 +188,9 @@ def create_model(
 ) -> VideoClassifier:
     """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
 
-    `tower` is one of `supported_towers()`. `heads`: see `zeroi2v.method.heads.parse_heads`. `options` are the other fields of
-    `ModelConfig`: ratio, sites, adapter_ratio, adapter_scale, adapter_dropout, classifier_dropout, temporal_embedding. ConfigError, HeadsError
-    or TowerError names the setting that is wrong.
+    `tower` is one of `supported_towers()`. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
+    `strategy`, `sites`: a row of Table 2. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError or TowerError
+    names the setting that is wrong.
     """
     settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
     config = from_dict(ModelConfig, {**settings, "tower_options": dict(tower_options or {}), **options})

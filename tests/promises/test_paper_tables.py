@@ -1,0 +1,100 @@
+"""The paper's ablation tables, as far as they can be checked without its data: Tables 1, 2, 6 and 8."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from zeroi2v import VideoClassifier, create_model
+
+QKV, PROJ, UP, DOWN = "qkv", "proj", "up", "down"
+ADAPTERS: list[
+    tuple[str, tuple[str, ...] | None, float, float]
+] = [  # strategy, sites, bottleneck width, M parameters as printed
+    ("full", None, 0, 86),
+    ("linear_probe", None, 0, 0),
+    ("temporal_heads", None, 0, 4.6),
+    ("st_adapter", (QKV, PROJ, UP, DOWN), 192, 14),
+    ("st_adapter", (QKV, UP), 384, 14),
+    ("lora", ("q", "v"), 192, 7),
+    ("lora", ("q", "k", "v", PROJ), 192, 14),
+    ("lora", ("q", "v", UP, DOWN), 192, 25),
+    ("lora", ("q", "v", UP, DOWN), 128, 17),
+    ("lora", ("q", "k", "v", PROJ, UP, DOWN), 192, 32),
+    ("lora", ("q", "k", "v", PROJ, UP, DOWN), 128, 21),
+    ("gelu_adapter", (QKV, PROJ, UP, DOWN), 96, 7),
+    ("gelu_adapter", (QKV, UP), 192, 7),
+    ("gelu_adapter", (QKV, PROJ, UP), 192, 10),
+    ("gelu_adapter", (QKV, PROJ, UP, DOWN), 192, 14),
+    ("zeroi2v", (QKV, PROJ, UP, DOWN), 96, 7),
+    ("zeroi2v", (QKV, UP), 192, 7),
+    ("zeroi2v", (QKV, PROJ, UP), 192, 10),
+    ("zeroi2v", (QKV, PROJ, UP, DOWN), 192, 14),
+    ("zeroi2v", ("q", "k", "v", PROJ, UP, DOWN), 192, 21.2),  # printed as 20, the one row that is more than 1 M off
+    ("zeroi2v", ("q", "k", "v", PROJ, UP, DOWN), 128, 14),
+]
+RATIOS = [(0.0625, 3), (0.125, 7), (0.25, 14), (0.5, 28)]
+
+
+def vit_b(**settings: Any) -> VideoClassifier:
+    """ViT-B/16 at 8 frames, without storage."""
+    with torch.device("meta"):
+        return create_model("vit_base_patch16_clip_quickgelu_224", num_classes=174, frames=8, **settings)
+
+
+def tunable(model: VideoClassifier) -> float:
+    """Millions of weights that train in the backbone: not the classifier, nor one vector per frame and the final norm."""
+    if model.strategy.trains_tower:
+        return sum(parameter.numel() for parameter in model.tower.parameters()) / 1e6
+    return sum(parameter.numel() for parameter in model.adapters.parameters() if parameter.requires_grad) / 1e6
+
+
+@pytest.mark.parametrize(("strategy", "sites", "width", "printed"), ADAPTERS)
+def test_tunable_parameters_are_table_2(
+    strategy: str, sites: tuple[str, ...] | None, width: int, printed: float
+) -> None:
+    settings: dict[str, Any] = {"adapter_ratio": width / 768} if width else {}
+    model = vit_b(strategy=strategy, sites=sites, **settings)
+    assert abs(tunable(model) - printed) < 1
+    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
+
+
+@pytest.mark.parametrize(("ratio", "printed"), RATIOS)
+def test_tunable_parameters_are_table_8(ratio: float, printed: float) -> None:
+    assert abs(tunable(vit_b(adapter_ratio=ratio)) - printed) < 1
+
+
+TABLE_1B = {  # offsets of the temporal heads -> k of the printed table, for 12 heads and 16 heads
+    12: {"-1*1/2, 1*1/2": 1, "-1*1, 1*1": 2, "-1*2, 1*2": 4, "-1*3, 1*3": 6},
+    16: {"-1*1, 1*1": 2, "-1*2, 1*2": 4, "-1*3, 1*3": 6},
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "heads", "k"), [(n, heads, k) for n, row in TABLE_1B.items() for heads, k in row.items()]
+)
+def test_layouts_of_table_1b(count: int, heads: str, k: int) -> None:
+    tower = "vit_base_patch16_clip_quickgelu_224" if count == 12 else "vit_large_patch14_clip_quickgelu_224"
+    with torch.device("meta"):
+        model = create_model(tower, num_classes=174, frames=8, heads=heads, tower_options={"depth": 1})
+    shares: Counter[int] = Counter()
+    for head in model.heads[0]:
+        for offset, share in head if isinstance(head, tuple) else ((head, 1),):
+            shares[offset] += share
+    assert shares == {0: count - k, -1: k / 2, 1: k / 2}
+
+
+@pytest.mark.parametrize("operator", ["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"])
+@pytest.mark.parametrize("ratio", [1 / 6, 1 / 4])
+def test_operators_of_table_1a_have_no_weights(operator: str, ratio: float) -> None:
+    settings: dict[str, Any] = {"tower_options": {"depth": 1}, "strategy": "linear_probe"}
+    model = vit_b(operator=operator, ratio=ratio, **settings)
+    assert model.state_dict().keys() == vit_b(**settings).state_dict().keys()
+    if operator == "stdha":  # R_c = 2 k / (2 h): two of twelve heads, or three
+        assert (
+            sum(abs(o) * s for head in model.heads[0] for o, s in (head if isinstance(head, tuple) else ((head, 1),)))
+            == 12 * ratio
+        )
