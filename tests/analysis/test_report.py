@@ -46,7 +46,7 @@ RESULT: dict[str, Any] = {
     "curve": [{"epoch": 1, "loss": 2.04}, {"epoch": 2, "loss": 0.51, "top1": 0.861}],
     "probe": accuracy(0.482, 0.0),
     "adapted": accuracy(0.951, 0.3),
-    "heads": ["-1", "1", "0", "0", "0", "0"],
+    "heads": [["-1", "1", "0", "0", "0", "0"], ["0"] * 6],
     "merge": {"clips": 1234, "largest_logit_difference": 2.4e-6, "same_answers": 1233},
     "cost": {
         "tower": {"params": 700608, "gmacs": 0.2136},
@@ -71,7 +71,7 @@ RESULT: dict[str, Any] = {
     },
 }
 NUMBERS = (
-    *("48.2 %", "95.1 %", "about 50 %", "12.5 %", "2 of the 6 attention heads", "3,210", "1,234", "3 min 20 s"),
+    *("48.2 %", "95.1 %", "about 50 %", "12.5 %", "2 of the 12 attention heads", "3,210", "1,234", "3 min 20 s"),
     *("61.1 %", "64.4 %", "91.1 %", "94.4 %", "700,608", "932,000", "702,152", "776", "768", "0.214 G", "0.281 G"),
     *("101.2", "131.8", "101.7", "1.302", "1.004", "16 clips", "30 rounds", "1,233 of 1,234", "97.3 %"),
 )

@@ -124,7 +124,7 @@ def three_numbers(result: Result) -> list[tuple[str, str, str]]:
     """What to remember: each number, what it is, and what that means to a newcomer."""
     classes, price, took = len(result["classes"]), result["cost"], duration(result["seconds"]["train"])
     best, guessing = 1 - len(result["pairs"]) / classes, 1 / classes
-    offsets = [str(offset) for offset in result["heads"]]
+    offsets = [offset for block in result["heads"] for offset in block]
     temporal = sum(offset != "0" for offset in offsets)
     params, macs = extra_cost(result)
     return [
@@ -138,7 +138,7 @@ def three_numbers(result: Result) -> list[tuple[str, str, str]]:
         (
             percent(result["adapted"]["top1"]),
             "correct with temporal heads",
-            f"{temporal} of the {len(offsets)} attention heads in a block now read another frame than their own, and "
+            f"{temporal} of the {len(offsets)} attention heads now read another frame than their own, and "
             f"small linear adapters learned from {result['videos']['train']:,} videos, in {took}, to use it.",
         ),
         (

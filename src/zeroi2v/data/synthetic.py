@@ -34,6 +34,7 @@ MIRROR = (("left", "right"), ("clockwise", "anticlockwise"))  # labels that a le
 SHAPES = ("disc", "square", "triangle", "cross", "bar", "half-disc", "star", "ring")
 PLACE_RANGE = (0.12, 0.88)  # x and y of the main object's centre as a share of the picture's side
 SIZE_RANGE = (0.08, 0.30)  # its radius
+STEADY_SIZE_RANGE = (0.15, 0.30)  # the same where the motion is not one of size: a turn must be seen
 TILT_RANGE = (-1.4, 1.4)  # its angle in a rotation, radians
 
 
@@ -57,11 +58,15 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
+def _log_uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return torch.exp(_uniform(shape, math.log(bounds[0]), math.log(bounds[1]), generator))
+
+
 def random_scene(count: int, generator: torch.Generator) -> Scene:
     """`count` independent pictures: the distribution that the embedded tower is pretrained on."""
     objects = 3
     radius = _uniform((count, objects), 0.04, 0.09, generator)
-    radius[:, 0] = torch.exp(_uniform((count,), math.log(SIZE_RANGE[0]), math.log(SIZE_RANGE[1]), generator))
+    radius[:, 0] = _log_uniform((count,), SIZE_RANGE, generator)
     ground = torch.rand((count, 2, 3), generator=generator)
     ground[:, 1] = ground[:, 0] + _uniform((count, 3), -0.3, 0.3, generator)
     colours = torch.rand((count, objects, 2, 3), generator=generator)
@@ -165,6 +170,8 @@ def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 17, 
     place[:, 1:] += time[:, None, None] * (torch.rand((2, 2), generator=generator) - 0.5) * 0.4
     place[:, 0] += torch.randn((frames, 2), generator=generator) * 0.006
     angle[:, 0] += torch.randn(frames, generator=generator) * 0.06
+    if motion not in ("nearer", "farther"):
+        radius[:, 0] = _log_uniform((), STEADY_SIZE_RANGE, generator)
     if motion in ("left", "right", "up", "down"):
         axis = 0 if motion in ("left", "right") else 1
         place[:, 0, axis] += _within(PLACE_RANGE, path) - start.place[0, 0, axis]
