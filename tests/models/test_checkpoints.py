@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ import zeroi2v
 from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier
 from zeroi2v.errors import CheckpointError
+from zeroi2v.models.card import model_card
 
 IN_A_NEW_PROCESS = """
 import sys, torch, zeroi2v
@@ -156,3 +158,49 @@ def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="cannot be written"):
         model.save_pretrained(tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path) -> None:
+    model = small_model("zeroi2v_tiny", heads="-1*1, 1*1/2", num_classes=3)
+    model.labels, model.results = ("open", "close", "wave"), {"validation top-1": 0.875}
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name:")
+    for said in (
+        "zeroi2v_tiny",
+        "{-1*1, 1*1/2, 0*21/2}",
+        "open, close, wave",
+        "| validation top-1 | 0.875 |",
+        "4 frames of 48 x 48",
+    ):
+        assert said in card
+    loaded = zeroi2v.load(tmp_path)
+    assert loaded.results == model.results
+    assert "merged: plain" in model_card(loaded.merge())
+
+
+def test_pushing_uploads_what_saving_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def upload(api: object, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda api, name, **options: calls.append((name, options))
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    address = small_model("zeroi2v_tiny").push_to_hub("someone/motions", private=True)
+    assert address == "https://huggingface.co/someone/motions"
+    assert calls == [
+        ("someone/motions", {"private": True, "exist_ok": True}),
+        ("someone/motions", ["README.md", "config.json", "model.safetensors"]),
+    ]
+
+
+def test_a_hub_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(api: object, name: str, **options: object) -> None:
+        raise OSError("no route\nto anything")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(CheckpointError, match=r"^someone/motions: the Hub does not take it: no route; log in"):
+        small_model("zeroi2v_tiny").push_to_hub("someone/motions")

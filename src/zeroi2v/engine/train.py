@@ -1,7 +1,7 @@
 """How does a model learn from a folder of videos? One run: epochs of AdamW, a validation after each, a folder that always loads.
 
 RUN/recipe.toml        every setting of the run                 RUN/log.jsonl   one line per epoch
-RUN/config.json, RUN/model.safetensors   the best epoch's model, what `zeroi2v.load(RUN)` gives
+RUN/config.json, RUN/model.safetensors, RUN/README.md   the best epoch's model, what `zeroi2v.load(RUN)` gives
 RUN/last.safetensors   the last epoch's weights
 """
 
@@ -27,7 +27,7 @@ from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
 from zeroi2v.engine.log import Log, append_json
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
-from zeroi2v.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, write_config, write_weights
+from zeroi2v.models.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_model, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
 
 RECIPE_FILE: Final = "recipe.toml"
@@ -90,8 +90,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     )
     _make_folder(out)
     write_recipe(recipe, out / RECIPE_FILE)
-    write_config(model, out)
-    write_weights(model, out / WEIGHTS_FILE, {"epoch": "0"})  # from here on the folder loads
+    write_model(model, out, {"epoch": "0"})  # from here on the folder loads
 
     dtype = autocast_dtype(settings.precision, device)
     best: Evaluation | None = None
@@ -126,7 +125,8 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
                 entry |= {"top1": found.top(1), "top5": found.top(5)}
             write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
             if best is None or (found is not None and found.top(1) >= best.top(1)):
-                write_weights(model, out / WEIGHTS_FILE, {"epoch": str(epoch)})
+                model.results = {} if found is None else {**figures(found), "epoch": epoch}
+                write_model(model, out, {"epoch": str(epoch)})
                 best, best_epoch = found or best, epoch
             completed = epoch
             append_json(out / LOG_FILE, {**entry, "seconds": round(seconds, 3)})
@@ -182,6 +182,11 @@ def train_epoch(
     return mean_loss, clips
 
 
+def figures(found: Evaluation) -> dict[str, float]:
+    """What a model's card says of a validation."""
+    return {"validation top-1": found.top(1), "validation top-5": found.top(5), "validation videos": len(found.videos)}
+
+
 def worker_count(asked: int) -> int:
     """-1: a decoding process for each core beyond the first, at most 8."""
     return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
@@ -189,7 +194,12 @@ def worker_count(asked: int) -> int:
 
 def _can_start_in(folder: Path) -> bool:
     """Whether a folder is empty, or holds a run that ended before its first epoch."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECIPE_FILE, CONFIG_FILE, WEIGHTS_FILE}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
+        RECIPE_FILE,
+        CONFIG_FILE,
+        CARD_FILE,
+        WEIGHTS_FILE,
+    }
 
 
 def _make_folder(folder: Path) -> None:

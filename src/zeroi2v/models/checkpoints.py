@@ -2,8 +2,9 @@
 
     config.json        how the model is built, its labels, clip, views and normalisation, and the tower's fingerprint
     model.safetensors  its weights, without the frozen tower's where those can be had by name
+    README.md          its card, for people
 
-Both files are written in full beside the old ones before either takes its place, so a crash or a full disk leaves the old model.
+All are written in full beside the old ones before any takes its place, so a crash or a full disk leaves the old model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,23 +26,48 @@ from torch import Tensor
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict, to_dict
 from zeroi2v.errors import CheckpointError, ConfigError
+from zeroi2v.models.card import model_card
 from zeroi2v.models.video import VideoClassifier, build_model
 
 CONFIG_FILE: Final = "config.json"
+CARD_FILE: Final = "README.md"
 WEIGHTS_FILE: Final = "model.safetensors"
 FORMAT: Final = 1
 Writer: TypeAlias = Callable[[Path], object]
 
 
 def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` and `model.safetensors`. CheckpointError if the folder cannot be written; what was there stays."""
-    folder = Path(folder)
-    _replace({folder / CONFIG_FILE: _config_writer(model), folder / WEIGHTS_FILE: _weights_writer(model)})
+    """Write the three files. CheckpointError if the folder cannot be written; what was there stays."""
+    write_model(model, Path(folder), {})
 
 
-def write_config(model: VideoClassifier, folder: Path) -> None:
-    """Write `config.json`: everything that `load` needs beside the weights."""
-    _replace({folder / CONFIG_FILE: _config_writer(model)})
+def write_model(model: VideoClassifier, folder: Path, metadata: Mapping[str, str]) -> None:
+    """`save_pretrained`, with metadata of the weights file."""
+    card = model_card(model)
+    _replace(
+        {
+            folder / CONFIG_FILE: _config_writer(model),
+            folder / CARD_FILE: lambda path: path.write_text(card, encoding="utf-8"),
+            folder / WEIGHTS_FILE: _weights_writer(model, metadata),
+        }
+    )
+
+
+def push_to_hub(model: VideoClassifier, name: str, *, private: bool) -> str:
+    """Save a model into the Hub's `user/model`. CheckpointError if the Hub does not take it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        api = HfApi(library_name="zeroi2v")
+        try:
+            api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Save a zeroi2v model")
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{name}: the Hub does not take it: {reason}; log in with `hf auth login`") from error
+    return f"https://huggingface.co/{name}"
 
 
 def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -55,6 +82,7 @@ def _config_writer(model: VideoClassifier) -> Writer:
         "model": to_dict(model.config),
         "merged": model.merged,
         "labels": list(model.labels),
+        "results": model.results,
         "clip": to_dict(model.clip),
         "views": to_dict(model.views),
         "input": {"image_size": model.image_size, "mean": list(mean), "std": list(std)},
@@ -84,8 +112,9 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
         rebuilt.labels = tuple(config["labels"])
         rebuilt.clip = from_dict(ClipConfig, config["clip"])
         rebuilt.views = from_dict(ViewsConfig, config["views"])
+        rebuilt.results = {str(name): float(value) for name, value in config["results"].items()}
         merged, taught = config["merged"], config["input"]
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
         ) from error

@@ -78,6 +78,7 @@ class VideoClassifier(nn.Module):
         self.clip = ClipConfig(frames=count.frames)
         self.views = ViewsConfig()
         self.merged = False
+        self.results: dict[str, float] = {}  # how well it did, for its card: name -> figure
 
     def _freeze(self, trains_temporal_embedding: bool) -> None:
         """Everything trains that the strategy names, and nothing else. The one place where this is decided."""
@@ -172,6 +173,12 @@ class VideoClassifier(nn.Module):
         from zeroi2v.models.checkpoints import save_pretrained  # which builds models
 
         save_pretrained(self, folder)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Save into a model of the Hugging Face Hub, `user/model`, made if it is missing; returns its address."""
+        from zeroi2v.models.checkpoints import push_to_hub  # which builds models
+
+        return push_to_hub(self, name, private=private)
 
 
 def create_model(
