@@ -117,6 +117,8 @@ def build_parser() -> Parser:
     _model_option(one)
     one.add_argument("--clips", type=int, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
+    one.add_argument("--frames", type=_count, metavar="T", help="frames of a clip (default: as trained)")
+    one.add_argument("--image-size", type=_count, metavar="S", help="pixels a side of a frame (default: as trained)")
     _output_options(one)
 
     one = command(commands, parser, "predict", predict, "name what happens in videos")
@@ -296,6 +298,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from zeroi2v.models.checkpoints import load
 
     model = load(arguments.model).to(best_device())
+    log = _log(arguments)
+    if arguments.frames or arguments.image_size:
+        log.say(f"trained on {model.frames} frames of {model.image_size} pixels; its embeddings are resized")
+        model.resize(frames=arguments.frames, image_size=arguments.image_size)
     asked = {"clips": arguments.clips, "crops": arguments.crops}
     model.views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
@@ -306,7 +312,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
             file=sys.stderr,
         )
-    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=_log(arguments))
+    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
     if arguments.json:
         _print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,29 @@ def test_a_wrong_setting_is_named(settings: dict[str, object], error: type[Excep
 def test_a_clip_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"a clip must be \(B, 4, 3, S, S\)"):
         small_model("zeroi2v_tiny")(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("tower", ["zeroi2v_tiny", "vit_small_patch16_dinov3"])  # position embedding; RoPE
+def test_another_length_and_another_size_of_frame(tower: str, tmp_path: Path) -> None:
+    model = noisy(small_model(tower, heads="-1*1, 1*1"))
+    old = model.temporal_embedding.detach().clone()
+    size = 2 * model.image_size
+    model.resize(frames=8, image_size=size)
+    # Linear between the middles of the segments: new frame i lies at (i + 1/2) / 2 - 1/2 of the old ones.
+    for new in range(8):
+        place = min(max((new + 0.5) / 2 - 0.5, 0), 3)
+        low = min(int(place), 2)
+        expected = old[low] + (place - low) * (old[low + 1] - old[low])
+        torch.testing.assert_close(model.temporal_embedding[new], expected)
+    assert (model.frames, model.image_size, model.clip.frames) == (8, size, 8)
+    clip = random_clip(model)
+    torch.testing.assert_close(model.merge()(clip), model(clip), rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(zeroi2v.load(tmp_path)(clip), model(clip))
+
+
+def test_a_size_that_no_patch_divides_is_refused() -> None:
+    model = small_model("zeroi2v_tiny")
+    with pytest.raises(ConfigError, match="does not take frames of 50 pixels"):
+        model.resize(image_size=50)
+    assert model.image_size == 48

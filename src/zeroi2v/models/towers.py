@@ -191,6 +191,21 @@ def image_size(tower: nn.Module) -> int:
     return int(size[0])
 
 
+def set_image_size(tower: nn.Module, size: int, name: str) -> None:
+    """Make a tower take frames of `size` pixels a side. ConfigError if it cannot."""
+    setter = getattr(tower, "set_input_size", None)
+    if setter is None:
+        raise ConfigError(f"{name} cannot change its image size; it takes {image_size(tower)} pixels")
+    patch = getattr(getattr(tower, "patch_embed", None), "patch_size", (1, 1))
+    if size % patch[0] or size % patch[1]:
+        raise ConfigError(f"{name} does not take frames of {size} pixels: its patches are {patch[0]} pixels a side")
+    try:
+        setter(img_size=(size, size))
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip() or "it does not fit its patches"
+        raise ConfigError(f"{name} does not take frames of {size} pixels: {reason}") from error
+
+
 def normalisation(tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per colour, from the tower's own configuration, for pixels of 0..1."""
     config: Any = tower.pretrained_cfg

@@ -6,6 +6,7 @@ Shapes: B clips, T frames, S pixels a side, N tokens per frame, D channels.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -167,6 +168,26 @@ class VideoClassifier(nn.Module):
         merged.adapters = nn.ModuleList(nn.ModuleDict() for _ in blocks)
         merged.merged = True
         return merged
+
+    @torch.no_grad()
+    def resize(self, *, frames: int | None = None, image_size: int | None = None) -> None:
+        """Take clips of another length, or frames of another size, from now on.
+
+        The temporal embedding is interpolated linearly over the clip, the position embedding by the tower's own rule. Offsets stay in
+        frames of the clip. ConfigError if the tower has no such rule, or does not take that size.
+        """
+        if frames is not None and frames != self.frames:
+            self.clip = dataclasses.replace(self.clip, frames=frames)  # checks it
+            series = self.temporal_embedding.T[None]  # (1, D, T)
+            resized = nn.functional.interpolate(series, frames, mode="linear")[0].T.contiguous()
+            self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
+            self._count.frames = frames
+        if image_size is not None and image_size != self.image_size:
+            towers.set_image_size(self.tower, image_size, self.config.tower)
+            options = {**self.config.tower_options, "img_size": image_size}
+            self.config = dataclasses.replace(
+                self.config, tower_options=options, pretrained=False
+            )  # saved with its tower
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
