@@ -2,7 +2,8 @@
 
     python benchmarks/motion.py --seeds 0 1 2 --work FOLDER
 
-Writes benchmarks/results/motion.json after each seed. A seed draws new videos and a new training.
+Writes benchmarks/results/motion.json after each seed, in place of an earlier run of that seed. A seed draws new videos and a new
+training.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def one_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
         "spatial_heads_only": quickstart.accuracy(found, dataset.classes),
         "zeroi2v": result["adapted"],
         **{key: result[key] for key in kept},
+        **provenance(),
     }
 
 
@@ -48,13 +51,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for videos and runs")
     arguments = parser.parse_args()
     log = Log()
-    runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
-        runs.append(one_seed(seed, arguments.work, log))
-        report = {**provenance(), "seeds": [run["seed"] for run in runs], "runs": runs}
-        RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        run = one_seed(seed, arguments.work, log)
+        others = json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if RESULT.exists() else []
+        runs = sorted([run, *(other for other in others if other["seed"] != seed)], key=itemgetter("seed"))
+        RESULT.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
         for name in ("probe", "spatial_heads_only", "zeroi2v"):
-            log.say(f"seed {seed}: {name} {runs[-1][name]['top1']:.1%}")
+            log.say(f"seed {seed}: {name} {run[name]['top1']:.1%}")
 
 
 if __name__ == "__main__":

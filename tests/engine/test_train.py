@@ -112,6 +112,17 @@ def test_a_broken_video_can_be_left_out_and_is_listed(dataset: VideoDataset, tmp
     assert figures(run.folder)[0]["clips"] == len(bad.train) - (split == "train")
 
 
+def test_a_clipped_gradient_takes_a_short_step(run: Run, dataset: VideoDataset, tmp_path: Path) -> None:
+    """AdamW divides by the gradient's size plus 1e-8, so only a gradient well below that takes a short step."""
+    short = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=1, gradient_clip=1e-12))
+    train(short, dataset, tmp_path / "run")
+    first = {
+        folder: zeroi2v.load(folder).adapters[0]["qkv"].up.weight.abs().max()
+        for folder in (tmp_path / "run", run.folder)
+    }  # type: ignore[index,union-attr]  # a ModuleDict
+    assert first[tmp_path / "run"] < 1e-2 * first[run.folder]
+
+
 def test_a_loss_that_is_no_number_ends_the_run(dataset: VideoDataset, tmp_path: Path) -> None:
     settings = dataclasses.replace(RECIPE.train, learning_rate=1e30, warmup_epochs=0.0, precision="fp32")
     with pytest.raises(ZeroI2VError, match="learning_rate"):
