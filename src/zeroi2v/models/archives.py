@@ -169,6 +169,8 @@ class _TorchScriptReader(pickle.Unpickler):
             return _Node
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        if module == "torch.jit._pickle":  # says of a list or dictionary, which comes first, what it holds
+            return _value
         known = {"torch._utils._rebuild_tensor_v2": _tensor, "collections.OrderedDict": OrderedDict}
         try:
             return known[f"{module}.{name}"]
@@ -185,6 +187,10 @@ class _TorchScriptReader(pickle.Unpickler):
 def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` does, where `values` are those of a storage."""
     return values.as_strided(size, stride, offset)
+
+
+def _value(value: object, *_: object) -> object:
+    return value
 
 
 def _torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
