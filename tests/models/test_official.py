@@ -67,15 +67,25 @@ def test_features_and_logits_are_those_of_the_official_code(
     state = random_official(width=768, depth=2, frames=frames, adapters=adapters)
     path = saved({"state_dict": state, "meta": {"epoch": 40}}, tmp_path / "best.pth")
     model = zeroi2v.load_official(path, heads=heads, adapter_scale=scale, head_count=head_count)
-    if merged:
-        model = model.merge()
     clip = clip_of(frames)
+    model = model.merge() if merged else model
     theirs = official_features(state, clip, folds=folds, scale=scale, heads=head_count or 12)
     with torch.no_grad():
         torch.testing.assert_close(model.features(clip), theirs, **TOLERANCE)
         torch.testing.assert_close(model(clip), official_logits(state, theirs), **TOLERANCE)
     spatial = official_features(state, clip, folds=[], scale=scale, heads=head_count or 12)
     assert (spatial - theirs).abs().max() > 0.05, "the temporal heads matter"
+
+
+def test_in_float64_they_are_the_same_but_for_rounding(tmp_path: Path) -> None:
+    state = random_official(width=768, depth=2, frames=4)
+    path = saved(state, tmp_path / "a.pth")
+    model = zeroi2v.load_official(path, heads=LARGE_HEADS, adapter_scale=1.0, head_count=16).double()
+    precise, clip = {key: tensor.double() for key, tensor in state.items()}, clip_of(4).double()
+    theirs = official_features(precise, clip, folds=LARGE, scale=1.0, heads=16)
+    with torch.no_grad():
+        for ours in (model, model.merge()):
+            torch.testing.assert_close(ours.features(clip), theirs, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
