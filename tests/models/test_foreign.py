@@ -290,7 +290,8 @@ def with_config(text: str) -> Callable[[Path], object]:
         ),
         (lambda path: path.write_bytes(b"no tensors"), "not a file of weights"),
         (with_config("{"), "config.json: cannot be read"),
-        (with_config("[]"), "missing positional_embedding, conv1.weight"),
+        (with_config("[]"), "config.json: not a configuration"),
+        (with_config("{}"), "missing positional_embedding, conv1.weight"),
         (lambda path: None, "no such file"),
     ],
 )

@@ -263,8 +263,7 @@ def _activation(file: Archive) -> str | None:
         return "quick_gelu"
     ours, theirs = (_configuration(file.path.with_name(name)) for name in ("config.json", "open_clip_config.json"))
     if str(ours.get("model_type")).startswith("clip"):
-        vision = ours.get("vision_config", ours)
-        return str(vision["hidden_act"]) if "hidden_act" in vision else None
+        return str((ours.get("vision_config") or ours).get("hidden_act", "quick_gelu"))  # transformers' default
     if "model_cfg" in theirs:
         return "quick_gelu" if theirs["model_cfg"].get("quick_gelu") else "gelu"
     return None
@@ -277,7 +276,9 @@ def _configuration(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a configuration")
+    return config
 
 
 def _assign(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:

@@ -221,9 +221,7 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         from zeroi2v.models.foreign import load_tower_weights  # which builds models
 
         load_tower_weights(tower, config.weights)
-        config = dataclasses.replace(
-            config, pretrained=False, weights=None
-        )  # saved, it holds its tower and needs no path
+        config = dataclasses.replace(config, pretrained=False, weights=None)  # saved with its tower, without a path
     blocks = towers.find_blocks(tower, config.tower)
     if config.operator == "cls_shift" and not towers.has_class_token(tower):
         raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
