@@ -46,6 +46,7 @@ PUBLIC = {
     "cost",
     "create_model",
     "load",
+    "load_official",
     "supported_towers",
 }
 HEAVY = ("torch", "torchvision", "timm", "av", "numpy", "matplotlib", "huggingface_hub", "safetensors")

@@ -10,6 +10,7 @@ __all__ = [
     "cost",
     "create_model",
     "load",
+    "load_official",
     "supported_towers",
 ]
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from zeroi2v.deploy.predict import Prediction, Predictor
     from zeroi2v.errors import ZeroI2VError
     from zeroi2v.models.checkpoints import load
+    from zeroi2v.models.foreign import load_official
     from zeroi2v.models.towers import supported_towers
     from zeroi2v.models.video import VideoClassifier, create_model
 
@@ -31,6 +33,7 @@ else:
         "cost": "zeroi2v.analysis.cost",
         "create_model": "zeroi2v.models.video",
         "load": "zeroi2v.models.checkpoints",
+        "load_official": "zeroi2v.models.foreign",
         "supported_towers": "zeroi2v.models.towers",
     }
 

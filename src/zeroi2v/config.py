@@ -32,6 +32,7 @@ class ModelConfig:
 
     tower: str = "zeroi2v_tiny"
     pretrained: bool = True
+    weights: str | None = None  # a file or folder of them instead of the pretrained ones (docs/weights.md)
     heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
         None  # None: the layout of Table 6a for this tower
     )

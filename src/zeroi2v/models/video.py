@@ -211,17 +211,22 @@ def create_model(
     operator: str = "stdha",
     strategy: str = "zeroi2v",
     pretrained: bool = False,
+    weights: str | os.PathLike[str] | None = None,
     tower_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VideoClassifier:
     """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
 
-    `tower` is one of `supported_towers()`. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
-    `strategy`, `sites`: a row of Table 2. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError or TowerError
-    names the setting that is wrong.
+    `tower` is one of `supported_towers()`. `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP,
+    open_clip or transformers write them. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
+    `strategy`, `sites`: a row of Table 2. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or
+    CheckpointError names the setting or the file that is wrong.
     """
     settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
-    config = from_dict(ModelConfig, {**settings, "tower_options": dict(tower_options or {}), **options})
+    file = None if weights is None else os.fspath(weights)
+    config = from_dict(
+        ModelConfig, {**settings, "weights": file, "tower_options": dict(tower_options or {}), **options}
+    )
     return build_model(config, num_classes=num_classes, frames=frames)
 
 
@@ -237,7 +242,13 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
     strategy = STRATEGIES[config.strategy]
     sites = chosen_sites(strategy, config.sites)
-    tower = towers.build_tower(config.tower, pretrained=config.pretrained, options=config.tower_options)
+    by_name = config.pretrained and config.weights is None
+    tower = towers.build_tower(config.tower, pretrained=by_name, options=config.tower_options)
+    if config.weights is not None:
+        from zeroi2v.models.foreign import load_tower_weights  # which builds models
+
+        load_tower_weights(tower, config.weights)
+        config = dataclasses.replace(config, pretrained=False, weights=None)  # saved with its tower, without a path
     blocks = towers.find_blocks(tower, config.tower)
     if config.operator == "cls_shift" and not towers.has_class_token(tower):
         raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
