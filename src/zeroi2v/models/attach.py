@@ -46,12 +46,14 @@ def build_adapters(
     scale: float,
     dropout: float,
 ) -> dict[str, nn.Module]:
-    """The adapters of one block, by site. Their bottleneck is `ratio` of the block's width."""
+    """The adapters of one block, by site; none at a site that the block lacks. Their bottleneck is `ratio` of the block's width."""
     width = max(1, int(ratio * block.width))
     common: dict[str, Any] = {"scale": scale, "dropout": dropout}
     adapters: dict[str, nn.Module] = {}
     for name in sites:
-        site = block.sites["qkv" if name in PARTS else name]
+        site = block.sites.get("qkv" if name in PARTS else name)
+        if site is None:
+            continue
         match strategy.adapter:
             case "linear":
                 adapters[name] = LinearAdapter(site.channels, width, bias=site.bias, **common)
@@ -86,7 +88,7 @@ def attach(block: Block, name: str, adapter: nn.Module) -> RemovableHandle:
             return site.linears[int(number or 1) - 1].register_forward_hook(adapter.beside_hook)
         case TrainedRows() | TrainedColumns():
             return site.linears[0].register_forward_hook(adapter.beside_hook)
-        case LinearAdapter() if name in BEFORE:
+        case LinearAdapter() if name in BEFORE and not site.feeds:
             return site.module.register_forward_pre_hook(adapter.before_hook)
         case LinearAdapter():
             return site.module.register_forward_hook(adapter.after_hook)

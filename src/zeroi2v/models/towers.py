@@ -1,11 +1,15 @@
 """Which image transformers can be adapted, and where? A timm tower, its attention blocks and their adapter sites.
 
-Blocks are found by structure: an attention module has a fused `qkv` linear and a `proj` linear whose input is a third as wide.
+Blocks are found by structure, so a name that timm adds needs nothing here; `families.py` holds what the families do differently.
+`towers.json` lists the names for which that works, because building all of them takes minutes; a slow test holds the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,33 +17,32 @@ from typing import Any, Final
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest
 from zeroi2v.method.relocate import FusedLayout
+from zeroi2v.models.families import MLP, Heads, find_mlps, is_attention, is_separate_attention, read_heads
 
 TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
 TINY: Final = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 12}
-FAMILIES: Final = ("vit_", "deit")
-WITHOUT_FUSED_QKV: Final = frozenset(  # of those families; a slow test builds every name and holds this against it
-    {
-        *("vit_5b_patch16_sapiens2", "vit_base_patch16_sapiens2", "vit_giant_patch16_sapiens2"),
-        *("vit_huge_patch16_sapiens2", "vit_large_patch16_sapiens2"),  # separate q, k and v
-        *("vit_base_patch16_xp_224", "vit_huge_patch14_xp_224", "vit_large_patch14_xp_224"),
-        *("vit_dpwee_patch16_reg1_gap_256", "vit_pwee_patch16_reg1_gap_256"),  # one projection for attention and MLP
-    }
-)
+NAMES_FILE: Final = Path(__file__).with_name("towers.json")  # written by benchmarks/towers.py
+NO_VECTOR: Final = ("", "align", "merge")  # poolings that leave many tokens of a picture
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place for an adapter: the linears that absorb it when merged, and the module whose input or output it sees."""
+    """A place for an adapter: the linears that absorb it when merged, and the module whose input or output it sees.
+
+    `feeds`: an adapter before the linears sees the output of `module`, which is a norm, not its input.
+    """
 
     module: nn.Module
     linears: tuple[nn.Linear, ...]
     channels: int
+    feeds: bool = False
 
     @property
     def bias(self) -> bool:
@@ -49,7 +52,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """An attention block of a tower."""
+    """An attention block of a tower. It lacks the sites `up` and `down` where its MLP is made of convolutions or belongs to another."""
 
     name: str  # of the attention module, in the tower
     projection: nn.Linear  # the fused q, k, v projection
@@ -72,11 +75,10 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     supported = supported_towers()
     if not timm.is_model(base):
         raise TowerError(f"unknown tower {name!r}{nearest(base, supported)}")
-    if base not in supported:
-        raise TowerError(
-            f"{name}: not a plain vision transformer with a fused qkv projection{nearest(base, supported)}"
-        )
     try:
+        if base not in supported:  # say why before any weights are fetched
+            with torch.device("meta"):
+                find_blocks(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, AssertionError) as error:
         raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
@@ -90,6 +92,10 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     tower.eval()
     if not isinstance(tower, nn.Module):
         raise TowerError(f"{name}: timm gave no module")
+    if "img_size" in options:  # not every tower keeps it
+        size = options["img_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        setattr(tower, "pretrained_cfg", {**tower.pretrained_cfg, "input_size": (3, height, width)})  # type: ignore[dict-item]  # noqa: B010
     return tower
 
 
@@ -113,74 +119,115 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
 
 
 def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
-    """Every attention block, in order, with the MLP that follows it. TowerError if a tower has none."""
-    trunk = getattr(tower, "blocks", nn.ModuleList())  # not what pools its output
-    attentions = [(path, module) for path, module in trunk.named_modules(prefix="blocks") if _is_attention(module)]
-    inside = {
-        part for _, attention in attentions for part in attention.modules()
-    }  # where relative positions have an MLP too
-    mlps = [module for module in trunk.modules() if _is_mlp(module) and module not in inside]
-    if not attentions or len(mlps) != len(attentions):
+    """Every attention block, in order. TowerError if the tower has none, or one whose keys and values cannot be moved head by head."""
+    found: list[tuple[str, nn.Module, Heads]] = []
+    refused: Counter[str] = Counter()
+    for path, module in tower.named_modules():
+        if is_attention(module):
+            heads = read_heads(module)
+            if isinstance(heads, Heads):
+                found.append((path, module, heads))
+            else:
+                refused[f"{type(module).__name__} {heads}"] += 1
+        elif is_separate_attention(module):
+            refused[f"{type(module).__name__} has no fused qkv projection"] += 1
+    if refused or not found:
+        total = len(found) + refused.total()
+        reasons = "; ".join(f"{reason} ({count} of {total} blocks)" for reason, count in refused.items())
         raise TowerError(
-            f"{name}: {len(attentions)} attention modules with a fused qkv projection and {len(mlps)} MLPs, "
-            "so its blocks cannot be told; zeroi2v.supported_towers() lists what works"
+            f"{name}: {reasons or 'no attention with a fused qkv projection'}; zeroi2v.supported_towers() lists what works"
         )
-    prefix = int(getattr(tower, "num_prefix_tokens", 0))
-    return tuple(_block(path, attention, mlp, prefix) for (path, attention), mlp in zip(attentions, mlps, strict=True))
+    if getattr(tower, "global_pool", None) in NO_VECTOR:
+        raise TowerError(f"{name}: gives no one vector per picture; tower_options={{'global_pool': 'avg'}} makes it")
+    prefix = prefix_tokens(tower)
+    owners = {path: owner(tower, path) for path, _, _ in found}
+    mlps = {block: list(find_mlps(block)) for block in owners.values()}
+    return tuple(_block(path, attention, heads, mlps[owners[path]], prefix) for path, attention, heads in found)
 
 
-def _is_attention(module: nn.Module) -> bool:
-    qkv, proj = getattr(module, "qkv", None), getattr(module, "proj", None)
-    return isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and qkv.out_features == 3 * proj.in_features
+def owner(tower: nn.Module, path: str) -> nn.Module:
+    """The module that calls an attention module: the nearest one above it that is no list."""
+    while True:
+        path = path.rpartition(".")[0]
+        module = tower.get_submodule(path)
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            return module
 
 
-def _is_mlp(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "fc2", None), nn.Linear) and bool(_mlp_inputs(module))
-
-
-def _mlp_inputs(mlp: nn.Module) -> tuple[nn.Linear, ...]:
-    """Every linear that the MLP's input feeds: one, or the two halves of a SwiGLU."""
-    linears = (getattr(mlp, name, None) for name in ("fc1", "fc1_g", "fc1_x"))
-    return tuple(linear for linear in linears if isinstance(linear, nn.Linear))
-
-
-def _block(name: str, attention: Any, mlp: Any, prefix: int) -> Block:
-    if hasattr(
-        attention, "qkv_bias_separate"
-    ):  # call the projection as a module, and add its q and v biases afterwards
+def _block(path: str, attention: Any, heads: Heads, mlps: list[MLP | None], prefix: int) -> Block:
+    """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
+    if hasattr(attention, "qkv_bias_separate"):  # call the projection as a module, and add its q and v biases afterwards
         attention.qkv_bias_separate = True
-    qkv, proj, down, up = attention.qkv, attention.proj, mlp.fc2, _mlp_inputs(mlp)
-    sites = {
-        "qkv": Site(qkv, (qkv,), qkv.in_features),
-        "proj": Site(proj, (proj,), proj.out_features),
-        "up": Site(mlp, up, up[0].in_features),
-        "down": Site(down, (down,), down.out_features),
-    }
-    width = proj.in_features // attention.num_heads
-    columns = torch.arange(proj.in_features).view(attention.num_heads, width)
-    return Block(name, qkv, FusedLayout(attention.num_heads, width, width), columns, prefix, sites)
+    qkv, proj = attention.qkv, attention.proj
+    sites = {"qkv": Site(qkv, (qkv,), qkv.in_features), "proj": Site(proj, (proj,), proj.out_features)}
+    mlp = mlps.pop(0) if mlps else None
+    if mlp is not None:
+        sites["up"] = Site(mlp.entry, mlp.up, mlp.up[0].in_features, feeds=mlp.entry_is_norm)
+        sites["down"] = Site(mlp.down, (mlp.down,), mlp.down.out_features)
+    return Block(path, qkv, heads.layout, heads.columns, prefix, sites)
+
+
+def _class_token(tower: nn.Module) -> Tensor | None:
+    for holder in (tower, getattr(tower, "embeds", None)):  # NaFlexViT keeps it with its position embedding
+        token = getattr(holder, "cls_token", None)
+        if isinstance(token, Tensor):
+            return token
+    return None
 
 
 def has_class_token(tower: nn.Module) -> bool:
     """Whether token 0 of each frame is a class token."""
-    return getattr(tower, "cls_token", None) is not None
+    return _class_token(tower) is not None
 
 
-def token_entry(tower: nn.Module) -> nn.Module:
-    """The module whose input is every token after the position embedding, before any pre-norm."""
+def prefix_tokens(tower: nn.Module) -> int:
+    """How many class and register tokens come before the patches'."""
+    stated = getattr(tower, "num_prefix_tokens", None)
+    if isinstance(stated, int):
+        return stated
+    token = _class_token(tower)
+    return 0 if token is None else token.shape[1]  # PiT: (1, class and distillation, D)
+
+
+def token_entry(tower: nn.Module, blocks: Sequence[Block]) -> tuple[nn.Module, int]:
+    """The module whose input is every token after the position embedding, before any pre-norm; and which axis holds their channels.
+
+    It is a vision transformer's pre-norm, and elsewhere the first attention block: what comes before, such as stages of
+    convolutions, has another width.
+    """
     pre_norm = getattr(tower, "norm_pre", None)
-    return pre_norm if isinstance(pre_norm, nn.Module) else next(tower.get_submodule("blocks").children())
+    if isinstance(pre_norm, nn.Module):
+        return pre_norm, -1
+    first = owner(tower, blocks[0].name)
+    as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())  # (B, D, H, W)
+    return first, 1 if as_map else -1
+
+
+def flat_tokens(tower: nn.Module, features: Tensor) -> Tensor:
+    """What `forward_features` gives, as tokens (B, N, D): a map (B, D, H, W), or (B, H, W, D) where the tower says so, is flattened."""
+    if features.ndim == 3:
+        return features
+    if getattr(tower, "output_fmt", None) == "NHWC":
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
 
 
 def final_norms(tower: nn.Module) -> list[nn.Module]:
-    """The norm, or norms, between the last block and the frame feature."""
-    norms = (getattr(tower, name, None) for name in ("norm", "fc_norm"))
-    return [norm for norm in norms if isinstance(norm, nn.Module)]
+    """The norms between the last block and the frame feature; empty where the tower ends in a convolution or in its last block."""
+    return [norm for norm in _final_norms(tower) if not isinstance(norm, nn.Sequential) and list(norm.parameters(recurse=False))]
+
+
+def _final_norms(tower: nn.Module) -> Iterator[nn.Module]:
+    for holder in (tower, getattr(tower, "head", None), getattr(tower, "encoder", None)):
+        for name in ("norm", "fc_norm", "neck"):
+            norm = getattr(holder, name, None)
+            if isinstance(norm, nn.Module):
+                yield norm
 
 
 def feature_width(tower: nn.Module) -> int:
     """Channels of the frame feature."""
-    return int(tower.num_features)  # type: ignore[arg-type]  # an int, seen through nn.Module
+    return int(getattr(tower, "head_hidden_size", tower.num_features))
 
 
 def image_size(tower: nn.Module) -> int:
@@ -212,7 +259,13 @@ def normalisation(tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(config["mean"]), tuple(config["std"])
 
 
+@functools.cache
+def _listed() -> frozenset[str]:
+    """The names of `towers.json` that this version of timm has."""
+    names = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
+    return frozenset({TINY_NAME, *names} & {TINY_NAME, *timm.list_models()})
+
+
 def supported_towers() -> list[str]:
-    """The names that `create_model` accepts: timm's plain vision transformers, and the embedded tower."""
-    plain = (name for name in timm.list_models() if name.startswith(FAMILIES) and name not in WITHOUT_FUSED_QKV)
-    return sorted([TINY_NAME, *plain])
+    """The names, sorted, of the towers whose every attention block can be temporal: timm's, and the embedded tower."""
+    return sorted(_listed())

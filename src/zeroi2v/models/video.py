@@ -58,13 +58,15 @@ class VideoClassifier(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
         self._count = count
-        towers.token_entry(tower).register_forward_pre_hook(self._add_temporal_embedding)
+        entry, self._channel_axis = towers.token_entry(tower, blocks)
+        entry.register_forward_pre_hook(self._add_temporal_embedding)
         self._adapter_hooks = []
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
                 shift = ClassTokenShift(ratio, count)
                 block.projection.register_forward_pre_hook(shift.hook)
-                block.sites["up"].module.register_forward_pre_hook(shift.hook)
+                if "up" in block.sites:
+                    block.sites["up"].module.register_forward_pre_hook(shift.hook)
             self._adapter_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
             head_count = block.layout.head_count
             moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
@@ -134,9 +136,9 @@ class VideoClassifier(nn.Module):
         return by_frame
 
     def tokens(self, clip: Tensor) -> Tensor:
-        """Every token of each frame, after the tower's final norm: (B, T, N, D), class and register tokens first."""
-        tokens = self.tower.forward_features(self._fold_frames(clip))  # type: ignore[operator]  # timm's method
-        by_frame: Tensor = tokens.unflatten(0, (-1, self.frames))
+        """Every token that the tower pools, class and register tokens first: (B, T, N, D). A map is flattened to N = H * W."""
+        features = self.tower.forward_features(self._fold_frames(clip))  # type: ignore[operator]  # timm's method
+        by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(0, (-1, self.frames))
         return by_frame
 
     def _fold_frames(self, clip: Tensor) -> Tensor:
@@ -146,9 +148,10 @@ class VideoClassifier(nn.Module):
         return clip.flatten(0, 1)
 
     def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        tokens, *others = inputs
-        by_frame = tokens.unflatten(0, (-1, self.frames)) + self.temporal_embedding[:, None]
-        return (by_frame.flatten(0, 1), *others)
+        tokens, *others = inputs  # (B*T*W, ..., D), or a map (B*T, D, H, W)
+        by_frame = tokens.movedim(self._channel_axis, -1).unflatten(0, (self._count.clips, self.frames, -1))
+        embedding = self.temporal_embedding.view(self.frames, *[1] * (by_frame.ndim - 3), -1)
+        return ((by_frame + embedding).flatten(0, 2).movedim(-1, self._channel_axis), *others)
 
     def merge(self) -> VideoClassifier:
         """A copy whose linears have absorbed the adapters (equation 11, in float64, rounded once). Its tower is plain again.

@@ -1,0 +1,238 @@
+"""What must hold for a tower to be called supported? Asked of a small version of it; the sweep of all names and the tests share this.
+
+Shapes: B clips, T frames, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Final
+
+import timm
+import torch
+from timm.models import is_model_in_modules, mvitv2
+from torch import Tensor, nn
+
+import zeroi2v
+from tests.towers_for_tests import gather_inputs
+from zeroi2v import VideoClassifier
+from zeroi2v.analysis.cost import plain_tower
+from zeroi2v.method.relocate import TemporalHeads, head_moves
+from zeroi2v.models.towers import Block, build_tower, find_blocks, has_class_token, prefix_tokens
+
+CLIPS: Final = 2
+FRAMES: Final = 3
+SEED: Final = 0
+FOUR: Final = {"depths": (2, 1, 1, 1)}
+SMALL: Final[dict[str, tuple[dict[str, Any], int]]] = {  # timm's module: what makes its towers small, and pixels along a side
+    "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
+    "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
+    "hiera": ({"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}, 64),
+    "hieradet_sam2": ({"stages": (1, 1, 2, 1), "embed_dim": 16, "num_heads": 2, "global_att_blocks": (3,)}, 64),
+    "maxxvit": ({"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": (32, 64, 64, 64), "stem_width": 16}, 64),
+    "metaformer": ({}, 64),
+    "mobilevit": ({}, 128),
+    "mvitv2": ({"img_size": 64}, 64),
+    "nest": ({"img_size": 64}, 64),
+    "pit": ({"img_size": 64, "depth": (1, 1, 2)}, 64),
+    "swin_transformer": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
+    "swin_transformer_v2": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
+    "swin_transformer_v2_cr": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
+    "tiny_vit": ({"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 64, 64), "num_heads": (2, 2, 4, 4)}, 64),
+}
+
+
+def first_heads(name: str) -> int:
+    """How many heads the first attention block of this name has."""
+    with torch.device("meta"):
+        return find_blocks(timm.create_model(name, num_classes=0), name)[0].layout.head_count
+
+
+def plain_options(name: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """For a tower of equal blocks: two of them with heads of 16 channels on two by two patches, or what it takes of that."""
+    patch = int(found[1]) if (found := re.search(r"(?:patch|_p)(\d+)", name)) else 16
+    size = 2 * patch if found else 64
+    if is_model_in_modules(name, ["deepseek_vit", "qwen3_vit"]):
+        size = 6 * (14 if "deepseek" in name else 16)  # they merge 3 by 3, or 2 by 2
+    width = 16 * first_heads(name)
+    for pixels in (size, 64, 128):
+        given = {"img_size": pixels, "depth": 2}
+        yield {**given, "embed_dim": width}, pixels
+        yield given, pixels
+        yield {"depth": 2}, pixels
+        yield {}, pixels
+
+
+@contextlib.contextmanager
+def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Options that make a small tower of this name, as long as the context lasts, and the pixels along a side of its pictures."""
+    family = next((module for module in SMALL if is_model_in_modules(name, [module])), None)
+    if family == "mvitv2":  # takes no options; its table is changed for the time being
+        kept = mvitv2.model_cfgs[name]
+        mvitv2.model_cfgs[name] = dataclasses.replace(kept, depths=(1, 1, 2, 1), embed_dim=tuple(16 * heads for heads in kept.num_heads))
+        try:
+            yield SMALL[family]
+        finally:
+            mvitv2.model_cfgs[name] = kept
+    elif family is not None and family.startswith("swin"):
+        options, size = SMALL[family]
+        yield {**options, "embed_dim": 8 * first_heads(name)}, size
+    elif family is not None:
+        yield SMALL[family]
+    else:
+        yield next((options, size) for options, size in plain_options(name) if fits(name, options, size))
+
+
+def fits(name: str, options: dict[str, Any], size: int) -> bool:
+    """Whether timm takes the options and the tower the pictures."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            timm.create_model(name, num_classes=0, **options).eval()(torch.empty(1, 3, size, size))
+    except (TypeError, ValueError, AssertionError, RuntimeError):
+        return False
+    return True
+
+
+def randomise(model: VideoClassifier) -> VideoClassifier:
+    """Every norm, bias, scale and table made to matter; in eval mode. An identity, or a zero, would prove nothing."""
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2 or parameter.numel() <= 4 * max(parameter.shape) or parameter.std() < 0.01:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        for parameter in (*model.adapters.parameters(), *model.classifier.parameters()):
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.2 * torch.randn(buffer.shape, generator=generator)
+            elif name.endswith("running_var"):
+                buffer *= 0.5 + torch.rand(buffer.shape, generator=generator)
+    return model.eval()
+
+
+def random_frames(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED + 1)
+    return torch.randn(CLIPS, FRAMES, 3, size, size, generator=generator, dtype=torch.float64)
+
+
+@torch.no_grad()
+def check_tower(name: str) -> dict[str, Any]:
+    """AssertionError if a promise is broken. What was built, for the record."""
+    with small_tower(name) as (options, size):
+        torch.manual_seed(SEED)
+        clip = random_frames(size)
+        spatial = zeroi2v.create_model(name, num_classes=3, frames=FRAMES, heads=[], tower_options=options)
+        spatial = randomise(spatial).double()
+        blocks = find_blocks(spatial.tower, name)
+        nn.init.zeros_(spatial.temporal_embedding)
+        for parameter in spatial.adapters.parameters():
+            nn.init.zeros_(parameter)
+        check_frame_by_frame(spatial, clip)
+        check_prefix(spatial, blocks, clip)
+        for index in sorted({0, len(blocks) - 1, *range(0, len(blocks), max(1, len(blocks) // 4))}):
+            block = blocks[index]
+            check_one_head(spatial, block, clip, head=index % block.layout.head_count, offset=(-1, 1)[index % 2])
+        temporal = zeroi2v.create_model(name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options)
+        check_merging(randomise(temporal), clip, {**options})
+        return {
+            "blocks": len(blocks),
+            "without_mlp_adapters": sum("up" not in block.sites for block in blocks),
+            "options": options,
+            "pixels": size,
+            "million_parameters": round(sum(parameter.numel() for parameter in temporal.tower.parameters()) / 1e6, 2),
+        }
+
+
+def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
+    """Offsets of 0 give the image tower, frame by frame, and every attention block is called once, in order."""
+    blocks = find_blocks(model.tower, model.config.tower)
+    called: list[str] = []
+    hooks = [block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name)) for block in blocks]
+    features = model.features(clip)
+    for hook in hooks:
+        hook.remove()
+    assert called == [block.name for block in blocks], "every attention block is called once, in order"
+    tower = plain_tower(model)
+    one_by_one = torch.stack([torch.stack([tower(frame[None])[0] for frame in frames]) for frames in clip])
+    torch.testing.assert_close(features, one_by_one, rtol=1e-8, atol=1e-8 * float(one_by_one.abs().max()))
+    assert features.shape == (CLIPS, FRAMES, model.classifier.in_features)
+    tokens = model.tokens(clip)
+    assert tokens.ndim == 4
+    assert tokens.shape[:2] == (CLIPS, FRAMES)
+    assert float((one_by_one[:, 0] - one_by_one[:, 1]).abs().max()) > 1e-6, "the picture matters"
+    assert all(len(values) == 3 for values in model.normalisation)
+
+
+def check_prefix(model: VideoClassifier, blocks: tuple[Block, ...], clip: Tensor) -> None:
+    """As many tokens as are said to be class and register tokens do not depend on the picture when they reach the first block."""
+    seen = gather_inputs(blocks[0].projection)
+    model.features(clip)
+    model.features(torch.randn_like(clip))
+    if seen[0].ndim == 3 and len(seen[0]) == CLIPS * FRAMES:
+        same = (seen[0] - seen[1]).abs().amax((0, 2)) == 0  # (N)
+        leading = int(same.int().cumprod(0).sum())
+        assert leading == prefix_tokens(model.tower) == blocks[0].prefix
+    else:
+        assert prefix_tokens(model.tower) == 0
+    assert not has_class_token(model.tower) or prefix_tokens(model.tower) >= 1
+    blocks[0].projection._forward_pre_hooks.popitem()
+
+
+def check_one_head(model: VideoClassifier, block: Block, clip: Tensor, *, head: int, offset: int) -> None:
+    """One temporal head reads the frame that it names, its queries stay, and nothing else of this block's attention moves."""
+    layout = tuple(offset if index == head else 0 for index in range(block.layout.head_count))
+    temporal = TemporalHeads(block.layout, head_moves(layout), model._count)
+    attention: Any = model.tower.get_submodule(block.name)
+    children = [child for child, _ in attention.named_children()]
+    normed = "norm" in children[children.index("qkv") :] and not isinstance(attention.norm, nn.Identity)
+    watched = attention.norm if normed else attention.proj  # a norm over all heads would mix them
+    seen: list[Tensor] = []
+    hooks = [
+        block.projection.register_forward_hook(temporal.hook),
+        watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].view(CLIPS, FRAMES, -1, inputs[0].shape[-1]))),
+    ]
+    reader, read = 1 - offset, 1
+    for changed in (None, read, reader):
+        other = clip.clone()
+        if changed is not None:
+            other[0, changed] = torch.randn_like(other[0, changed])
+        model.features(other)
+    for hook in hooks:
+        hook.remove()
+    before, *after = (one.clone() for one in seen)
+    own_channels = torch.zeros(before.shape[-1], dtype=torch.bool)
+    own_channels[block.columns[head]] = True
+    for changed, now in zip((read, reader), after, strict=True):
+        moved = (now - before).abs().amax(2) > 1e-12 * float(before.abs().max())  # (B, T, C)
+        expected = torch.zeros_like(moved)
+        expected[0, changed] = True
+        if changed == read:
+            expected[0, reader] = own_channels
+        elif 0 <= reader - offset < FRAMES and reader - offset != read:
+            expected[0, reader - offset] = own_channels
+        wrong = (moved != expected).nonzero().tolist()
+        assert not wrong, f"{block.name}, head {head}, offset {offset}, frame {changed} changed: (clip, frame, channel) {wrong[:4]}"
+
+
+def check_merging(model: VideoClassifier, clip: Tensor, options: dict[str, Any]) -> None:
+    """Merging changes no output, also after saving and loading, and leaves the tower's own keys and shapes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = zeroi2v.load(folder)
+    expected = copy.deepcopy(model).double()(clip)
+    assert float((expected[0] - expected[1]).abs().max()) > 1e-6, "the clip matters"
+    for other in (model.double().merge(), loaded.double().merge(), loaded):
+        difference = float((other(clip) - expected).abs().max() / expected.abs().max())
+        assert difference < 1e-8, f"merged or loaded, the logits differ by {difference:.1e} of the largest"
+    with torch.device("meta"):
+        tower = build_tower(model.config.tower, pretrained=False, options=options)
+    own = {f"tower.{key}": tensor.shape for key, tensor in tower.state_dict().items()}
+    merged = {key: tensor.shape for key, tensor in model.merge().state_dict().items()}
+    extra = {key for key in merged if key not in own}
+    assert extra == {"temporal_embedding", "classifier.weight", "classifier.bias"}
+    assert {key: merged[key] for key in own} == own
