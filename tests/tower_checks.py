@@ -29,7 +29,9 @@ CLIPS: Final = 2
 FRAMES: Final = 3
 SEED: Final = 0
 FOUR: Final = {"depths": (2, 1, 1, 1)}
-SMALL: Final[dict[str, tuple[dict[str, Any], int]]] = {  # timm's module: what makes its towers small, and pixels along a side
+SMALL: Final[
+    dict[str, tuple[dict[str, Any], int]]
+] = {  # timm's module: what makes its towers small, and pixels along a side
     "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
     "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
     "hiera": ({"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}, 64),
@@ -74,7 +76,9 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
     family = next((module for module in SMALL if is_model_in_modules(name, [module])), None)
     if family == "mvitv2":  # takes no options; its table is changed for the time being
         kept = mvitv2.model_cfgs[name]
-        mvitv2.model_cfgs[name] = dataclasses.replace(kept, depths=(1, 1, 2, 1), embed_dim=tuple(16 * heads for heads in kept.num_heads))
+        mvitv2.model_cfgs[name] = dataclasses.replace(
+            kept, depths=(1, 1, 2, 1), embed_dim=tuple(16 * heads for heads in kept.num_heads)
+        )
         try:
             yield SMALL[family]
         finally:
@@ -137,7 +141,9 @@ def check_tower(name: str) -> dict[str, Any]:
         for index in sorted({0, len(blocks) - 1, *range(0, len(blocks), max(1, len(blocks) // 4))}):
             block = blocks[index]
             check_one_head(spatial, block, clip, head=index % block.layout.head_count, offset=(-1, 1)[index % 2])
-        temporal = zeroi2v.create_model(name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options)
+        temporal = zeroi2v.create_model(
+            name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
+        )
         check_merging(randomise(temporal), clip, {**options})
         return {
             "blocks": len(blocks),
@@ -152,7 +158,9 @@ def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
     """Offsets of 0 give the image tower, frame by frame, and every attention block is called once, in order."""
     blocks = find_blocks(model.tower, model.config.tower)
     called: list[str] = []
-    hooks = [block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name)) for block in blocks]
+    hooks = [
+        block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name)) for block in blocks
+    ]
     features = model.features(clip)
     for hook in hooks:
         hook.remove()
@@ -194,7 +202,9 @@ def check_one_head(model: VideoClassifier, block: Block, clip: Tensor, *, head: 
     seen: list[Tensor] = []
     hooks = [
         block.projection.register_forward_hook(temporal.hook),
-        watched.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].view(CLIPS, FRAMES, -1, inputs[0].shape[-1]))),
+        watched.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].view(CLIPS, FRAMES, -1, inputs[0].shape[-1]))
+        ),
     ]
     reader, read = 1 - offset, 1
     for changed in (None, read, reader):
@@ -216,7 +226,9 @@ def check_one_head(model: VideoClassifier, block: Block, clip: Tensor, *, head: 
         elif 0 <= reader - offset < FRAMES and reader - offset != read:
             expected[0, reader - offset] = own_channels
         wrong = (moved != expected).nonzero().tolist()
-        assert not wrong, f"{block.name}, head {head}, offset {offset}, frame {changed} changed: (clip, frame, channel) {wrong[:4]}"
+        assert not wrong, (
+            f"{block.name}, head {head}, offset {offset}, frame {changed} changed: (clip, frame, channel) {wrong[:4]}"
+        )
 
 
 def check_merging(model: VideoClassifier, clip: Tensor, options: dict[str, Any]) -> None:

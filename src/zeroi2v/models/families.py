@@ -27,7 +27,24 @@ NOT_PER_HEAD: Final = {  # attention with a fused projection that equations 7-9 
     "timm.models.xcit.XCA": "attends over channels",
 }
 SEPARATE: Final = (  # children of attention whose projections are not fused into one
-    *("q", "k", "v", "kv", "qk", "q_proj", "k_proj", "v_proj", "wq", "wk", "wv", "query", "key", "value", "to_query", "qkvs"),
+    *(
+        "q",
+        "k",
+        "v",
+        "kv",
+        "qk",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "wq",
+        "wk",
+        "wv",
+        "query",
+        "key",
+        "value",
+        "to_query",
+        "qkvs",
+    ),
 )
 UP: Final = ("fc1", "fc1_g", "fc1_x", "w0", "w1")  # the linears that the input of an MLP feeds
 DOWN: Final = ("fc2", "w2")  # and the last one
@@ -54,7 +71,11 @@ def is_attention(module: nn.Module) -> bool:
 def is_separate_attention(module: nn.Module) -> bool:
     """Whether this is attention without a fused projection. What pools a tower's output is not meant."""
     children = dict(module.named_children())
-    return "qkv" not in children and any(name in children for name in SEPARATE) and not isinstance(module, AttentionPoolLatent)
+    return (
+        "qkv" not in children
+        and any(name in children for name in SEPARATE)
+        and not isinstance(module, AttentionPoolLatent)
+    )
 
 
 def read_heads(attention: Any) -> Heads | str:
@@ -73,11 +94,8 @@ def read_heads(attention: Any) -> Heads | str:
     if qkv.out_features != head_count * (2 * key_width + value_width):
         return "does not project to q, k and v of its heads alone"
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
-    columns = torch.arange(proj.in_features)
-    if isinstance(attention, NestAttention):  # [channel, head]
-        columns = columns.view(value_width, head_count).T
-    else:
-        columns = columns.view(head_count, value_width)
+    channels, nested = torch.arange(proj.in_features), isinstance(attention, NestAttention)  # NesT: [channel, head]
+    columns = channels.view(value_width, head_count).T if nested else channels.view(head_count, value_width)
     return Heads(FusedLayout(head_count, key_width, value_width, head_first), columns)
 
 

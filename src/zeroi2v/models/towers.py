@@ -156,7 +156,9 @@ def owner(tower: nn.Module, path: str) -> nn.Module:
 
 def _block(path: str, attention: Any, heads: Heads, mlps: list[MLP | None], prefix: int) -> Block:
     """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
-    if hasattr(attention, "qkv_bias_separate"):  # call the projection as a module, and add its q and v biases afterwards
+    if hasattr(
+        attention, "qkv_bias_separate"
+    ):  # call the projection as a module, and add its q and v biases afterwards
         attention.qkv_bias_separate = True
     qkv, proj = attention.qkv, attention.proj
     sites = {"qkv": Site(qkv, (qkv,), qkv.in_features), "proj": Site(proj, (proj,), proj.out_features)}
@@ -214,7 +216,11 @@ def flat_tokens(tower: nn.Module, features: Tensor) -> Tensor:
 
 def final_norms(tower: nn.Module) -> list[nn.Module]:
     """The norms between the last block and the frame feature; empty where the tower ends in a convolution or in its last block."""
-    return [norm for norm in _final_norms(tower) if not isinstance(norm, nn.Sequential) and list(norm.parameters(recurse=False))]
+    return [
+        norm
+        for norm in _final_norms(tower)
+        if not isinstance(norm, nn.Sequential) and list(norm.parameters(recurse=False))
+    ]
 
 
 def _final_norms(tower: nn.Module) -> Iterator[nn.Module]:
@@ -227,7 +233,8 @@ def _final_norms(tower: nn.Module) -> Iterator[nn.Module]:
 
 def feature_width(tower: nn.Module) -> int:
     """Channels of the frame feature."""
-    return int(getattr(tower, "head_hidden_size", tower.num_features))
+    width: Any = getattr(tower, "head_hidden_size", None) or tower.num_features
+    return int(width)
 
 
 def image_size(tower: nn.Module) -> int:
