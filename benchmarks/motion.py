@@ -55,7 +55,10 @@ def main() -> None:
         run = one_seed(seed, arguments.work, log)
         others = json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if RESULT.exists() else []
         runs = sorted([run, *(other for other in others if other["seed"] != seed)], key=itemgetter("seed"))
-        RESULT.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+        RESULT.write_text(
+            json.dumps({**provenance(), "seeds": [one["seed"] for one in runs], "runs": runs}, indent=1) + "\n",
+            encoding="utf-8",
+        )
         for name in ("probe", "spatial_heads_only", "zeroi2v"):
             log.say(f"seed {seed}: {name} {run[name]['top1']:.1%}")
 

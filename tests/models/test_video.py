@@ -169,9 +169,9 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
         (
             {"tower": "vit_base_patch16_xp_224", "tower_options": {"depth": 1}},
             TowerError,
-            "vit_base_patch16_xp_224: not a plain vision transformer",
+            "vit_base_patch16_xp_224: no attention with a fused qkv projection",
         ),
-        ({"tower": "xcit_nano_12_p16_224"}, TowerError, "xcit_nano_12_p16_224: not a plain vision transformer"),
+        ({"tower": "xcit_nano_12_p16_224"}, TowerError, "xcit_nano_12_p16_224: XCA attends over channels"),
         ({"tower": "vit_tiny_patch16_224.nope"}, TowerError, "nope"),
         ({"tower_options": {"num_heads": 5}}, ConfigError, "tower_options of zeroi2v_tiny"),
         ({"strategy": "zeroi2w"}, ConfigError, "did you mean 'zeroi2v'"),
