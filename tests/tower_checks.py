@@ -86,6 +86,8 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
     elif family is not None and family.startswith("swin"):
         options, size = SMALL[family]
         yield {**options, "embed_dim": 8 * first_heads(name)}, size
+    elif name in ("fastvit_mci3", "fastvit_mci4"):  # five stages, the last two with attention
+        yield {"embed_dims": (32, 32, 32, 64, 64)}, 128
     elif family is not None:
         yield SMALL[family]
     else:
@@ -102,20 +104,27 @@ def fits(name: str, options: dict[str, Any], size: int) -> bool:
     return True
 
 
-def randomise(model: VideoClassifier) -> VideoClassifier:
+def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
     """Every norm, bias, scale and table made to matter; in eval mode. An identity, or a zero, would prove nothing."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
+        for module in model.tower.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):  # or what depends on the picture dies away
+                spread = module.weight[0].numel() ** -0.5
+                module.weight.copy_(spread * torch.randn(module.weight.shape, generator=generator))
         for parameter in model.parameters():
             if parameter.ndim < 2 or parameter.numel() <= 4 * max(parameter.shape) or parameter.std() < 0.01:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
         for parameter in (*model.adapters.parameters(), *model.classifier.parameters()):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer += 0.2 * torch.randn(buffer.shape, generator=generator)
-            elif name.endswith("running_var"):
-                buffer *= 0.5 + torch.rand(buffer.shape, generator=generator)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for (
+            norm
+        ) in norms:  # the clip's own averages: others would let the activations grow until a softmax is all or nothing
+            norm.train()
+            norm.momentum = 1.0
+        if norms:
+            model.features(clip.to(model.classifier.weight))
     return model.eval()
 
 
@@ -131,7 +140,7 @@ def check_tower(name: str) -> dict[str, Any]:
         torch.manual_seed(SEED)
         clip = random_frames(size)
         spatial = zeroi2v.create_model(name, num_classes=3, frames=FRAMES, heads=[], tower_options=options)
-        spatial = randomise(spatial).double()
+        spatial = randomise(spatial.eval(), clip).double()
         blocks = find_blocks(spatial.tower, name)
         nn.init.zeros_(spatial.temporal_embedding)
         for parameter in spatial.adapters.parameters():
@@ -144,7 +153,7 @@ def check_tower(name: str) -> dict[str, Any]:
         temporal = zeroi2v.create_model(
             name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
         )
-        check_merging(randomise(temporal), clip, {**options})
+        check_merging(randomise(temporal.eval(), clip), clip, {**options})
         return {
             "blocks": len(blocks),
             "without_mlp_adapters": sum("up" not in block.sites for block in blocks),

@@ -20,7 +20,7 @@ from zeroi2v.method.relocate import FusedLayout
 NOT_PER_HEAD: Final = {  # attention with a fused projection that equations 7-9 do not describe
     "timm.models.cait.TalkingHeadAttn": "mixes the attention maps of all heads",
     "timm.models.coat.FactorAttnConvRelPosEnc": "is linear attention, with a convolution of v beside it",
-    "timm.models.csatv2.SpatialTransformerBlock": "attends over the pictures of a batch, so that one picture changes another's output",
+    "timm.models.csatv2.SpatialTransformerBlock": "multiplies the pictures of a batch, not the tokens of a picture",
     "timm.models.davit.ChannelAttention": "attends over channels",
     "timm.models.davit.ChannelAttentionV2": "attends over channels",
     "timm.models.edgenext.CrossCovarianceAttn": "attends over channels",
