@@ -33,6 +33,7 @@ from zeroi2v.engine.probe import fit_probe
 from zeroi2v.engine.train import LOG_FILE, train, worker_count
 from zeroi2v.errors import ConfigError
 from zeroi2v.models.checkpoints import load, save_pretrained
+from zeroi2v.models.towers import prefix_tokens
 from zeroi2v.models.video import VideoClassifier, build_model
 
 VIDEOS: Final = {"train": 3200, "val": 160, "test": 800}
@@ -235,11 +236,7 @@ def predict_one(folder: Path, video: Video) -> dict[str, Any]:
 def temporal_looks(model: VideoClassifier, videos: list[Video]) -> list[Look]:
     """Where the first head of each offset, in the first block that has any, looks from the patch that changes most."""
     block = next(number for number, layout in enumerate(model.heads) if any(layout))
-    first_of = {
-        offset: head
-        for head, offset in reversed([*enumerate(model.heads[block])])
-        if isinstance(offset, int) and offset
-    }
+    layout = model.heads[block]
     looks = []
     frame = model.frames // 2
     for video in videos:
@@ -252,8 +249,9 @@ def temporal_looks(model: VideoClassifier, videos: list[Video]) -> list[Look]:
         change = (clip[frame].float() - clip[frame - 1].float()).square().sum(0)
         per_patch = torch.nn.functional.adaptive_avg_pool2d(change[None], grid)[0]
         row, column = divmod(int(per_patch.argmax()), grid)
-        query = int(model.tower.num_prefix_tokens) + row * grid + column  # type: ignore[arg-type]  # an int, seen through nn.Module
-        for offset, head in sorted(first_of.items()):
+        query = prefix_tokens(model.tower) + row * grid + column
+        for offset in sorted({head for head in layout if isinstance(head, int) and head}):
+            head = layout.index(offset)
             heat = patch_map(maps[frame, head, query], model)
             own = outline(enlarge(clip[frame]), (row, column), grid)
             read = overlay(clip[frame + offset], heat)

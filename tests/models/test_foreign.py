@@ -54,7 +54,9 @@ def features(tower: nn.Module) -> Tensor:
 @pytest.mark.parametrize("kind", ["CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "a pickle"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_transformers(kind: str, quick: bool, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers, which is to write the file, is not installed"
+    )
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
@@ -81,7 +83,7 @@ def test_transformers(kind: str, quick: bool, tmp_path: Path) -> None:
 
 
 def open_clip_model(*, quick: bool, own_text: bool = False) -> nn.Module:
-    model = pytest.importorskip("open_clip.model")
+    model = pytest.importorskip("open_clip.model", reason="open_clip, which is to write the file, is not installed")
     vision = {"layers": DEPTH, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH, "image_size": SIZE}
     text = {"context_length": 8, "vocab_size": 9, "width": 32, "heads": 2, "layers": 1}
     kind = model.CustomTextCLIP if own_text else model.CLIP

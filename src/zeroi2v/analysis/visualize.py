@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError
-from zeroi2v.models.towers import find_blocks
+from zeroi2v.models.towers import find_blocks, prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 
 SIDE: Final = 192  # pixels that a drawn frame has at least along each side
@@ -63,7 +63,7 @@ def patch_map(attention_row: Tensor, model: VideoClassifier) -> Tensor:
 
     It adds up to less than 1 where those tokens were looked at. ConfigError if the row does not fit.
     """
-    prefix = int(model.tower.num_prefix_tokens)  # type: ignore[arg-type]  # an int, seen through nn.Module
+    prefix = prefix_tokens(model.tower)
     patches = attention_row[prefix:]
     grid = math.isqrt(len(patches))
     if attention_row.ndim != 1 or grid == 0 or grid * grid != len(patches):

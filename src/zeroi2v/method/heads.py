@@ -116,6 +116,11 @@ def paper_counts(table: str, head_count: int, frames: int) -> list[tuple[int, Fr
     return [(offset, Fraction(count)) for offset, count in counts]
 
 
+def shares(head: int | SplitHead) -> SplitHead:
+    """The (offset, share) pairs of a head, whole or split: shares add up to 1."""
+    return head if isinstance(head, tuple) else ((head, Fraction(1)),)
+
+
 def heads_of_ratio(ratio: Fraction, head_counts: Sequence[int]) -> tuple[HeadLayout, ...]:
     """The layout that moves a share `ratio` of the channels (R_c of Table 1a): half of them at offset -1, half at +1."""
     return tuple(
@@ -126,4 +131,4 @@ def heads_of_ratio(ratio: Fraction, head_counts: Sequence[int]) -> tuple[HeadLay
 
 def temporal_receptive_field(layout: HeadLayout) -> int:
     """How many frames one attention block sees at once: the distinct offsets, the own frame included (Table 1c)."""
-    return len({0} | {offset for head in layout for offset, _ in (head if isinstance(head, tuple) else ((head, 1),))})
+    return len({0} | {offset for head in layout for offset, _ in shares(head)})

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zeroi2v.method.heads import HeadLayout
+from zeroi2v.method.heads import HeadLayout, shares
 
 
 class Move(NamedTuple):
@@ -35,7 +35,7 @@ def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
     moves: list[Move] = []
     for index, head in enumerate(layout):
         given = Fraction(0)
-        for offset, share in head if isinstance(head, tuple) else ((head, Fraction(1)),):
+        for offset, share in shares(head):
             start, given = given, given + share
             last = moves[-1] if moves else None
             if last and share == 1 and last.stop_head == index and last[2:] == (Fraction(0), Fraction(1), offset):
@@ -102,10 +102,8 @@ def relocate(
         before = moved.clone()
         width = moved.shape[-1]
         for first_head, stop_head, start, stop, offset in moves:
-            heads, channels = (
-                slice(first_head - first, stop_head - first),
-                slice(round(start * width), round(stop * width)),
-            )
+            heads = slice(first_head - first, stop_head - first)
+            channels = slice(round(start * width), round(stop * width))
             _shift(before[..., heads, channels], moved[..., heads, channels], offset)
     return projected
 
@@ -158,10 +156,7 @@ class ClassTokenShift:
         if self.count.frames == 1:
             return inputs
         shifted = tokens.clone()  # the norm's output is kept for its gradient
-        by_frame = (
-            one.view(self.count.clips, self.count.frames, *tokens.shape[1:])[:, :, 0] for one in (tokens, shifted)
-        )
-        source, target = by_frame
+        source, target = (one.unflatten(0, (-1, self.count.frames))[:, :, 0] for one in (tokens, shifted))
         width = tokens.shape[-1]
         one, two = round(self.half * width), round(2 * self.half * width)
         _shift(source[..., :one], target[..., :one], -1)

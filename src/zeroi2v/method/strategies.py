@@ -12,14 +12,9 @@ from typing import Final, Literal
 
 PARTS: Final = ("q", "k", "v")  # sites that share the fused projection
 FOUR: Final = ("qkv", "proj", "up", "down")
-SIX: Final = ("q", "k", "v", "proj", "up", "down")
-BEFORE: Final = (
-    "qkv",
-    "q",
-    "k",
-    "v",
-    "up",
-)  # sites whose adapter sees the input of the linear; at the others it sees the output
+SIX: Final = (*PARTS, "proj", "up", "down")
+# Sites whose adapter sees the input of the linear; at the others it sees the output.
+BEFORE: Final = ("qkv", *PARTS, "up")
 
 
 @dataclass(frozen=True)

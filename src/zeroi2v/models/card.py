@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 
 from zeroi2v.config import ClipConfig
-from zeroi2v.method.heads import HeadLayout
+from zeroi2v.method.heads import HeadLayout, shares
 from zeroi2v.models.video import VideoClassifier
 
 PAPER = "https://arxiv.org/abs/2310.01324"
@@ -83,11 +83,11 @@ def table(rows: dict[str, str]) -> list[str]:
 
 def offsets(layout: HeadLayout) -> str:
     """A layout as the paper writes it: {-1*1, 1*1, 0*10}."""
-    shares: dict[int, Fraction] = {}
+    counts: dict[int, Fraction] = {}
     for head in layout:
-        for offset, share in head if isinstance(head, tuple) else ((head, Fraction(1)),):
-            shares[offset] = shares.get(offset, Fraction(0)) + share
-    return "{" + ", ".join(f"{offset}*{count}" for offset, count in shares.items()) + "}"
+        for offset, share in shares(head):
+            counts[offset] = counts.get(offset, Fraction(0)) + share
+    return "{" + ", ".join(f"{offset}*{count}" for offset, count in counts.items()) + "}"
 
 
 def sampling(clip: ClipConfig) -> str:

@@ -26,8 +26,8 @@ NOT_PER_HEAD: Final = {  # attention with a fused projection that equations 7-9 
     "timm.models.edgenext.CrossCovarianceAttn": "attends over channels",
     "timm.models.xcit.XCA": "attends over channels",
 }
-SEPARATE: Final = (  # children of attention whose projections are not fused into one
-    *(
+SEPARATE: Final = frozenset(  # children of attention whose projections are not fused into one
+    [
         "q",
         "k",
         "v",
@@ -44,14 +44,14 @@ SEPARATE: Final = (  # children of attention whose projections are not fused int
         "value",
         "to_query",
         "qkvs",
-    ),
+    ]
 )
 UP: Final = ("fc1", "fc1_g", "fc1_x", "w0", "w1")  # the linears that the input of an MLP feeds
 DOWN: Final = ("fc2", "w2")  # and the last one
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadPlaces:
     """Where the heads of an attention module are in its fused projection's output, and in the input (H, D_v) of its `proj`."""
 
     layout: FusedLayout
@@ -71,14 +71,10 @@ def is_attention(module: nn.Module) -> bool:
 def is_separate_attention(module: nn.Module) -> bool:
     """Whether this is attention without a fused projection. What pools a tower's output is not meant."""
     children = dict(module.named_children())
-    return (
-        "qkv" not in children
-        and any(name in children for name in SEPARATE)
-        and not isinstance(module, AttentionPoolLatent)
-    )
+    return "qkv" not in children and not SEPARATE.isdisjoint(children) and not isinstance(module, AttentionPoolLatent)
 
 
-def read_heads(attention: Any) -> Heads | str:
+def read_heads(attention: Any) -> HeadPlaces | str:
     """The heads of an attention module with a `qkv`, or why its keys and values cannot be moved head by head."""
     name = type_name(attention)
     if name in NOT_PER_HEAD:
@@ -96,7 +92,7 @@ def read_heads(attention: Any) -> Heads | str:
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
     channels, nested = torch.arange(proj.in_features), isinstance(attention, NestAttention)  # NesT: [channel, head]
     columns = channels.view(value_width, head_count).T if nested else channels.view(head_count, value_width)
-    return Heads(FusedLayout(head_count, key_width, value_width, head_first), columns)
+    return HeadPlaces(FusedLayout(head_count, key_width, value_width, head_first), columns)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest
 from zeroi2v.method.relocate import FusedLayout
-from zeroi2v.models.families import MLP, Heads, find_mlps, is_attention, is_separate_attention, read_heads
+from zeroi2v.models.families import MLP, HeadPlaces, find_mlps, is_attention, is_separate_attention, read_heads
 
 TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
@@ -95,7 +95,8 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     if "img_size" in options:  # not every tower keeps it
         size = options["img_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        setattr(tower, "pretrained_cfg", {**tower.pretrained_cfg, "input_size": (3, height, width)})  # type: ignore[dict-item]  # noqa: B010
+        taken: Any = tower.pretrained_cfg
+        setattr(tower, "pretrained_cfg", {**taken, "input_size": (3, height, width)})  # noqa: B010  nn.Module types it a Tensor
     return tower
 
 
@@ -120,12 +121,12 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
 
 def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
     """Every attention block, in order. TowerError if the tower has none, or one whose keys and values cannot be moved head by head."""
-    found: list[tuple[str, nn.Module, Heads]] = []
+    found: list[tuple[str, nn.Module, HeadPlaces]] = []
     refused: Counter[str] = Counter()
     for path, module in tower.named_modules():
         if is_attention(module):
             heads = read_heads(module)
-            if isinstance(heads, Heads):
+            if isinstance(heads, HeadPlaces):
                 found.append((path, module, heads))
             else:
                 refused[f"{type(module).__name__} {heads}"] += 1
@@ -154,11 +155,9 @@ def owner(tower: nn.Module, path: str) -> nn.Module:
             return module
 
 
-def _block(path: str, attention: Any, heads: Heads, mlps: list[MLP | None], prefix: int) -> Block:
+def _block(path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None], prefix: int) -> Block:
     """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
-    if hasattr(
-        attention, "qkv_bias_separate"
-    ):  # call the projection as a module, and add its q and v biases afterwards
+    if hasattr(attention, "qkv_bias_separate"):  # call it as a module, and add its q and v biases afterwards
         attention.qkv_bias_separate = True
     qkv, proj = attention.qkv, attention.proj
     sites = {"qkv": Site(qkv, (qkv,), qkv.in_features), "proj": Site(proj, (proj,), proj.out_features)}
