@@ -38,7 +38,7 @@ def measure(arguments: argparse.Namespace, dtype: str, *, compiled: bool) -> dic
     tower = plain_tower(merged)
     size = (arguments.clips, merged.frames, 3, merged.image_size, merged.image_size)
     clip = torch.randn(size, device=arguments.device, dtype=DTYPES[dtype])
-    frames = clip.flatten(0, 1)
+    frames = merged.tower_input(clip)
     of_tower, of_merged = (torch.compile(one) if compiled else one for one in (tower, merged))
     times = interleave({"tower": lambda: of_tower(frames), "merged": lambda: of_merged(clip)}, rounds=arguments.rounds)
     return {

@@ -47,6 +47,7 @@ class ModelConfig:
     adapter_dropout: float = 0.0  # between the adapter's two linears
     classifier_dropout: float = 0.0
     temporal_embedding: Literal["trained", "zero"] = "trained"  # zero: the heads alone can tell the order of frames
+    tubelet: int = 1  # neighbouring frames that the patch embedding makes one of (Swin in Table 11: 2)
     tower_options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
 
     def __post_init__(self) -> None:
@@ -61,6 +62,7 @@ class ModelConfig:
             self.heads is None or (moves_heads and self.ratio is None),
             f"heads goes with operator stdha or hr_qkv without ratio, got operator {self.operator}, ratio {self.ratio}",
         )
+        _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
         _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
         _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
         for name in ("adapter_dropout", "classifier_dropout"):

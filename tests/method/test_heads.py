@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 
 import pytest
 
 from zeroi2v.errors import HeadsError
-from zeroi2v.method.heads import Heads, parse_heads, temporal_receptive_field
+from zeroi2v.method.heads import Heads, parse_heads, shares, temporal_receptive_field
 
 HALF = Fraction(1, 2)
 
@@ -54,18 +55,58 @@ def test_what_a_user_may_write(heads: Heads, first: tuple[object, ...]) -> None:
 
 
 def test_each_block_may_have_its_own() -> None:
-    assert parse_heads([[-1], "1*2", None], head_counts=[2, 2, 12], frames=8) == ((-1, 0), (1, 1), (-1, 1) + (0,) * 10)
+    assert parse_heads([[-1], "1*2", None], head_counts=[12] * 3, frames=8) == tuple(
+        first + (0,) * (12 - len(first)) for first in ((-1,), (1, 1), (-1, 1))
+    )
 
 
-@pytest.mark.parametrize("heads", range(1, 40))
+@pytest.mark.parametrize("table", ["k400", "ssv2"])
 @pytest.mark.parametrize("frames", [1, 8, 16, 32, 64])
-def test_the_rule_beyond_the_paper_keeps_at_most_half_of_the_heads_temporal(heads: int, frames: int) -> None:
-    (layout,) = parse_heads(None, head_counts=[heads], frames=frames)
-    temporal = sum(offset != 0 for offset in layout)
-    assert temporal >= 1
-    assert temporal <= max(1, heads // 2)
-    if frames <= 8 and heads >= 8:
-        assert heads / 6 - 1 <= temporal <= heads / 4
+def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_temporal(table: str, frames: int) -> None:
+    for count in sorted({*range(1, 40)} - {12, 16}):
+        (layout,) = parse_heads(table, head_counts=[count], frames=frames)
+        assert len(layout) == count
+        temporal = Counter(offset for head in layout for offset, share in shares(head) for _ in range(int(share * 12)))
+        spatial = temporal.pop(0)
+        assert count == 7 or 1 / 6 <= sum(temporal.values()) / (12 * count) <= 1 / 4  # of 7 heads, one
+        near_first = [temporal[offset] for offset in (-1, 1, -2, 2, -3)]
+        assert near_first == sorted(near_first, reverse=True)
+        assert spatial + sum(near_first) == 12 * count
+
+
+SWIN_B = {
+    4: (-1,),
+    8: (-1, 1),
+    16: (-1, 1, -2, 2),
+    32: (-1, -1, 1, 1, -2, -2, 2, 2),
+}  # heads of a stage -> Table 6b, 16 frames
+
+
+def test_table_6b_stages_of_swin_b() -> None:
+    depths = {4: 2, 8: 2, 16: 18, 32: 2}
+    counts = [heads for heads, depth in depths.items() for _ in range(depth)]
+    layouts = parse_heads("ssv2", head_counts=counts, frames=16)
+    assert layouts == tuple(SWIN_B[heads] + (0,) * (heads - len(SWIN_B[heads])) for heads in counts)
+    fields = {heads: temporal_receptive_field(layout) for heads, layout in zip(counts, layouts, strict=True)}
+    assert fields == {4: 2, 8: 3, 16: 5, 32: 5}
+
+
+TABLE_1C = {  # temporal receptive field -> offsets, as printed, in the sign of equation 8
+    2: "-1*1",
+    3: "-1*1, 1*1",
+    4: "-1*1, 1*1, -2*1",
+    5: "-1*1, 1*1, -2*1, 2*1",
+    6: "-1*1, 1*1, -2*1, 2*1, -3*1",
+    7: "-1*1, 1*1, -2*1, 2*1, -3*1, 3*1",
+    8: "-1*1, 1*1, -2*1, 2*1, -3*1, 3*1, -4*1",
+}
+
+
+@pytest.mark.parametrize(("field", "heads"), TABLE_1C.items())
+def test_layouts_of_table_1c(field: int, heads: str) -> None:
+    (layout,) = parse_heads(heads, head_counts=[12], frames=32)
+    assert temporal_receptive_field(layout) == field
+    assert layout.count(0) == 13 - field
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from zeroi2v.models.video import VideoClassifier
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and 10^9 multiply-adds of one view (one clip of T frames)."""
+    """Parameters, and 10^9 multiply-adds of one view (one clip)."""
 
     params: int  # of the whole model
     trainable_params: int
     new_params: int  # beyond the tower and the classifier
     gmacs: float  # of the whole model
-    extra_gmacs: float  # beyond the plain tower on the same frames and the classifier
+    extra_gmacs: float  # beyond the plain tower on as many pictures as attention sees frames, and the classifier
 
 
 def cost(model: VideoClassifier) -> Cost:
@@ -35,13 +35,14 @@ def cost(model: VideoClassifier) -> Cost:
     clip = torch.empty(1, model.frames, 3, model.image_size, model.image_size, device="meta")
     total = count_macs(copy.deepcopy(model).to("meta").eval().requires_grad_(False), clip)
     tower = new_tower(model)
+    pictures = torch.empty(len(model.temporal_embedding), *clip.shape[2:], device="meta")
     classifier = model.classifier.in_features * model.classifier.out_features
     return Cost(
         params=_parameters(model),
         trainable_params=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         new_params=_parameters(model) - _parameters(tower) - _parameters(model.classifier),
         gmacs=total / 1e9,
-        extra_gmacs=(total - count_macs(tower, clip.flatten(0, 1)) - classifier) / 1e9,
+        extra_gmacs=(total - count_macs(tower, pictures) - classifier) / 1e9,
     )
 
 
@@ -53,7 +54,7 @@ def new_tower(model: VideoClassifier) -> nn.Module:
 
 
 def plain_tower(model: VideoClassifier) -> nn.Module:
-    """A copy of a model's tower without any hook: the image transformer alone, from frames (B*T, 3, S, S) to features."""
+    """A copy of a model's tower without any hook: the image transformer alone, from `tower_input` to features."""
     tower = copy.deepcopy(model).tower
     for module in tower.modules():
         module._forward_hooks.clear()

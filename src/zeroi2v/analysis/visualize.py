@@ -51,10 +51,10 @@ def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
         attention.fused_attn = fused
         model.train(training)
         hook.remove()
-    wanted = (clip.shape[0] * model.frames, blocks[block].layout.head_count, tokens, tokens)
+    wanted = (len(model.tower_input(clip)), blocks[block].layout.head_count, tokens, tokens)
     if len(seen) != 1 or seen[0].shape != wanted:
         raise TowerError(f"{where} makes no single map per head")
-    maps: Tensor = seen[0].unflatten(0, (-1, model.frames))
+    maps: Tensor = seen[0].unflatten(0, (clip.shape[0], -1))
     return maps
 
 

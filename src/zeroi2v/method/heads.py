@@ -22,8 +22,8 @@ PAPER_TABLES = {"k400": "Table 6a", "ssv2": "Table 6b"}
 def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tuple[HeadLayout, ...]:
     """One layout per attention block.
 
-    `heads` is None (Table 6a's layout for each block's head count), "ssv2" (Table 6b's), text such as "-1*1, 1*1/2"
-    (offset*count), a list with the offset of each temporal head, an empty list (all spatial), or one of these per block.
+    `heads` is None or "k400" (Table 6a's layout for each block's head count: `paper_counts`), "ssv2" (Table 6b's), text such as
+    "-1*1, 1*1/2" (offset*count), a list with the offset of each temporal head, an empty list (all spatial), or one of these per block.
     HeadsError names the block that it does not fit.
     """
     if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
@@ -32,17 +32,19 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
         each = list(heads)  # type: ignore[arg-type]  # one per block: single layouts are ruled out above
     else:
         raise HeadsError(f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention blocks")
+    staged = len(set(head_counts)) > 1
     return tuple(
-        _one_layout(one, head_count, frames, block)
+        _one_layout(one, head_count, frames, block, staged=staged)
         for block, (one, head_count) in enumerate(zip(each, head_counts, strict=True))
     )
 
 
-def _one_layout(heads: Heads, head_count: int, frames: int, block: int) -> HeadLayout:
+def _one_layout(heads: Heads, head_count: int, frames: int, block: int, *, staged: bool) -> HeadLayout:
     if heads is None:
         heads = "k400"
     if isinstance(heads, str):
-        counts = paper_counts(heads, head_count, frames) if heads.strip() in PAPER_TABLES else _read(heads)
+        named = heads.strip() in PAPER_TABLES
+        counts = paper_counts(heads, head_count, frames, staged=staged) if named else _read(heads)
     else:
         counts = [(_offset(offset), Fraction(1)) for offset in heads]
     return _fill(counts, head_count, block)
@@ -93,27 +95,27 @@ def _read(text: str) -> list[tuple[int, Fraction]]:
     return counts
 
 
-def paper_counts(table: str, head_count: int, frames: int) -> list[tuple[int, Fraction]]:
-    """The (offset, count) pairs of Table 6a ("k400") or 6b ("ssv2") for this number of heads and frames.
+def paper_counts(table: str, head_count: int, frames: int, *, staged: bool) -> list[tuple[int, Fraction]]:
+    """The (offset, count) pairs of Table 6a ("k400") or 6b ("ssv2") for a block of so many heads that attend over so many frames.
 
-    Up to 8 frames: -1 and +1; up to 16: also -2 (Table 6b: and +2); beyond: also -2, +2 and -3. The paper has 12 and 16 heads,
-    with one and two heads at each of -1 and +1. Elsewhere a quarter of the heads, rounded down to an even number, is split
-    between -1 and +1 (below 8 heads: one head, -1), and the farther offsets are added while half of the heads stay spatial.
+    For 12 and 16 heads they are the table's rows. Elsewhere, and in every block of a tower whose blocks differ in heads (`staged`), a
+    quarter of the heads is temporal, rounded down, dealt in turn to the offsets of the table's row, the nearest first: the table's
+    Swin-B. Below 4 heads it is a quarter of the channels, at offset -1.
     """
-    near = head_count // 8
-    if near == 0:
-        return [(-1, Fraction(1))]
-    counts = [(-1, near), (1, near)]
-    if frames <= 8:
-        farther = []
-    elif frames <= 16:
-        farther = [(-2, 1)] if table.strip() == "k400" else [(-2, near), (2, near)]
-    else:
-        farther = [(-2, 1), (2, 1), (-3, 1)]
-    for offset, count in farther:
-        if sum(used for _, used in counts) + count <= head_count // 2:
-            counts.append((offset, count))
-    return [(offset, Fraction(count)) for offset, count in counts]
+    k400 = table.strip() == "k400"
+    offsets = (-1, 1, -2, 2, -3)[: 2 if frames <= 8 else 5 if frames > 16 else 3 if k400 else 4]
+    if staged or head_count not in (12, 16):
+        if head_count < 4:
+            return [(-1, Fraction(head_count, 4))]
+        rounds, rest = divmod(head_count // 4, len(offsets))
+        return [
+            (offset, Fraction(rounds + (place < rest)))
+            for place, offset in enumerate(offsets)
+            if rounds or place < rest
+        ]
+    near = head_count // 8  # heads at -1, and at 1
+    far = near if frames <= 16 and not k400 else 1
+    return [(offset, Fraction(near if abs(offset) == 1 else far)) for offset in offsets]
 
 
 def shares(head: int | SplitHead) -> SplitHead:

@@ -92,36 +92,30 @@ def relocate(
     moves = [move for move in moves if abs(move.offset) < frames]  # else every frame would leave the clip
     if not moves:
         return projected
-    first, last = min(move.first_head for move in moves), max(move.stop_head for move in moves)
     by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
     views = layout.views(by_frame)
     if not queries:
         views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
     for view in views:
-        moved = view[..., first:last, :]  # temporal heads lie side by side
-        before = moved.clone()
-        width = moved.shape[-1]
+        width = view.shape[-1]
         for first_head, stop_head, start, stop, offset in moves:
-            heads = slice(first_head - first, stop_head - first)
-            channels = slice(round(start * width), round(stop * width))
-            _shift(before[..., heads, channels], moved[..., heads, channels], offset)
+            _shift(view[..., first_head:stop_head, round(start * width) : round(stop * width)], offset)
     return projected
 
 
-def _shift(source: Tensor, target: Tensor, offset: int) -> None:
-    """target[:, t] = source[:, t + offset] for every frame t (axis 1) where that is a frame of the clip."""
-    reach = source.shape[1] - abs(offset)
-    if offset > 0:
-        target[:, :reach].copy_(source[:, -reach:])
-    else:
-        target[:, -reach:].copy_(source[:, :reach])
+def _shift(channels: Tensor, offset: int) -> None:
+    """Frame t (axis 1) becomes what frame t + offset was, in place, for every t where that is a frame of the clip."""
+    kept = channels.shape[1] - abs(offset)
+    ahead, behind = channels[:, -kept:], channels[:, :kept]
+    target, source = (behind, ahead) if offset > 0 else (ahead, behind)
+    target.copy_(source.clone())  # they overlap
 
 
 class ClipCount:
     """How many clips the tower sees at once. The model writes it, relocation reads it: windows make it unknowable from a shape."""
 
     def __init__(self, frames: int) -> None:
-        self.frames = frames  # of a clip, as attention sees them
+        self.frames = frames  # of a clip, as attention sees them: T
         self.clips = 1
 
 
@@ -156,9 +150,9 @@ class ClassTokenShift:
         if self.count.frames == 1:
             return inputs
         shifted = tokens.clone()  # the norm's output is kept for its gradient
-        source, target = (one.unflatten(0, (-1, self.count.frames))[:, :, 0] for one in (tokens, shifted))
+        class_token = shifted.unflatten(0, (-1, self.count.frames))[:, :, 0]
         width = tokens.shape[-1]
         one, two = round(self.half * width), round(2 * self.half * width)
-        _shift(source[..., :one], target[..., :one], -1)
-        _shift(source[..., one:two], target[..., one:two], 1)
+        _shift(class_token[..., :one], -1)
+        _shift(class_token[..., one:two], 1)
         return (shifted, *others)

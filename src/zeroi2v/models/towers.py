@@ -119,6 +119,21 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     return tower.eval()
 
 
+def inflate(tower: nn.Module, tubelet: int, name: str) -> None:
+    """Let the patch embedding take `tubelet` frames, side by side in the channel axis: a 3-D convolution, written as a 2-D one.
+
+    Its weights for each frame are the image tower's divided by `tubelet`, so that a still clip gives what its picture gives.
+    """
+    if tubelet == 1:
+        return
+    entries = [module for module in tower.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3]
+    if not entries:
+        raise ConfigError(f"tubelet: {name} has no convolution that takes pictures")
+    for entry in entries:
+        entry.weight = nn.Parameter(entry.weight.detach().repeat(1, tubelet, 1, 1) / tubelet)
+        entry.in_channels *= tubelet
+
+
 def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
     """Every attention block, in order. TowerError if the tower has none, or one whose keys and values cannot be moved head by head."""
     found: list[tuple[str, nn.Module, HeadPlaces]] = []

@@ -1,6 +1,6 @@
 """How does a clip become logits? An image tower with temporal heads and adapters, and the same tower merged.
 
-Shapes: B clips, T frames, S pixels a side, N tokens per frame, D channels.
+Shapes: B clips, F frames, S pixels a side; T frames as attention sees them: F, or F / tubelet; N tokens per frame, D channels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
 
 
 class VideoClassifier(nn.Module):
-    """A clip (B, T, 3, S, S), normalised, to logits (B, num_classes).
+    """A clip (B, F, 3, S, S), normalised, to logits (B, num_classes).
 
     The tower's own modules stay as they are. Hooks relocate keys and values after each fused projection, pass the inputs or
     outputs of the adapted linears through their adapters, and add the temporal embedding to the first block's tokens.
@@ -43,6 +43,7 @@ class VideoClassifier(nn.Module):
         trains_temporal_embedding: bool,
         adapters: Sequence[Mapping[str, nn.Module]],
         count: ClipCount,
+        tubelet: int,
         num_classes: int,
         classifier_dropout: float,
     ) -> None:
@@ -58,6 +59,7 @@ class VideoClassifier(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
         self._count = count
+        self._tubelet = tubelet
         entry, self._channel_axis = towers.token_entry(tower, blocks)
         entry.register_forward_pre_hook(self._add_temporal_embedding)
         self._adapter_hooks = []
@@ -78,7 +80,7 @@ class VideoClassifier(nn.Module):
         # What a saved folder needs beside the weights; `create_model`, training and `merge` set these.
         self.config = ModelConfig()
         self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
-        self.clip = ClipConfig(frames=count.frames)
+        self.clip = ClipConfig(frames=self.frames)
         self.views = ViewsConfig()
         self.merged = False
         self.results: dict[str, float] = {}  # how well it did, for its card: name -> figure
@@ -110,8 +112,8 @@ class VideoClassifier(nn.Module):
 
     @property
     def frames(self) -> int:
-        """T: the frames of a clip."""
-        return self.temporal_embedding.shape[0]
+        """F: the frames of a clip."""
+        return self._count.frames * self._tubelet
 
     @property
     def image_size(self) -> int:
@@ -124,33 +126,35 @@ class VideoClassifier(nn.Module):
         return towers.normalisation(self.tower)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Logits (B, num_classes) of a clip (B, T, 3, S, S)."""
+        """Logits (B, num_classes) of a clip (B, F, 3, S, S)."""
         feature = self.features(clip).mean(1)
         logits: Tensor = self.classifier(self.dropout(feature))
         return logits
 
     def features(self, clip: Tensor) -> Tensor:
         """The tower's feature of each frame, after its final norm: (B, T, D)."""
-        pooled = self.tower(self._fold_frames(clip))
-        by_frame: Tensor = pooled.unflatten(0, (-1, self.frames))
+        pooled = self.tower(self.tower_input(clip))
+        by_frame: Tensor = pooled.unflatten(0, (-1, self._count.frames))
         return by_frame
 
     def tokens(self, clip: Tensor) -> Tensor:
         """Every token that the tower pools, class and register tokens first: (B, T, N, D). A map is flattened to N = H * W."""
-        features = self.tower.forward_features(self._fold_frames(clip))  # type: ignore[operator]  # timm's method
-        by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(0, (-1, self.frames))
+        features = self.tower.forward_features(self.tower_input(clip))  # type: ignore[operator]  # timm's method
+        by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(0, (-1, self._count.frames))
         return by_frame
 
-    def _fold_frames(self, clip: Tensor) -> Tensor:
+    def tower_input(self, clip: Tensor) -> Tensor:
+        """The pictures of a clip (B, F, 3, S, S), as the tower takes them next: (B*T, 3 * tubelet, S, S), a view where it can be."""
         if clip.ndim != 5 or clip.shape[1] != self.frames:
             raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
         self._count.clips = clip.shape[0]
-        return clip.flatten(0, 1)
+        pictures: Tensor = clip.unflatten(1, (-1, self._tubelet)).flatten(2, 3).flatten(0, 1)
+        return pictures
 
     def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens, *others = inputs  # (B*T*W, ..., D), or a map (B*T, D, H, W)
-        by_frame = tokens.movedim(self._channel_axis, -1).unflatten(0, (self._count.clips, self.frames, -1))
-        embedding = self.temporal_embedding.view(self.frames, *[1] * (by_frame.ndim - 3), -1)
+        by_frame = tokens.movedim(self._channel_axis, -1).unflatten(0, (self._count.clips, self._count.frames, -1))
+        embedding = self.temporal_embedding.view(self._count.frames, *[1] * (by_frame.ndim - 3), -1)
         return ((by_frame + embedding).flatten(0, 2).movedim(-1, self._channel_axis), *others)
 
     def merge(self) -> VideoClassifier:
@@ -176,15 +180,16 @@ class VideoClassifier(nn.Module):
     def resize(self, *, frames: int | None = None, image_size: int | None = None) -> None:
         """Take clips of another length, or frames of another size, from now on.
 
-        The temporal embedding is interpolated linearly over the clip, the position embedding by the tower's own rule. Offsets stay in
-        frames of the clip. ConfigError if the tower has no such rule, or does not take that size.
+        The temporal embedding is interpolated linearly over the clip, the position embedding by the tower's own rule. Offsets stay as
+        they are. ConfigError if the tower has no such rule, or does not take that size.
         """
         if frames is not None and frames != self.frames:
             self.clip = dataclasses.replace(self.clip, frames=frames)  # checks it
             series = self.temporal_embedding.T[None]  # (1, D, T)
-            resized = nn.functional.interpolate(series, frames, mode="linear")[0].T.contiguous()
+            seen = frames_seen(frames, self._tubelet)
+            resized = nn.functional.interpolate(series, seen, mode="linear")[0].T.contiguous()
             self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
-            self._count.frames = frames
+            self._count.frames = seen
         if image_size is not None and image_size != self.image_size:
             towers.set_image_size(self.tower, image_size, self.config.tower)
             options = {**self.config.tower_options, "img_size": image_size}
@@ -205,6 +210,13 @@ class VideoClassifier(nn.Module):
         return push_to_hub(self, name, private=private)
 
 
+def frames_seen(frames: int, tubelet: int) -> int:
+    """T of F frames. ConfigError if they are no whole number of tubelets."""
+    if frames % tubelet:
+        raise ConfigError(f"frames must be a multiple of tubelet ({tubelet}), got {frames}")
+    return frames // tubelet
+
+
 def create_model(
     tower: str,
     *,
@@ -222,7 +234,8 @@ def create_model(
 
     `tower` is one of `supported_towers()`. `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP,
     open_clip or transformers write them. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
-    `strategy`, `sites`: a row of Table 2. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or
+    `strategy`, `sites`: a row of Table 2. `tubelet`: so many neighbouring frames make one picture (Swin in Table 11: 2); offsets and
+    heads=None then count the pictures. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or
     CheckpointError names the setting or the file that is wrong.
     """
     settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
@@ -252,18 +265,19 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
 
         load_tower_weights(tower, config.weights)
         config = dataclasses.replace(config, pretrained=False, weights=None)  # saved with its tower, without a path
+    towers.inflate(tower, config.tubelet, config.tower)
     blocks = towers.find_blocks(tower, config.tower)
     if config.operator == "cls_shift" and not towers.has_class_token(tower):
         raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
-    count = ClipCount(frames)
+    count = ClipCount(frames_seen(frames, config.tubelet))
     ratio = Fraction(config.ratio or 0).limit_denominator(1000)
     head_counts = [block.layout.head_count for block in blocks]
     if config.operator not in ("stdha", "hr_qkv"):
-        heads = parse_heads([], head_counts=head_counts, frames=frames)
+        heads = parse_heads([], head_counts=head_counts, frames=count.frames)
     elif ratio:
         heads = heads_of_ratio(ratio, head_counts)
     else:
-        heads = parse_heads(config.heads, head_counts=head_counts, frames=frames)
+        heads = parse_heads(config.heads, head_counts=head_counts, frames=count.frames)
     if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
         raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
     adapters = [
@@ -289,6 +303,7 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         trains_temporal_embedding=strategy.trains_temporal_embedding and config.temporal_embedding == "trained",
         adapters=adapters,
         count=count,
+        tubelet=config.tubelet,
         num_classes=num_classes,
         classifier_dropout=config.classifier_dropout,
     )
