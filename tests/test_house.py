@@ -47,6 +47,7 @@ PUBLIC = {
     "create_model",
     "load",
     "load_official",
+    "partly_covered_towers",
     "supported_towers",
 }
 HEAVY = ("torch", "torchvision", "timm", "av", "numpy", "matplotlib", "huggingface_hub", "safetensors")

@@ -32,8 +32,11 @@ FOUR: Final = {"depths": (2, 1, 1, 1)}
 SMALL: Final[
     dict[str, tuple[dict[str, Any], int]]
 ] = {  # timm's module: what makes its towers small, and pixels along a side
+    "convit": ({"img_size": 32, "depth": 2, "local_up_to_layer": 1}, 32),
+    "davit": ({"depths": (1, 1, 1, 1)}, 64),
     "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
     "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
+    "gcvit": ({"img_size": 64, "depths": (2, 2, 2, 2)}, 64),
     "hiera": ({"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}, 64),
     "hieradet_sam2": ({"stages": (1, 1, 2, 1), "embed_dim": 16, "num_heads": 2, "global_att_blocks": (3,)}, 64),
     "maxxvit": ({"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": (32, 64, 64, 64), "stem_width": 16}, 64),
@@ -46,6 +49,7 @@ SMALL: Final[
     "swin_transformer_v2": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
     "swin_transformer_v2_cr": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
     "tiny_vit": ({"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 64, 64), "num_heads": (2, 2, 4, 4)}, 64),
+    "volo": ({"img_size": 64}, 64),
 }
 
 

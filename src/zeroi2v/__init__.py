@@ -11,6 +11,7 @@ __all__ = [
     "create_model",
     "load",
     "load_official",
+    "partly_covered_towers",
     "supported_towers",
 ]
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from zeroi2v.errors import ZeroI2VError
     from zeroi2v.models.checkpoints import load
     from zeroi2v.models.foreign import load_official
-    from zeroi2v.models.towers import supported_towers
+    from zeroi2v.models.towers import partly_covered_towers, supported_towers
     from zeroi2v.models.video import VideoClassifier, create_model
 
     __version__: str
@@ -34,6 +35,7 @@ else:
         "create_model": "zeroi2v.models.video",
         "load": "zeroi2v.models.checkpoints",
         "load_official": "zeroi2v.models.foreign",
+        "partly_covered_towers": "zeroi2v.models.towers",
         "supported_towers": "zeroi2v.models.towers",
     }
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from zeroi2v.config import ClipConfig
 from zeroi2v.method.heads import HeadLayout, shares
+from zeroi2v.models.towers import spatial_blocks
 from zeroi2v.models.video import VideoClassifier
 
 PAPER = "https://arxiv.org/abs/2310.01324"
@@ -33,6 +34,8 @@ def model_card(model: VideoClassifier) -> str:
         "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
         "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
     }
+    if spatial := spatial_blocks(model.tower):
+        rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
     figures = {name: f"{value:.4g}" for name, value in model.results.items()} or {
         "none": "not evaluated when it was saved"
     }

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from zeroi2v.method.relocate import FusedLayout
 
+MIXES_PICTURES: Final = "timm.models.csatv2.SpatialTransformerBlock"
 NOT_PER_HEAD: Final = {  # attention with a fused projection that equations 7-9 do not describe
     "timm.models.cait.TalkingHeadAttn": "mixes the attention maps of all heads",
     "timm.models.coat.FactorAttnConvRelPosEnc": "is linear attention, with a convolution of v beside it",
-    "timm.models.csatv2.SpatialTransformerBlock": "multiplies the pictures of a batch, not the tokens of a picture",
+    MIXES_PICTURES: "multiplies the pictures of a batch, not the tokens of a picture",
     "timm.models.davit.ChannelAttention": "attends over channels",
     "timm.models.davit.ChannelAttentionV2": "attends over channels",
     "timm.models.edgenext.CrossCovarianceAttn": "attends over channels",
@@ -72,6 +73,11 @@ def is_separate_attention(module: nn.Module) -> bool:
     """Whether this is attention without a fused projection. What pools a tower's output is not meant."""
     children = dict(module.named_children())
     return "qkv" not in children and not SEPARATE.isdisjoint(children) and not isinstance(module, AttentionPoolLatent)
+
+
+def mixes_pictures(module: nn.Module) -> bool:
+    """Whether this attention makes one picture of a batch depend on another."""
+    return type_name(module) == MIXES_PICTURES
 
 
 def read_heads(attention: Any) -> HeadPlaces | str:

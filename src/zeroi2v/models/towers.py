@@ -1,7 +1,8 @@
 """Which image transformers can be adapted, and where? A timm tower, its attention blocks and their adapter sites.
 
 Blocks are found by structure, so a name that timm adds needs nothing here; `families.py` holds what the families do differently.
-`towers.json` lists the names for which that works, because building all of them takes minutes; a slow test holds the two together.
+`towers.json` lists the names for which that works, for every attention block or for some, because building all of them takes
+minutes; a slow test holds the two together.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers.norm import LayerNorm2d
+from timm.models.davit import SpatialBlock as DaViTBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest
 from zeroi2v.method.relocate import FusedLayout
-from zeroi2v.models.families import MLP, HeadPlaces, find_mlps, is_attention, is_separate_attention, read_heads
+from zeroi2v.models.families import (
+    MLP,
+    HeadPlaces,
+    find_mlps,
+    is_attention,
+    is_separate_attention,
+    mixes_pictures,
+    read_heads,
+)
 
 TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
@@ -72,11 +82,11 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     if name == TINY_NAME:
         return tiny_tower(pretrained=pretrained, **options)
     base = name.partition(".")[0]
-    supported = supported_towers()
+    known = {*supported_towers(), *partly_covered_towers()}
     if not timm.is_model(base):
-        raise TowerError(f"unknown tower {name!r}{nearest(base, supported)}")
+        raise TowerError(f"unknown tower {name!r}{nearest(base, known)}")
     try:
-        if base not in supported:  # say why before any weights are fetched
+        if base not in known:  # say why before any weights are fetched
             with torch.device("meta"):
                 find_blocks(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
@@ -135,19 +145,21 @@ def inflate(tower: nn.Module, tubelet: int, name: str) -> None:
 
 
 def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
-    """Every attention block, in order. TowerError if the tower has none, or one whose keys and values cannot be moved head by head."""
+    """Every attention block whose keys and values can be moved head by head, in order. TowerError if there is none.
+
+    It is also raised if a block mixes the pictures of a batch, or if the tower gives no vector per picture.
+    """
     found: list[tuple[str, nn.Module, HeadPlaces]] = []
     refused: Counter[str] = Counter()
+    mixes = False
     for path, module in tower.named_modules():
-        if is_attention(module):
-            heads = read_heads(module)
-            if isinstance(heads, HeadPlaces):
-                found.append((path, module, heads))
-            else:
-                refused[f"{type(module).__name__} {heads}"] += 1
-        elif is_separate_attention(module):
-            refused[f"{type(module).__name__} has no fused qkv projection"] += 1
-    if refused or not found:
+        heads = _heads(module)
+        if isinstance(heads, HeadPlaces):
+            found.append((path, module, heads))
+        elif heads is not None:
+            refused[f"{type(module).__name__} {heads}"] += 1
+            mixes = mixes or mixes_pictures(module)
+    if mixes or not found:
         total = len(found) + refused.total()
         reasons = "; ".join(f"{reason} ({count} of {total} blocks)" for reason, count in refused.items())
         raise TowerError(
@@ -159,6 +171,18 @@ def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
     owners = {path: owner(tower, path) for path, _, _ in found}
     mlps = {block: list(find_mlps(block)) for block in owners.values()}
     return tuple(_block(path, attention, heads, mlps[owners[path]], prefix) for path, attention, heads in found)
+
+
+def spatial_blocks(tower: nn.Module) -> tuple[str, ...]:
+    """The names of the attention modules whose heads cannot be temporal: they stay as they are, without adapters."""
+    return tuple(path for path, module in tower.named_modules() if isinstance(_heads(module), str))
+
+
+def _heads(module: nn.Module) -> HeadPlaces | str | None:
+    """Where an attention module's heads are, or why they cannot be moved one by one. None if the module is no attention."""
+    if is_attention(module):
+        return read_heads(module)
+    return "has no fused qkv projection" if is_separate_attention(module) else None
 
 
 def owner(tower: nn.Module, path: str) -> nn.Module:
@@ -215,12 +239,18 @@ def token_entry(tower: nn.Module, blocks: Sequence[Block]) -> tuple[nn.Module, i
     if isinstance(pre_norm, nn.Module):
         return pre_norm, -1
     first = owner(tower, blocks[0].name)
-    as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())  # (B, D, H, W)
+    normed_as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())
+    as_map = normed_as_map or isinstance(first, DaViTBlock)  # (B, D, H, W)
     return first, 1 if as_map else -1
 
 
-def flat_tokens(tower: nn.Module, features: Tensor) -> Tensor:
-    """What `forward_features` gives, as tokens (B, N, D): a map (B, D, H, W), or (B, H, W, D) where the tower says so, is flattened."""
+def flat_tokens(tower: nn.Module, features: Tensor | list[Tensor]) -> Tensor:
+    """What `forward_features` gives, as tokens (B, N, D): a map (B, D, H, W), or (B, H, W, D) where the tower says so, is flattened.
+
+    TowerError if the tower gives several sets of tokens, of different widths.
+    """
+    if not isinstance(features, Tensor):
+        raise TowerError(f"{type(tower).__name__} has {len(features)} branches of tokens, each of its own width")
     if features.ndim == 3:
         return features
     if getattr(tower, "output_fmt", None) == "NHWC":
@@ -281,12 +311,17 @@ def normalisation(tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 @functools.cache
-def _listed() -> frozenset[str]:
-    """The names of `towers.json` that this version of timm has."""
-    names = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
-    return frozenset({TINY_NAME, *names} & {TINY_NAME, *timm.list_models()})
+def _listed(key: str) -> frozenset[str]:
+    """The names under this key of `towers.json` that this version of timm has."""
+    names = json.loads(NAMES_FILE.read_text(encoding="utf-8"))[key]
+    return frozenset({*names} & {*timm.list_models()})
 
 
 def supported_towers() -> list[str]:
     """The names, sorted, of the towers whose every attention block can be temporal: timm's, and the embedded tower."""
-    return sorted(_listed())
+    return sorted({TINY_NAME, *_listed("every_block")})
+
+
+def partly_covered_towers() -> list[str]:
+    """The names, sorted, of timm's towers some of whose attention blocks can be temporal; the others stay spatial."""
+    return sorted(_listed("some_blocks"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -22,6 +23,8 @@ from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, c
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models import towers
 from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
+
+logger = logging.getLogger(__name__)
 
 
 class VideoClassifier(nn.Module):
@@ -187,10 +190,12 @@ class VideoClassifier(nn.Module):
             self.clip = dataclasses.replace(self.clip, frames=frames)  # checks it
             series = self.temporal_embedding.T[None]  # (1, D, T)
             seen = frames_seen(frames, self._tubelet)
+            logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
             resized = nn.functional.interpolate(series, seen, mode="linear")[0].T.contiguous()
             self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
             self._count.frames = seen
         if image_size is not None and image_size != self.image_size:
+            logger.info("%s resized from %d to %d pixels a side", self.config.tower, self.image_size, image_size)
             towers.set_image_size(self.tower, image_size, self.config.tower)
             options = {**self.config.tower_options, "img_size": image_size}
             self.config = dataclasses.replace(
@@ -232,7 +237,7 @@ def create_model(
 ) -> VideoClassifier:
     """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
 
-    `tower` is one of `supported_towers()`. `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP,
+    `tower` is one of `supported_towers()` or, with a warning that names the blocks that stay spatial, of `partly_covered_towers()`. `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP,
     open_clip or transformers write them. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
     `strategy`, `sites`: a row of Table 2. `tubelet`: so many neighbouring frames make one picture (Swin in Table 11: 2); offsets and
     heads=None then count the pictures. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or
@@ -267,6 +272,14 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         config = dataclasses.replace(config, pretrained=False, weights=None)  # saved with its tower, without a path
     towers.inflate(tower, config.tubelet, config.tower)
     blocks = towers.find_blocks(tower, config.tower)
+    if spatial := towers.spatial_blocks(tower):
+        logger.warning(
+            "%s is partly covered: %d of its %d attention blocks have no heads that can be moved and stay spatial: %s",
+            config.tower,
+            len(spatial),
+            len(spatial) + len(blocks),
+            ", ".join(spatial),
+        )
     if config.operator == "cls_shift" and not towers.has_class_token(tower):
         raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
     count = ClipCount(frames_seen(frames, config.tubelet))
