@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from timm.layers.norm import LayerNorm2d
 from timm.models.davit import SpatialBlock as DaViTBlock
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.volo import VOLO
 from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest
@@ -208,8 +209,15 @@ def _block(path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None],
 
 
 def _class_token(tower: nn.Module) -> Tensor | None:
-    for holder in (tower, getattr(tower, "embeds", None)):  # NaFlexViT keeps it with its position embedding
-        token = getattr(holder, "cls_token", None)
+    if isinstance(tower, VOLO):
+        return None  # it joins after the last block whose heads can be moved
+    embeds: Any = getattr(tower, "embeds", None)  # where NaFlexViT keeps it, with its position embedding
+    for holder, name in (
+        (tower, "cls_token"),
+        (tower, "cls_token_0"),
+        (embeds, "cls_token"),
+    ):  # CrossViT has one per branch
+        token = getattr(holder, name, None)
         if isinstance(token, Tensor):
             return token
     return None
@@ -235,9 +243,9 @@ def token_entry(tower: nn.Module, blocks: Sequence[Block]) -> tuple[nn.Module, i
     It is a vision transformer's pre-norm, and elsewhere the first attention block: what comes before, such as stages of
     convolutions, has another width.
     """
-    pre_norm = getattr(tower, "norm_pre", None)
-    if isinstance(pre_norm, nn.Module):
-        return pre_norm, -1
+    children = [name for name, _ in tower.named_children()]
+    if "norm_pre" in children[: children.index(blocks[0].name.partition(".")[0])]:
+        return tower.get_submodule("norm_pre"), -1
     first = owner(tower, blocks[0].name)
     normed_as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())
     as_map = normed_as_map or isinstance(first, DaViTBlock)  # (B, D, H, W)
