@@ -1,4 +1,4 @@
-"""Is every supported tower right, and what every partly covered one covers? Builds each one small, checks what a tower must keep, and writes what was found.
+"""Is every supported tower right, and every partly covered one where it is covered? Builds each small and checks what it must keep.
 
     python benchmarks/towers.py --list            # which names: builds all of timm's without storage; writes models/towers.json
     python benchmarks/towers.py                   # checks every name, about a quarter of an hour on one core; writes results/towers.json

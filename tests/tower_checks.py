@@ -52,6 +52,22 @@ SMALL: Final[
     "tiny_vit": ({"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 64, 64), "num_heads": (2, 2, 4, 4)}, 64),
     "volo": ({"img_size": 64}, 64),
 }
+IMPLEMENTATIONS: Final = (  # one tower per way of writing attention
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_dinov3",
+    "beit_base_patch16_224",
+    "eva02_tiny_patch14_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_224",
+    "mvitv2_tiny",
+    "hiera_tiny_224",
+    "pit_ti_224",
+    "tiny_vit_5m_224",
+    "efficientformer_l1",
+    "fastvit_sa12",
+)
+SLOW_IMPLEMENTATIONS: Final = ("nest_tiny", "mobilevit_s", "maxvit_tiny_tf_224")  # they have no small version
 
 
 def first_heads(name: str) -> int:

@@ -1,45 +1,71 @@
-"""Merged models are clean graphs: torch.compile without a break, torch.export with a dynamic batch."""
+"""Merged models are clean graphs: torch.compile without a break, torch.export with a dynamic batch, for every way of writing attention."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import Tensor
 
-from tests.towers_for_tests import TOWERS, noisy, random_clip, small_model
+import zeroi2v
+from tests.tower_checks import FRAMES, IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, randomise, small_tower
 from zeroi2v import VideoClassifier
 
-GRAPHS = [
-    "zeroi2v_tiny",
-    "vit_small_plus_patch16_dinov3_qkvb",
+SLOW = (
+    *SLOW_IMPLEMENTATIONS,
+    "hiera_tiny_224",
+    "tiny_vit_5m_224",
+    "mvitv2_tiny",
     "vit_base_patch16_siglip_224",
-]  # each family: benchmarks
+    "vit_relpos_small_patch16_224",
+    "naflexvit_base_patch16_gap",
+    "samvit_base_patch16",
+    "vitamin_small_224",
+    "sam2_hiera_tiny",
+    "caformer_s18",
+    "maxxvit_rmlp_nano_rw_256",
+)
+FAST = tuple(name for name in IMPLEMENTATIONS if name not in SLOW)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # timm's own, of small versions
+    pytest.mark.parametrize(
+        "merged", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], indirect=True
+    ),
+]
 
 
-def merged(tower: str) -> VideoClassifier:
-    return noisy(small_model(tower, heads="-1*1, 1*1/2")).merge()
+@pytest.fixture
+def merged(request: pytest.FixtureRequest) -> Iterator[VideoClassifier]:
+    """A small merged model on the tower of this name, every weight made to matter."""
+    torch.manual_seed(0)
+    with small_tower(request.param) as (options, size):
+        model = zeroi2v.create_model(
+            request.param, num_classes=5, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
+        )
+        yield randomise(model.eval(), torch.randn(2, FRAMES, 3, size, size)).merge()
+
+
+def clips(model: VideoClassifier) -> tuple[Tensor, Tensor]:
+    """Two clips, and then three."""
+    size = model.image_size
+    return torch.randn(2, FRAMES, 3, size, size), torch.randn(3, FRAMES, 3, size, size)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "tower", [*GRAPHS, *(pytest.param(name, marks=pytest.mark.slow) for name in TOWERS if name not in GRAPHS)]
-)
-def test_a_merged_model_exports_with_a_dynamic_batch(tower: str) -> None:
-    model = merged(tower)
-    one, three = random_clip(model, 2), random_clip(model, 3, seed=5)
-    exported = torch.export.export(model, (one,), dynamic_shapes={"clip": {0: torch.export.Dim("batch")}}).module()
-    for clip in (one, three):
-        torch.testing.assert_close(exported(clip), model(clip))
+def test_a_merged_model_exports_with_a_dynamic_batch(merged: VideoClassifier) -> None:
+    two, three = clips(merged)
+    exported = torch.export.export(merged, (two,), dynamic_shapes={"clip": {0: torch.export.Dim("batch")}}).module()
+    for clip in (two, three):
+        torch.testing.assert_close(exported(clip), merged(clip))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "tower", [*GRAPHS, *(pytest.param(name, marks=pytest.mark.slow) for name in TOWERS if name not in GRAPHS)]
-)
-def test_a_merged_model_compiles_without_a_graph_break(tower: str) -> None:
-    model = merged(tower)
+def test_a_merged_model_compiles_without_a_graph_break(merged: VideoClassifier) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(
-        model, fullgraph=True, dynamic=True, backend="eager"
+        merged, fullgraph=True, dynamic=True, backend="eager"
     )  # the tracer; no C++ compiler is asked for
-    for clip in (random_clip(model, 2), random_clip(model, 3, seed=5)):
-        torch.testing.assert_close(compiled(clip), model(clip))
+    for clip in clips(merged):
+        torch.testing.assert_close(compiled(clip), merged(clip))

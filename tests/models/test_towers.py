@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,33 +11,57 @@ import torch
 from torch import nn
 
 import zeroi2v
-from tests.tower_checks import check_tower
+from tests.tower_checks import IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, check_tower
 from zeroi2v.errors import TowerError
-from zeroi2v.models.towers import TINY_NAME, find_blocks, has_class_token, prefix_tokens, tiny_tower
+from zeroi2v.models.towers import TINY_NAME, find_blocks, has_class_token, prefix_tokens, spatial_blocks, tiny_tower
 
-IMPLEMENTATIONS = [  # one tower per way of writing attention; the slow ones have no small version
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_dinov3",
-    "beit_base_patch16_224",
-    "eva02_tiny_patch14_224",
-    "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
-    "swinv2_cr_tiny_224",
-    "mvitv2_tiny",
-    "hiera_tiny_224",
-    "pit_ti_224",
-    "tiny_vit_5m_224",
-    "efficientformer_l1",
-    "fastvit_sa12",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("nest_tiny", "mobilevit_s", "maxvit_tiny_tf_224")),
-]
+PARTLY_COVERED = {  # and how many attention blocks of their small versions stay spatial
+    "convit_tiny": 1,
+    "crossvit_tiny_240": 6,
+    "davit_tiny": 4,
+    "gcvit_xxtiny": 6,
+    "twins_svt_small": 9,
+    "volo_d1_224": 6,
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "name", [*IMPLEMENTATIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_IMPLEMENTATIONS)]
+)
 def test_every_way_of_writing_attention_keeps_the_promises(name: str) -> None:
     assert name in zeroi2v.supported_towers()
     assert check_tower(name)["blocks"] >= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["convit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in [*PARTLY_COVERED][1:])]
+)
+def test_a_partly_covered_tower_keeps_the_promises_where_it_is_covered(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert name in zeroi2v.partly_covered_towers()
+    assert name not in zeroi2v.supported_towers()
+    spatial = check_tower(name)["spatial"]
+    assert len(spatial) == PARTLY_COVERED[name]
+    assert all(block in caplog.messages[0] for block in spatial)
+
+
+def test_a_partly_covered_tower_is_said_to_be_in_one_warning_and_in_its_card(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"img_size": 32, "depth": 3, "local_up_to_layer": 1}
+    model = zeroi2v.create_model("convit_tiny", num_classes=2, heads=[-1, 1], tower_options=options)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "1 of its 3 attention blocks" in caplog.text
+    assert "blocks.0.attn" in caplog.text
+    assert "blocks.1.attn" not in caplog.text
+    assert len(model.heads) == 2
+    model.save_pretrained(tmp_path)
+    assert "| attention that stays spatial | `blocks.0.attn` |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    clip = torch.randn(2, 8, 3, 32, 32)
+    assert torch.equal(zeroi2v.load(tmp_path)(clip), model.eval()(clip))
 
 
 def test_the_names_are_sorted_known_to_timm_and_many() -> None:
@@ -44,23 +69,28 @@ def test_the_names_are_sorted_known_to_timm_and_many() -> None:
     assert names == sorted(set(names))
     assert {name for name in names if name != TINY_NAME} <= set(timm.list_models())
     assert len(names) >= 420
+    partly = zeroi2v.partly_covered_towers()
+    assert partly == sorted(set(partly))
+    assert {"volo_d1_224", "davit_tiny", *PARTLY_COVERED} <= set(partly)
+    assert set(names).isdisjoint(partly)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
-    listed = set(zeroi2v.supported_towers())
+    supported, partly = set(zeroi2v.supported_towers()), set(zeroi2v.partly_covered_towers())
     for name in timm.list_models():
         with torch.device("meta"):
             tower = timm.create_model(name, num_classes=0)
         try:
             blocks = find_blocks(tower, name)
         except TowerError:
-            assert name not in listed, name
+            assert name not in supported | partly, name
             continue
-        assert name in listed, name
-        fused = [path for path, module in tower.named_modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
-        assert len(blocks) == len(fused), name
+        spatial = spatial_blocks(tower)
+        assert name in (partly if spatial else supported), name
+        fused = {path for path, module in tower.named_modules() if isinstance(getattr(module, "qkv", None), nn.Linear)}
+        assert {block.name for block in blocks} == fused - set(spatial), name
 
 
 @pytest.mark.parametrize(
@@ -68,7 +98,8 @@ def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
     [
         ("xcit_nano_12_p16_224", {}, "XCA"),
         ("cait_xxs24_224", {}, "Talking"),
-        ("crossvit_tiny_240", {}, "no fused qkv"),
+        ("tnt_s_patch16_224", {}, "no fused qkv"),
+        ("csatv2", {}, "multiplies the pictures of a batch"),
         ("resnet18", {}, "no attention with a fused qkv projection"),
         ("coatnet_0_rw_224", {}, "projects with convolutions"),
     ],

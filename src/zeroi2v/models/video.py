@@ -237,11 +237,12 @@ def create_model(
 ) -> VideoClassifier:
     """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
 
-    `tower` is one of `supported_towers()` or, with a warning that names the blocks that stay spatial, of `partly_covered_towers()`. `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP,
-    open_clip or transformers write them. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a.
-    `strategy`, `sites`: a row of Table 2. `tubelet`: so many neighbouring frames make one picture (Swin in Table 11: 2); offsets and
-    heads=None then count the pictures. `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or
-    CheckpointError names the setting or the file that is wrong.
+    `tower` is one of `supported_towers()` or, with a warning that names the blocks that stay spatial, of `partly_covered_towers()`.
+    `weights` is a file, or a folder with one, that holds its weights as timm, OpenAI CLIP, open_clip or transformers write them.
+    `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`: a row of Table 1a. `strategy`, `sites`: a row of Table 2.
+    `tubelet`: so many neighbouring frames make one picture (Swin in Table 11: 2); offsets and heads=None then count the pictures.
+    `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or CheckpointError names the setting or the
+    file that is wrong.
     """
     settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
     file = None if weights is None else os.fspath(weights)
