@@ -64,8 +64,6 @@ def test_a_merged_model_exports_with_a_dynamic_batch(merged: VideoClassifier) ->
 @torch.no_grad()
 def test_a_merged_model_compiles_without_a_graph_break(merged: VideoClassifier) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(
-        merged, fullgraph=True, dynamic=True, backend="eager"
-    )  # the tracer; no C++ compiler is asked for
+    compiled = torch.compile(merged, fullgraph=True, backend="eager")  # the tracer; no C++ compiler is asked for
     for clip in clips(merged):
         torch.testing.assert_close(compiled(clip), merged(clip))
