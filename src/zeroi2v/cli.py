@@ -8,6 +8,7 @@ subcommand needs it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from zeroi2v.errors import VideoError, ZeroI2VError, nearest
+from zeroi2v.errors import ConfigError, VideoError, ZeroI2VError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +96,8 @@ def build_parser() -> Parser:
     one.add_argument(
         "--out", type=Path, default=Path("run"), metavar="RUN", help="folder to write (default: %(default)s)"
     )
+    one.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
+    one.add_argument("--start-from", metavar="RUN", help="begin with the weights, and the model, of an earlier run")
     one.add_argument(
         "--set",
         action="append",
@@ -211,8 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "run"):
         parser.error("a command is missing")
     try:
-        status = arguments.run(arguments)
-        sys.stdout.flush()
+        with contextlib.ExitStack() as silence:
+            if not _speaks():
+                nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
+            status = arguments.run(arguments)
+            sys.stdout.flush()
     except ZeroI2VError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -228,10 +235,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
+def _speaks() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one: it speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _log(arguments: argparse.Namespace) -> Any:
     from zeroi2v.engine.log import Log
 
-    return Log(quiet=arguments.quiet)
+    return Log(quiet=arguments.quiet or not _speaks())
 
 
 def _print_json(value: Any) -> None:
@@ -256,25 +268,33 @@ def quickstart(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`zeroi2v train`"""
-    from zeroi2v.config import Recipe, override, read_recipe
+    from zeroi2v.config import override, read_recipe
+    from zeroi2v.engine.train import RECIPE_FILE
+    from zeroi2v.models.checkpoints import model_recipe
 
-    recipe = read_recipe(arguments.recipe) if arguments.recipe else Recipe()
     flags = {
         "model.tower": arguments.tower,
         "train.epochs": arguments.epochs,
         "train.seed": arguments.seed,
         "train.broken": arguments.broken,
+        "train.start_from": arguments.start_from,
     }
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    recipe = override(recipe, [*given, *arguments.settings])
+    if arguments.resume:
+        if given or arguments.settings or arguments.recipe:
+            raise ConfigError("--resume goes on with the settings of the run; give it DATA and --out alone")
+        recipe = read_recipe(arguments.out / RECIPE_FILE)
+    else:
+        recipe = read_recipe(arguments.recipe) if arguments.recipe else model_recipe(arguments.start_from)
+        recipe = override(recipe, [*given, *arguments.settings])
     from zeroi2v.engine.train import train as train_model
 
     log = _log(arguments)
     try:
-        run = train_model(recipe, _open(arguments.data), arguments.out, log=log)
+        run = train_model(recipe, _open(arguments.data), arguments.out, resume=arguments.resume, log=log)
     except VideoError as error:
         raise VideoError(error.path, f"{error.reason}; mend it, or leave such videos out with --broken skip") from error
-    top1 = None if run.best is None else run.best.top(1)
+    top1 = run.best_top1
     if arguments.json:
         broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]
         _print_json(

@@ -120,22 +120,30 @@ class TrainConfig:
     """The training schedule: AdamW, linear warm-up, cosine to zero."""
 
     epochs: int = 30
-    batch_size: int = 16
+    batch_size: int = 16  # clips of a step, of all processes together
+    accumulate: int = (
+        1  # parts that each process's clips of a step are taken in, one after the other: less memory, same result
+    )
     learning_rate: float = 1e-3
     weight_decay: float = 0.05  # not applied to norms and embeddings
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
     gradient_clip: float = 0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor multiplies it natively
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor multiplies it natively
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
     broken: Literal["stop", "skip"] = "stop"  # a video that cannot be read ends the run, or is left out and listed
     validate_every: int = 1  # epochs
+    patience: int = 0  # end after so many validations without a better one; 0: never
+    save_every_minutes: float = 10.0  # where the run stands, within an epoch too; 0: after each epoch alone
+    start_from: str | None = None  # the folder of an earlier run, whose weights these start as
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("patience", "save_every_minutes"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")

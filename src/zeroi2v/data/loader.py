@@ -40,8 +40,11 @@ def train_loader(
     seed: int,
     workers: int,
     broken: Literal["stop", "skip"],
+    share: tuple[int, int] = (0, 1),
 ) -> TrainLoader:
     """Batches of random clips. `labels` are the names of the classes; `workers` processes decode, 0: this one does.
+
+    `share` (k, n): only every n-th sample of a batch, from the k-th on, which may be none; so n processes share each batch.
 
     ConfigError if a flip is to exchange a label that is none of `labels`.
     """
@@ -52,13 +55,16 @@ def train_loader(
         labels.index(one): labels.index(other) for pair in pixels.flip_pairs for one, other in (pair, pair[::-1])
     }
     samples = _TrainSamples(videos, clip, pixels, size, seed, flipped)
-    return TrainLoader(samples, _EpochBatches(len(videos), batch_size, seed), workers=workers, stop=broken == "stop")
+    return TrainLoader(
+        samples, _EpochBatches(len(videos), batch_size, seed, share), workers=workers, stop=broken == "stop"
+    )
 
 
 class TrainLoader:
     """Batches of clips (B, T, 3, S, S) and labels (B,) int64, for one epoch after another.
 
-    What sample `index` of an epoch looks like follows from seed, epoch and index alone. The last batch may be smaller.
+    What sample `index` of an epoch looks like follows from seed, epoch and index alone. The last batch may be smaller, and where
+    broken videos are left out any batch may be, even empty.
     """
 
     def __init__(self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool) -> None:
@@ -72,16 +78,18 @@ class TrainLoader:
         """Batches of an epoch."""
         return len(self._batches)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch. A video that cannot be read raises its VideoError, or is left out and listed in `broken`."""
-        self._batches.epoch = number
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from `start` on.
+
+        A video that cannot be read raises its VideoError, or is left out and listed in `broken`.
+        """
+        self._batches.epoch, self._batches.start = number, start
         for clips, labels, errors in self._loader:
             for error in errors:
                 if self._stop:
                     raise error
                 self.broken[error.path] = error.reason
-            if len(labels):
-                yield clips, labels
+            yield clips, labels
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,9 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
     count: int
     batch_size: int
     seed: int
+    share: tuple[int, int]
     epoch: int = 0
+    start: int = 0
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -123,8 +133,9 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = list(range(self.count))
         Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        for start in range(0, self.count, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+        own, shares = self.share
+        for start in range(self.start * self.batch_size, self.count, self.batch_size):
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size][own::shares]]
 
 
 def _batch(samples: Sequence[tuple[Tensor, int] | VideoError]) -> tuple[Tensor, Tensor, list[VideoError]]:
@@ -144,10 +155,24 @@ class Views:
 
 
 def view_loader(
-    videos: Sequence[Video], *, clip: ClipConfig, views: ViewsConfig, size: int, batch_size: int, workers: int
+    videos: Sequence[Video],
+    *,
+    clip: ClipConfig,
+    views: ViewsConfig,
+    size: int,
+    batch_size: int,
+    workers: int,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Any]:
-    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos."""
-    return _loader(_ViewSamples(videos, clip, views, size), workers, batch_size=batch_size, collate_fn=_views)
+    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos.
+
+    `share` (k, n): only every n-th batch, from the k-th on; so n processes share the videos.
+    """
+    own, shares = share
+    batches = [[*range(start, min(start + batch_size, len(videos)))] for start in range(0, len(videos), batch_size)]
+    return _loader(
+        _ViewSamples(videos, clip, views, size), workers, batch_sampler=batches[own::shares], collate_fn=_views
+    )
 
 
 def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -> Tensor:

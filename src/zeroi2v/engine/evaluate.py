@@ -17,6 +17,7 @@ from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import view_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.log import Log
+from zeroi2v.engine.processes import from_all, join_processes, place
 from zeroi2v.errors import DatasetError, VideoError
 from zeroi2v.models.video import VideoClassifier
 
@@ -59,8 +60,9 @@ class Evaluation:
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process if there is one, else the CPU."""
+    device: torch.device = join_processes().device
+    return device
 
 
 @torch.no_grad()
@@ -69,25 +71,36 @@ def evaluate(
 ) -> Evaluation:
     """Score every video by the model's own clip and view protocol, in full precision. `batch_size` counts clips.
 
-    A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read.
+    A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read. Several processes
+    share the batches, and each returns what all of them found.
     """
     log = log or Log(quiet=True)
     device = next(model.parameters()).device
     mean, std = model.normalisation
     model.eval()
     logits: dict[int, Tensor] = {}
-    skipped: list[VideoError] = []
+    broken: dict[int, VideoError] = {}
     batch_size = max(1, batch_size // (model.views.clips * model.views.crops))  # in videos from here on
     loader = view_loader(
-        videos, clip=model.clip, views=model.views, size=model.image_size, batch_size=batch_size, workers=workers
+        videos,
+        clip=model.clip,
+        views=model.views,
+        size=model.image_size,
+        batch_size=batch_size,
+        workers=workers,
+        share=place(),
     )
     for batch in log.track(loader, total=len(loader), title="evaluate", unit="videos", per_item=batch_size):
-        skipped += [error for _, error in batch.broken]
+        broken |= dict(batch.broken)
         if not batch.indices:
             continue
         views = batch.clips.shape[1]
         found = model(normalise(batch.clips.flatten(0, 1).to(device), mean, std)).float().cpu()
         logits |= dict(zip(batch.indices, found.unflatten(0, (-1, views)), strict=True))
+    for others_logits, others_broken in from_all([(logits, broken)]):
+        logits |= others_logits
+        broken |= others_broken
+    skipped = [broken[index] for index in sorted(broken)]
     if not logits:
         raise DatasetError(
             f"none of the {len(videos)} videos can be read; the first: {skipped[0] if skipped else 'there is none'}"

@@ -31,9 +31,12 @@ class Log:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def track(
-        self, items: Iterable[Item], *, total: int, title: str, unit: str = "", per_item: int = 1
+        self, items: Iterable[Item], *, total: int, title: str, done: int = 0, unit: str = "", per_item: int = 1
     ) -> Iterator[Item]:
-        """Go through the items behind a progress bar; `unit` and `per_item` give its speed, for instance in clips per second."""
+        """Go through the items behind a progress bar, `done` of `total` being done already.
+
+        `unit` and `per_item` give its speed, for instance in clips per second.
+        """
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -46,7 +49,7 @@ class Log:
         with Progress(
             *columns, console=self.console, transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False
         ) as progress:
-            task = progress.add_task(title, total=total, rate="")
+            task = progress.add_task(title, total=total, completed=done, rate="")
             for item in items:
                 yield item
                 speed = progress.tasks[task].speed
@@ -68,3 +71,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def keep_json_lines(path: Path, count: int) -> None:
+    """Drop the entries after the first `count`, and a line cut short."""
+    entries = read_json_lines(path)[:count]
+    if path.exists():
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        os.replace(partial, path)

@@ -31,7 +31,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of the matrix products in training, or None for fp32. "auto" is bf16 where the processor multiplies it natively."""
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -2,37 +2,44 @@
 
 RUN/recipe.toml        every setting of the run                 RUN/log.jsonl   one line per epoch
 RUN/config.json, RUN/model.safetensors, RUN/README.md   the best epoch's model, what `zeroi2v.load(RUN)` gives
-RUN/last.safetensors   the last epoch's weights
+RUN/last.safetensors   the last epoch's weights                 RUN/resume.pt   where the run stands (resume.py)
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import resource
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from zeroi2v.config import Recipe, TrainConfig, write_recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.loader import train_loader
+from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
-from zeroi2v.engine.log import Log, append_json
+from zeroi2v.engine.evaluate import Evaluation, evaluate
+from zeroi2v.engine.log import Log, append_json, keep_json_lines
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
+from zeroi2v.engine.processes import from_all, join_processes
+from zeroi2v.engine.resume import Position, TrainingState, data_key
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
-from zeroi2v.models.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_model, write_weights
+from zeroi2v.models.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, start_from, write_model, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
 
 RECIPE_FILE: Final = "recipe.toml"
 LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
+RESUME_FILE: Final = "resume.pt"
 
 
 @dataclass(frozen=True)
@@ -41,26 +48,33 @@ class Run:
 
     folder: Path
     best_epoch: int
-    best: Evaluation | None  # of the best epoch; None without validation videos
+    best_top1: float | None  # of the best epoch; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
 
 
-def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None = None) -> Run:
+def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = False, log: Log | None = None) -> Run:
     """Train on `dataset.train` and validate on `dataset.val`, writing a run folder.
 
-    Ctrl-C saves the weights and comes through as KeyboardInterrupt. A video that cannot be read raises its VideoError, or with
-    `broken = "skip"` is left out and listed in `Run.broken`. On a CPU the same recipe and videos give the same weights.
+    With `resume` a run that stopped goes on in its folder, and ends on a CPU bit for bit like one that never stopped. Ctrl-C saves
+    where the run stands and comes through as KeyboardInterrupt. A video that cannot be read raises its VideoError, or with
+    `broken = "skip"` is left out and listed in `Run.broken`. On a CPU the same recipe and videos give the same weights. Started by
+    torchrun or `accelerate launch`, the processes share every batch: `batch_size` counts the clips of them all.
     """
-    log = log or Log(quiet=True)
+    processes = join_processes()
+    writes = processes.is_main_process
+    log = log if log is not None and writes else Log(quiet=True)
     settings = recipe.train
-    if out.exists() and not _can_start_in(out):
-        raise ConfigError(f"{out}: already there and not empty; choose another --out, or remove it")
-    device = best_device()
+    if not resume and out.exists() and not _can_start_in(out):
+        raise ConfigError(
+            f"{out}: already there and not empty; choose another --out, remove it, or go on with --resume"
+        )
     torch.manual_seed(settings.seed)
-    model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames).to(device)
+    model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames)
     model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
-    workers = worker_count(settings.workers)
+    if settings.start_from is not None:
+        start_from(model, settings.start_from)
+    torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
     loader = train_loader(
         dataset.train,
         clip=recipe.clip,
@@ -69,18 +83,28 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
         labels=dataset.classes,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        workers=workers,
+        workers=worker_count(settings.workers),
         broken=settings.broken,
+        share=(processes.process_index, processes.num_processes),
     )
-    steps = settings.epochs * len(loader)
-    warmup_steps = round(settings.warmup_epochs * len(loader))
+    model.to(processes.device)
     rate = settings.learning_rate * model.strategy.learning_rate_share
-    optimizer = build_optimizer(model, learning_rate=rate, weight_decay=settings.weight_decay)
+    wrapped, optimizer = processes.prepare(
+        model, build_optimizer(model, learning_rate=rate, weight_decay=settings.weight_decay)
+    )
+    steps, warmup_steps = settings.epochs * len(loader), round(settings.warmup_epochs * len(loader))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: learning_rate_share(
             step, steps=steps, warmup_steps=warmup_steps, warmup_start=settings.warmup_start
         ),
+    )
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
+    state = TrainingState(
+        out / RESUME_FILE,
+        data=data_key(dataset),
+        model=model,
+        parts={"optimizer": optimizer, "schedule": schedule, "scaler": scaler},
     )
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -88,98 +112,200 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
         f"{len(dataset.train)} training and {len(dataset.val)} validation videos, {len(dataset.classes)} classes; "
         f"{recipe.model.tower}, {recipe.model.strategy}: {trained:,} of {total:,} parameters train"
     )
-    _make_folder(out)
-    write_recipe(recipe, out / RECIPE_FILE)
-    write_model(model, out, {"epoch": "0"})  # from here on the folder loads
-
-    dtype = autocast_dtype(settings.precision, device)
-    best: Evaluation | None = None
-    best_epoch = completed = 0
-    broken: dict[str, str] = {}
+    position = Position()
+    if resume:
+        position = state.load(processes.process_index, processes.num_processes)
+        if writes:
+            keep_json_lines(out / LOG_FILE, position.epoch - 1)
+        log.say(f"going on in epoch {position.epoch}, after {position.batch} of its {len(loader)} batches")
+    elif writes:
+        _make_folder(out)
+        write_recipe(recipe, out / RECIPE_FILE)
+        write_model(model, out, {"epoch": "0"})  # from here on the folder loads
+    processes.wait_for_everyone()
+    learner = _Learner(processes, wrapped, optimizer, schedule, scaler, settings)
     try:
-        for epoch in range(1, settings.epochs + 1):
-            start = time.perf_counter()
-            batches = log.track(
-                loader.epoch(epoch),
-                total=len(loader),
-                title=f"epoch {epoch}/{settings.epochs}",
-                unit="clips",
-                per_item=settings.batch_size,
-            )
-            loss, clips = train_epoch(model, batches, optimizer, schedule, settings, dtype)
-            entry: dict[str, Any] = {
-                "epoch": epoch,
-                "loss": loss,
-                "learning_rate": schedule.get_last_lr()[0],
-                "clips": clips,
-                "precision": "fp32" if dtype is None else "bf16",
-                "device": device.type,
-            }
-            seconds = time.perf_counter() - start
-            found = None
-            if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
-                found = evaluate(model, dataset.val, batch_size=settings.batch_size, workers=workers, log=log)
-                if found.skipped and settings.broken == "stop":
-                    raise found.skipped[0]
-                broken |= {error.path: error.reason for error in found.skipped}
-                entry |= {"top1": found.top(1), "top5": found.top(5)}
-            write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
-            if best is None or (found is not None and found.top(1) >= best.top(1)):
-                model.results = {} if found is None else {**figures(found), "epoch": epoch}
-                write_model(model, out, {"epoch": str(epoch)})
-                best, best_epoch = found or best, epoch
-            completed = epoch
-            append_json(out / LOG_FILE, {**entry, "seconds": round(seconds, 3)})
-            validated = f", validation top-1 {found.top(1):.1%}" if found else ""
-            log.say(f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {clips / seconds:.0f} clips/s")
+        while position.epoch <= settings.epochs and not _out_of_patience(position, settings):
+            _one_epoch(learner, loader, position, state, log)
+            _close_epoch(learner, model, dataset, out, position, log)
+            state.save(position, writes=writes)
     except KeyboardInterrupt:
-        write_weights(model, out / LAST_FILE, {"epoch": str(completed), "interrupted": "true"})
+        if processes.num_processes == 1:
+            state.save(position, writes=writes)
         log.warn(
-            f"interrupted in epoch {completed + 1}; {out} holds the best epoch ({best_epoch}) and the last weights"
+            f"interrupted in epoch {position.epoch}; {out} holds the best epoch ({position.best_epoch}), and the same "
+            f"command with --resume goes on"
         )
         raise
-    broken |= loader.broken
-    for path, reason in broken.items():
+    for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
-    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed)
+    return Run(
+        folder=out,
+        best_epoch=position.best_epoch,
+        best_top1=position.best_top1 if position.best_top1 >= 0 else None,
+        broken=position.broken,
+        epochs=position.epoch - 1,
+    )
 
 
-def train_epoch(
-    model: VideoClassifier,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    settings: TrainConfig,
-    dtype: torch.dtype | None,
-) -> tuple[float, int]:
-    """One pass over the batches, matrix products in `dtype` (None: fp32): the mean loss and how many clips there were.
+@dataclass(frozen=True)
+class _Learner:
+    """What takes a step. `model` is the VideoClassifier, or what shares its gradients among the processes."""
 
-    ZeroI2VError if the loss is no number.
+    processes: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    settings: TrainConfig
+
+
+def _one_epoch(learner: _Learner, loader: TrainLoader, position: Position, state: TrainingState, log: Log) -> None:
+    """The rest of an epoch's batches, counted in `position`."""
+    settings, writes = learner.settings, learner.processes.is_main_process
+    learner.model.train()
+    saved = start = time.perf_counter()
+    batches = log.track(
+        loader.epoch(position.epoch, start=position.batch),
+        total=len(loader),
+        done=position.batch,
+        title=f"epoch {position.epoch}/{settings.epochs}",
+        unit="clips",
+        per_item=settings.batch_size,
+    )
+    seconds = position.seconds
+    for clips, labels in batches:
+        loss, count = take_step(learner, clips, labels)
+        position.loss += loss
+        position.clips += count
+        position.batch += 1
+        position.broken |= loader.broken
+        position.seconds = seconds + time.perf_counter() - start
+        if settings.save_every_minutes and _agreed(
+            learner.processes, time.perf_counter() - saved > 60 * settings.save_every_minutes
+        ):
+            state.save(position, writes=writes)
+            saved = time.perf_counter()
+
+
+def take_step(learner: _Learner, clips: Tensor, labels: Tensor) -> tuple[float, int]:
+    """One step on this process's part of a batch, uint8 (b, F, 3, S, S): the sum of the losses of all processes' clips, and their number.
+
+    The loss is the mean over all of them, whatever the number of processes and of parts (`accumulate`).
     """
-    device = next(model.parameters()).device
+    processes, settings = learner.processes, learner.settings
+    count = _sum(processes, len(labels))
+    if not count:  # every video of the batch was broken
+        return 0.0, 0
+    model = processes.unwrap_model(learner.model)
     mean, std = model.normalisation
-    model.train()
-    total, clips = torch.zeros((), dtype=torch.float64, device=device), 0
-    for uint8, labels in batches:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            logits = model(normalise(uint8.to(device), mean, std))
-        loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=settings.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.gradient_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimizer.step()
-        schedule.step()
-        total += loss.detach() * len(labels)
-        clips += len(labels)
-    if not clips:
+    dtype = autocast_dtype(settings.precision, processes.device)
+    learner.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=torch.float64)
+    weight = 1.0
+    if not len(labels):  # all processes must take part: a clip that counts nothing
+        clips, labels = torch.zeros(1, model.frames, 3, model.image_size, model.image_size), torch.zeros(1).long()
+        weight = 0.0
+    size = -(-len(labels) // settings.accumulate)
+    parts = list(zip(clips.split(size), labels.split(size), strict=True))
+    for number, (pixels, targets) in enumerate(parts, start=1):
+        waits = processes.no_sync(learner.model) if number < len(parts) else contextlib.nullcontext()
+        with waits:
+            with torch.autocast(processes.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                logits = learner.model(normalise(pixels.to(processes.device), mean, std))
+            losses = F.cross_entropy(
+                logits.float(),
+                targets.to(processes.device),
+                label_smoothing=settings.label_smoothing,
+                reduction="sum",
+            )
+            loss = losses * (weight * processes.num_processes / count)  # gradients are averaged over processes
+            learner.scaler.scale(loss).backward()
+            total += weight * losses.detach().double().cpu()
+    if settings.gradient_clip:
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.model.parameters(), settings.gradient_clip)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.schedule.step()
+    return _sum(processes, total.item()), count
+
+
+def _close_epoch(
+    learner: _Learner, model: VideoClassifier, dataset: VideoDataset, out: Path, position: Position, log: Log
+) -> None:
+    """Validate, write the weights and the log line of the epoch in progress, and go on to the next."""
+    settings, writes, epoch = learner.settings, learner.processes.is_main_process, position.epoch
+    if not position.clips:
         raise DatasetError("none of the training videos can be read")
-    mean_loss = (total / clips).item()
-    if not math.isfinite(mean_loss):
-        raise ZeroI2VError(
-            f"the loss is {mean_loss}: train with a lower train.learning_rate than {settings.learning_rate}"
+    loss = position.loss / position.clips
+    if not math.isfinite(loss):
+        raise ZeroI2VError(f"the loss is {loss}: train with a lower train.learning_rate than {settings.learning_rate}")
+    dtype = autocast_dtype(settings.precision, learner.processes.device)
+    entry: dict[str, Any] = {
+        "epoch": epoch,
+        "loss": loss,
+        "learning_rate": learner.schedule.get_last_lr()[0],
+        "clips": position.clips,
+        "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
+        "device": learner.processes.device.type,
+        "processes": learner.processes.num_processes,
+    }
+    found = None
+    if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
+        found = evaluate(
+            model, dataset.val, batch_size=settings.batch_size, workers=worker_count(settings.workers), log=log
         )
-    return mean_loss, clips
+        if found.skipped and settings.broken == "stop":
+            raise found.skipped[0]
+        position.broken |= {error.path: error.reason for error in found.skipped}
+        entry |= {"top1": found.top(1), "top5": found.top(5)}
+    if writes:
+        write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
+    if found is None:
+        better = position.best_top1 < 0
+    else:
+        better = found.top(1) >= position.best_top1
+        position.validations_since_best = (
+            0 if found.top(1) > position.best_top1 else position.validations_since_best + 1
+        )
+    if better:
+        model.results = {} if found is None else {**figures(found), "epoch": epoch}
+        if writes:
+            write_model(model, out, {"epoch": str(epoch)})
+        position.best_epoch = epoch
+        position.best_top1 = position.best_top1 if found is None else found.top(1)
+    validated = f", validation top-1 {found.top(1):.1%}" if found else ""
+    log.say(
+        f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {position.clips / position.seconds:.0f} clips/s, "
+        f"{peak_memory(learner.processes.device) / 2**30:.1f} GiB"
+    )
+    if writes:
+        measured = {"seconds": round(position.seconds, 3), "peak_memory": peak_memory(learner.processes.device)}
+        append_json(out / LOG_FILE, {**entry, **measured})
+    position.epoch, position.batch, position.loss, position.clips, position.seconds = epoch + 1, 0, 0.0, 0, 0.0
+
+
+def _out_of_patience(position: Position, settings: TrainConfig) -> bool:
+    return bool(settings.patience) and position.validations_since_best >= settings.patience
+
+
+def _sum(processes: Accelerator, value: float) -> Any:
+    """The sum of a number over the processes."""
+    return value if processes.num_processes == 1 else sum(from_all([value]))
+
+
+def _agreed(processes: Accelerator, wanted: bool) -> bool:
+    """What the first process wants, which all must do."""
+    return wanted if processes.num_processes == 1 else bool(from_all([wanted])[0])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, else of this process, at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def figures(found: Evaluation) -> dict[str, float]:

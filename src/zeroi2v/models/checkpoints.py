@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict, to_dict
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig, from_dict, to_dict
 from zeroi2v.errors import CheckpointError, ConfigError
 from zeroi2v.models.card import model_card
 from zeroi2v.models.video import VideoClassifier, build_model
@@ -44,7 +44,7 @@ def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> N
 def write_model(model: VideoClassifier, folder: Path, metadata: Mapping[str, str]) -> None:
     """`save_pretrained`, with metadata of the weights file."""
     card = model_card(model)
-    _replace(
+    replace_files(
         {
             folder / CONFIG_FILE: _config_writer(model),
             folder / CARD_FILE: lambda path: path.write_text(card, encoding="utf-8"),
@@ -72,7 +72,7 @@ def push_to_hub(model: VideoClassifier, name: str, *, private: bool) -> str:
 
 def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's weights, without those of a frozen tower that `load` gets by name."""
-    _replace({path: _weights_writer(model, metadata)})
+    replace_files({path: _weights_writer(model, metadata)})
 
 
 def _config_writer(model: VideoClassifier) -> Writer:
@@ -86,14 +86,14 @@ def _config_writer(model: VideoClassifier) -> Writer:
         "clip": to_dict(model.clip),
         "views": to_dict(model.views),
         "input": {"image_size": model.image_size, "mean": list(mean), "std": list(std)},
-        "tower_fingerprint": None if _keeps_tower(model) else fingerprint(model),
+        "tower_fingerprint": None if keeps_tower(model) else fingerprint(model),
     }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def _weights_writer(model: VideoClassifier, metadata: Mapping[str, str] | None = None) -> Writer:
-    state = {key: tensor.contiguous() for key, tensor in _own_state(model).items()}
+    state = {key: tensor.contiguous() for key, tensor in own_state(model).items()}
     return lambda path: save_file(state, path, dict(metadata or {}))
 
 
@@ -133,9 +133,40 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     return rebuilt.eval()
 
 
+def model_recipe(folder: str | None) -> Recipe:
+    """The recipe with the model, clip and views of a saved model, and defaults elsewhere; without a folder all defaults."""
+    if folder is None:
+        return Recipe()
+    source = load(folder)
+    return Recipe(model=source.config, clip=source.clip, views=source.views)
+
+
+def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
+    """Let a model's weights start as those of a saved, adapted model of the same tower and settings.
+
+    Its classifier is taken over where the labels are the same, and starts anew where not; its temporal embedding is interpolated to
+    the model's frames. CheckpointError if the saved model is merged or of another shape.
+    """
+    source = load(folder)
+    if source.merged:
+        raise CheckpointError(
+            f"{folder}: merged, so it has no adapters to go on training; give the run that it was merged from"
+        )
+    source.resize(frames=model.frames)
+    own, taken = model.state_dict(), source.state_dict()
+    if source.labels != model.labels:
+        taken |= {key: own[key] for key in own if key.startswith("classifier.")}
+    for key in sorted(own.keys() | taken.keys()):
+        if key not in own or key not in taken or own[key].shape != taken[key].shape:
+            raise CheckpointError(f"{folder}: {key} does not fit; train with the model settings of that run")
+    model.load_state_dict(taken)
+    if keeps_tower(source):  # its tower is none that can be had by name
+        model.config = dataclasses.replace(model.config, pretrained=False)
+
+
 def read_weights(model: VideoClassifier, path: Path) -> None:
     """Load what `write_weights` wrote, every key used. CheckpointError names the file, and what is missing or does not fit."""
-    own = _own_state(model)
+    own = own_state(model)
     try:
         with safe_open(path, "pt") as file, torch.no_grad():
             keys = set(file.keys())
@@ -166,18 +197,18 @@ def fingerprint(model: VideoClassifier) -> str:
     return digest.hexdigest()
 
 
-def _keeps_tower(model: VideoClassifier) -> bool:
+def keeps_tower(model: VideoClassifier) -> bool:
     """Whether the folder holds the tower's weights: of one that was trained, merged, cast, or has no name to get them by."""
     cast = any(parameter.dtype != torch.float32 for parameter in model.tower.parameters())
     return model.merged or model.strategy.trains_tower or cast or not model.config.pretrained
 
 
-def _own_state(model: VideoClassifier) -> dict[str, Tensor]:
+def own_state(model: VideoClassifier) -> dict[str, Tensor]:
     """The tensors that a folder holds, by name; a tensor with two names appears once."""
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     persistent = model.state_dict().keys()
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    if _keeps_tower(model):
+    if keeps_tower(model):
         return tensors
     trained = {f"tower.{name}" for name in model.trained_in_tower()}
     return {name: tensor for name, tensor in tensors.items() if name in trained or not name.startswith("tower.")}
@@ -211,7 +242,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _replace(files: Mapping[Path, Writer]) -> None:
+def replace_files(files: Mapping[Path, Writer]) -> None:
     """Write temporary files beside all paths, then put each in its place in one step."""
     temporaries = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:

@@ -1,0 +1,124 @@
+"""What resuming promises: a run that stopped anywhere and went on ends bit for bit like one that never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig, write_recipe
+from zeroi2v.data.datasets import VideoDataset, open_dataset
+from zeroi2v.engine import train as training
+from zeroi2v.engine.log import read_json_lines
+from zeroi2v.engine.train import train
+from zeroi2v.errors import CheckpointError
+
+RECIPE = Recipe(
+    model=ModelConfig(adapter_dropout=0.1),
+    clip=ClipConfig(frames=4),
+    train=TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.5, workers=0, save_every_minutes=1e-6),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(motion_videos: Path) -> VideoDataset:
+    return open_dataset(motion_videos)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(RECIPE, dataset, tmp_path_factory.mktemp("runs") / "run").folder
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for name in ("last.safetensors", "model.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    logs = [
+        [{**entry, "seconds": 0, "peak_memory": 0} for entry in read_json_lines(folder / "log.jsonl")]
+        for folder in (one, other)
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 9])
+def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
+    stop: int, undisturbed: Path, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    step = training.take_step
+
+    def stops(*arguments: object) -> tuple[float, int]:
+        nonlocal taken
+        taken += 1
+        if taken > stop:
+            raise KeyboardInterrupt
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "take_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset, tmp_path / "run")
+    monkeypatch.undo()
+    torch.manual_seed(99)  # whatever else the new process has done
+    run = train(RECIPE, dataset, tmp_path / "run", resume=True)
+    assert run.epochs == 2
+    assert_same(run.folder, undisturbed)
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(
+    undisturbed: Path, dataset: VideoDataset, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    assert train(RECIPE, dataset, tmp_path / "run", resume=True).epochs == 2
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed_run(
+    motion_videos: Path, dataset: VideoDataset, undisturbed: Path, tmp_path: Path
+) -> None:
+    write_recipe(RECIPE, tmp_path / "recipe.toml")
+    random = Random(0)
+    command = [sys.executable, "-m", "zeroi2v", "train", str(motion_videos), "--quiet"]
+    start = time.perf_counter()
+    subprocess.run([*command, "--out", str(tmp_path / "timed"), "--recipe", str(tmp_path / "recipe.toml")], check=True)
+    longest = time.perf_counter() - start
+    killed = 0
+    for attempt in range(20):
+        out = tmp_path / f"run-{attempt}"
+        process = subprocess.Popen([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")])
+        try:
+            process.wait(random.uniform(0.4, 1) * longest)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        if (out / "resume.pt").exists():
+            subprocess.run([*command, "--out", str(out), "--resume"], check=True)
+        else:  # killed before the first batch
+            subprocess.run([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")], check=True)
+        assert_same(out, undisturbed)
+    assert killed >= 10
+
+
+def test_other_videos_or_a_damaged_file_are_refused(undisturbed: Path, dataset: VideoDataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    fewer = dataclasses.replace(dataset, splits={**dataset.splits, "train": dataset.train[1:]})
+    with pytest.raises(CheckpointError, match="other videos"):
+        train(RECIPE, fewer, out, resume=True)
+    whole = (out / "resume.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no state", b""):
+        (out / "resume.pt").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"resume\.pt"):
+            train(RECIPE, dataset, out, resume=True)
+    (out / "resume.pt").unlink()
+    with pytest.raises(CheckpointError, match="not there"):
+        train(RECIPE, dataset, out, resume=True)
