@@ -71,7 +71,7 @@ def main() -> None:
     ]
     asked = {key: getattr(arguments, key) for key in ("clips", "rounds", "device")}
     RESULTS.mkdir(exist_ok=True)
-    result = {**provenance(), "seed": 0, **asked, "runs": runs}
+    result = {**provenance(), "seeds": [0], **asked, "runs": runs}
     (RESULTS / f"latency-{arguments.name or arguments.device}.json").write_text(
         json.dumps(result, indent=1) + "\n", encoding="utf-8"
     )

@@ -34,7 +34,7 @@ SMALL: Final[
     dict[str, tuple[dict[str, Any], int]]
 ] = {  # timm's module: what makes its towers small, and pixels along a side
     "convit": ({"img_size": 32, "depth": 2, "local_up_to_layer": 1}, 32),
-    "crossvit": ({"img_size": 120}, 120),  # 120 and 112 pixels, by patches of 12 and 16
+    "crossvit": ({"img_size": 120, "depth": ((1, 1, 0),)}, 120),  # two branches of 120 and 112 pixels
     "davit": ({"depths": (1, 1, 1, 1)}, 64),
     "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
     "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -196,7 +197,7 @@ def _toml(value: Any) -> str:
         return '"none"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML does not take as it is
 
 
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
@@ -273,13 +274,29 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(inner[0], item, where) for item in value)
         if len(value) == len(inner):
             return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     elif origin is dict and isinstance(value, Mapping):
+        if not _is_plain(value):
+            raise ConfigError(f"{where} must hold numbers, text, true or false, lists and tables alone, got {value!r}")
         return {key: None if item == "none" else item for key, item in value.items()}
-    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    elif (
+        hint is not float
+        and isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
         return value
     raise ConfigError(f"{where} must be {_in_words(hint)}, got {value!r}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was, but for tuples."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _in_words(hint: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ def recipe(seed: int) -> Recipe:
 def run(out: Path, *, seed: int = 0, log: Log | None = None) -> dict[str, Any]:
     """Do all of it into a folder and return what `result.json` holds. An earlier quickstart in that folder is replaced."""
     log = log or Log(quiet=True)
-    clock = Clock(log)
+    clock, settings = Clock(log), recipe(seed)  # which checks the seed, before anything is removed
     prepare(out, log)
     with clock("videos"):
         dataset = write_videos(out / "videos", seed, log)
@@ -71,7 +70,7 @@ def run(out: Path, *, seed: int = 0, log: Log | None = None) -> dict[str, Any]:
         probed = evaluate(probe, dataset.splits["test"], workers=worker_count(-1), log=log)
     log.say(f"bag-of-frames linear probe: {probed.top(1):.1%} top-1")
     with clock("train"):
-        train(recipe(seed), dataset, out / "adapted", log=log)
+        train(settings, dataset, out / "adapted", log=log)
     with clock("evaluate"):
         adapted = load(out / "adapted").to(best_device())
         merged = adapted.merge()
@@ -147,7 +146,7 @@ def prepare(out: Path, log: Log) -> None:
 
 def write_videos(folder: Path, seed: int, log: Log) -> VideoDataset:
     """Write the videos, with a progress bar, and open them as a data set."""
-    written = write_motion_videos(folder, VIDEOS, seed=seed, workers=os.cpu_count() or 1)
+    written = write_motion_videos(folder, VIDEOS, seed=seed, workers=worker_count(-1))
     for _ in log.track(written, total=sum(VIDEOS.values()) // 2, title="write videos", unit="videos", per_item=2):
         pass
     return open_dataset(folder)

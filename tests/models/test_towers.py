@@ -17,7 +17,7 @@ from zeroi2v.models.towers import TINY_NAME, find_blocks, has_class_token, prefi
 
 PARTLY_COVERED = {  # and how many attention blocks of their small versions stay spatial
     "convit_tiny": 1,
-    "crossvit_tiny_240": 6,
+    "crossvit_tiny_240": 2,
     "davit_tiny": 4,
     "gcvit_xxtiny": 6,
     "twins_svt_small": 9,

@@ -11,6 +11,7 @@ import torch
 from zeroi2v.data.loader import read_views
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.evaluate import best_device
+from zeroi2v.errors import ConfigError
 from zeroi2v.models.checkpoints import load
 
 
@@ -32,6 +33,8 @@ class Predictor:
     @torch.no_grad()
     def predict(self, video: str | os.PathLike[str], *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {top_k}")
         model = self.model
         views = read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)  # (V, T, 3, S, S)
         mean, std = model.normalisation

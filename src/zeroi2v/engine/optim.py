@@ -7,14 +7,23 @@ import math
 import torch
 from torch import nn
 
-DECAYED = (nn.Linear, nn.Conv2d, nn.Conv3d)  # weight decay is for these; norms and embeddings have none
+from zeroi2v.models.video import VideoClassifier
+
+DECAYED = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.Conv3d,
+)  # weight decay is for these and for adapters; norms and embeddings have none
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999) on every parameter that trains; weight decay on linear and convolution layers, biases included."""
+def build_optimizer(model: VideoClassifier, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (0.9, 0.999) on every parameter that trains; weight decay on adapters, linear and convolution layers, biases included."""
+    adapters = {*model.adapters.modules()}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for module in model.modules():
-        groups[isinstance(module, DECAYED)] += [p for p in module.parameters(recurse=False) if p.requires_grad]
+        groups[isinstance(module, DECAYED) or module in adapters] += [
+            p for p in module.parameters(recurse=False) if p.requires_grad
+        ]
     settings = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in settings if group["params"]], lr=learning_rate)
 

@@ -251,6 +251,8 @@ def _close_epoch(
         "device": learner.processes.device.type,
         "processes": learner.processes.num_processes,
     }
+    if writes:
+        write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
     found = None
     if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
         found = evaluate(
@@ -260,8 +262,6 @@ def _close_epoch(
             raise found.skipped[0]
         position.broken |= {error.path: error.reason for error in found.skipped}
         entry |= {"top1": found.top(1), "top5": found.top(5)}
-    if writes:
-        write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
     if found is None:
         better = position.best_top1 < 0
     else:
@@ -319,13 +319,11 @@ def worker_count(asked: int) -> int:
 
 
 def _can_start_in(folder: Path) -> bool:
-    """Whether a folder is empty, or holds a run that ended before its first epoch."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
-        RECIPE_FILE,
-        CONFIG_FILE,
-        CARD_FILE,
-        WEIGHTS_FILE,
-    }
+    """Whether a folder is empty, or holds a run that ended before it had anything to go on from."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE}
 
 
 def _make_folder(folder: Path) -> None:

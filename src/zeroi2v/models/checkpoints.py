@@ -4,7 +4,8 @@
     model.safetensors  its weights, without the frozen tower's where those can be had by name
     README.md          its card, for people
 
-All are written in full beside the old ones before any takes its place, so a crash or a full disk leaves the old model.
+All are written in full beside the old ones before the first takes its place, so a full disk leaves the old model, and so does a
+crash but for the moment in which the three are renamed.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     folder = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(folder / CONFIG_FILE)
     try:
-        recipe = from_dict(ModelConfig, config["model"])
+        recipe = from_dict(ModelConfig, {**config["model"], "weights": None})  # a saved model needs no other file
         by_name = config["tower_fingerprint"] is not None  # else the folder holds the tower's weights too
         rebuilt = build_model(
             dataclasses.replace(recipe, pretrained=by_name),
@@ -243,13 +244,15 @@ def _download(name: str) -> Path:
 
 
 def replace_files(files: Mapping[Path, Writer]) -> None:
-    """Write temporary files beside all paths, then put each in its place in one step."""
+    """Write temporary files beside all paths; when all are on the disk, put each in its place in one step."""
     temporaries = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:
         for path, write in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path].touch()
+            mode = temporaries[path].stat().st_mode
             write(temporaries[path])
-            temporaries[path].chmod(0o666 & ~_umask())
+            temporaries[path].chmod(mode)  # safetensors lets nobody else read
             with temporaries[path].open("rb") as file:
                 os.fsync(file.fileno())
         for path, temporary in temporaries.items():
@@ -261,9 +264,3 @@ def replace_files(files: Mapping[Path, Writer]) -> None:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

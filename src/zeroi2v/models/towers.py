@@ -40,7 +40,18 @@ TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
 TINY: Final = {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 12}
 NAMES_FILE: Final = Path(__file__).with_name("towers.json")  # written by benchmarks/towers.py
+NOT_OPTIONS: Final = (
+    "cache_dir",
+    "checkpoint_path",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
 NO_VECTOR: Final = ("", "align", "merge")  # poolings that leave many tokens of a picture
+
+
+REFUSALS: Final = (AssertionError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)  # timm's, of options
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,12 @@ class Block:
 
 def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     """The timm model of this name without its classifier, in eval mode. TowerError says why it cannot be had."""
+    for option in NOT_OPTIONS:
+        if option in options:
+            raise ConfigError(f"tower_options: {option} is not for the tower's shape; see weights and pretrained")
+    size = options.get("img_size", 1)
+    if not isinstance(size, int) and len(set(size)) > 1:
+        raise ConfigError(f"tower_options: img_size must be square, got {size}")
     if name == TINY_NAME:
         return tiny_tower(pretrained=pretrained, **options)
     base = name.partition(".")[0]
@@ -91,7 +108,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
             with torch.device("meta"):
                 find_blocks(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except (TypeError, AssertionError) as error:
+    except REFUSALS as error:
         raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
     except (
         OSError,
@@ -115,7 +132,7 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     """The embedded tower. Its heads are 8 channels wide, where explicit attention is three times as fast as the fused kernel."""
     try:
         tower = VisionTransformer(**{**TINY, "num_classes": 0, "global_pool": "token", **options})
-    except (TypeError, AssertionError) as error:
+    except (*REFUSALS, RuntimeError) as error:
         raise ConfigError(f"tower_options of {TINY_NAME}: {error or 'timm refuses them'}") from error
     attentions: Any = (block.attn for block in tower.blocks)
     for attention in attentions:
@@ -148,7 +165,8 @@ def inflate(tower: nn.Module, tubelet: int, name: str) -> None:
 def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
     """Every attention block whose keys and values can be moved head by head, in order. TowerError if there is none.
 
-    It is also raised if a block mixes the pictures of a batch, or if the tower gives no vector per picture.
+    It is also raised if a block mixes the pictures of a batch, or if the tower gives no vector per picture. Where q and v have biases
+    apart from their projection's, the block is told to call that as a module, which a hook can follow, and to add them afterwards.
     """
     found: list[tuple[str, nn.Module, HeadPlaces]] = []
     refused: Counter[str] = Counter()
@@ -197,7 +215,7 @@ def owner(tower: nn.Module, path: str) -> nn.Module:
 
 def _block(path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None], prefix: int) -> Block:
     """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
-    if hasattr(attention, "qkv_bias_separate"):  # call it as a module, and add its q and v biases afterwards
+    if hasattr(attention, "qkv_bias_separate"):
         attention.qkv_bias_separate = True
     qkv, proj = attention.qkv, attention.proj
     sites = {"qkv": Site(qkv, (qkv,), qkv.in_features), "proj": Site(proj, (proj,), proj.out_features)}

@@ -31,7 +31,8 @@ class VideoClassifier(nn.Module):
     """A clip (B, F, 3, S, S), normalised, to logits (B, num_classes).
 
     The tower's own modules stay as they are. Hooks relocate keys and values after each fused projection, pass the inputs or
-    outputs of the adapted linears through their adapters, and add the temporal embedding to the first block's tokens.
+    outputs of the adapted linears through their adapters, and add the temporal embedding to the first block's tokens. The hooks learn
+    B from the call in progress, so one model serves one thread at a time.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class VideoClassifier(nn.Module):
 
     def tower_input(self, clip: Tensor) -> Tensor:
         """The pictures of a clip (B, F, 3, S, S), as the tower takes them next: (B*T, 3 * tubelet, S, S), a view where it can be."""
-        if clip.ndim != 5 or clip.shape[1] != self.frames:
+        if clip.ndim != 5 or clip.shape[1:3] != (self.frames, 3):
             raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
         self._count.clips = clip.shape[0]
         pictures: Tensor = clip.unflatten(1, (-1, self._tubelet)).flatten(2, 3).flatten(0, 1)
@@ -186,14 +187,8 @@ class VideoClassifier(nn.Module):
         The temporal embedding is interpolated linearly over the clip, the position embedding by the tower's own rule. Offsets stay as
         they are. ConfigError if the tower has no such rule, or does not take that size.
         """
-        if frames is not None and frames != self.frames:
-            self.clip = dataclasses.replace(self.clip, frames=frames)  # checks it
-            series = self.temporal_embedding.T[None]  # (1, D, T)
-            seen = frames_seen(frames, self._tubelet)
-            logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
-            resized = nn.functional.interpolate(series, seen, mode="linear")[0].T.contiguous()
-            self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
-            self._count.frames = seen
+        clip = dataclasses.replace(self.clip, frames=frames or self.frames)  # checks it
+        seen = frames_seen(clip.frames, self._tubelet)
         if image_size is not None and image_size != self.image_size:
             logger.info("%s resized from %d to %d pixels a side", self.config.tower, self.image_size, image_size)
             towers.set_image_size(self.tower, image_size, self.config.tower)
@@ -201,6 +196,13 @@ class VideoClassifier(nn.Module):
             self.config = dataclasses.replace(
                 self.config, tower_options=options, pretrained=False
             )  # saved with its tower
+        if clip.frames != self.frames:
+            series = self.temporal_embedding.T[None]  # (1, D, T)
+            logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
+            resized = nn.functional.interpolate(series, seen, mode="linear")[0].T.contiguous()
+            self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
+            self._count.frames = seen
+            self.clip = clip
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
@@ -285,6 +287,8 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
     count = ClipCount(frames_seen(frames, config.tubelet))
     ratio = Fraction(config.ratio or 0).limit_denominator(1000)
+    if config.ratio is not None and not ratio:
+        raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
     head_counts = [block.layout.head_count for block in blocks]
     if config.operator not in ("stdha", "hr_qkv"):
         heads = parse_heads([], head_counts=head_counts, frames=count.frames)
