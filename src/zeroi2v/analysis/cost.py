@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zeroi2v.models.towers import build_tower
+from zeroi2v.models.towers import build_tower, image_size, set_image_size
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -50,6 +50,8 @@ def new_tower(model: VideoClassifier) -> nn.Module:
     """A tower of the model's name and options as it comes, without weights: on the meta device."""
     with torch.device("meta"):
         tower = build_tower(model.config.tower, pretrained=False, options=model.config.tower_options)
+        if image_size(tower) != model.image_size:
+            set_image_size(tower, model.image_size, model.config.tower)
     return tower.requires_grad_(False)
 
 

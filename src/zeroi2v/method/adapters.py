@@ -88,7 +88,8 @@ class GELUAdapter(LinearAdapter):
 
 
 class STAdapter(LinearAdapter):
-    """x + scale * U(GELU(conv(D(x)))), conv depth-wise over three frames (Pan et al., 2022). The first `prefix` tokens keep x.
+    """x + scale * U(GELU(conv(D(x)))), conv depth-wise over three frames (Pan et al., 2022). The first `prefix` tokens keep x, so
+    where a tower's feature is its class token, those in the last block after attention learn nothing.
 
     Tokens come as (B*T*W, N, D) or, as a map, (B*T*W, H, W, D); `count` tells B and T.
     """

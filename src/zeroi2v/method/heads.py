@@ -118,6 +118,11 @@ def paper_counts(table: str, head_count: int, frames: int, *, staged: bool) -> l
     return [(offset, Fraction(near if abs(offset) == 1 else far)) for offset in offsets]
 
 
+def layout_text(layout: HeadLayout) -> str:
+    """The text that `parse_heads` reads as this layout: "-1*1, 1*1/2, 0*1/2", head by head."""
+    return ", ".join(f"{offset}*{share}" for head in layout for offset, share in shares(head))
+
+
 def shares(head: int | SplitHead) -> SplitHead:
     """The (offset, share) pairs of a head, whole or split: shares add up to 1."""
     return head if isinstance(head, tuple) else ((head, Fraction(1)),)

@@ -119,6 +119,11 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
         ) from error
+    try:
+        if not by_name:  # it holds a tower that may have been resized
+            rebuilt.resize(image_size=taught["image_size"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: input: {error}") from error
     mean, std = rebuilt.normalisation
     if taught != {"image_size": rebuilt.image_size, "mean": list(mean), "std": list(std)}:
         raise CheckpointError(

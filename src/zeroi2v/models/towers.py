@@ -120,11 +120,8 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     tower.eval()
     if not isinstance(tower, nn.Module):
         raise TowerError(f"{name}: timm gave no module")
-    if "img_size" in options:  # not every tower keeps it
-        size = options["img_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        taken: Any = tower.pretrained_cfg
-        setattr(tower, "pretrained_cfg", {**taken, "input_size": (3, height, width)})  # noqa: B010  nn.Module types it a Tensor
+    if "img_size" in options:
+        _note_image_size(tower, size if isinstance(size, int) else size[0])
     return tower
 
 
@@ -297,7 +294,9 @@ def _final_norms(tower: nn.Module) -> Iterator[nn.Module]:
     for holder in (tower, getattr(tower, "head", None), getattr(tower, "encoder", None)):
         for name in ("norm", "fc_norm", "neck"):
             norm = getattr(holder, name, None)
-            if isinstance(norm, nn.Module):
+            if isinstance(norm, nn.ModuleList):  # one per branch
+                yield from norm
+            elif isinstance(norm, nn.Module):
                 yield norm
 
 
@@ -328,6 +327,12 @@ def set_image_size(tower: nn.Module, size: int, name: str) -> None:
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip() or "it does not fit its patches"
         raise ConfigError(f"{name} does not take frames of {size} pixels: {reason}") from error
+    _note_image_size(tower, size)
+
+
+def _note_image_size(tower: Any, size: int) -> None:
+    """Write the size into the tower's configuration, where `image_size` finds it: not every tower keeps it elsewhere."""
+    tower.pretrained_cfg = {**tower.pretrained_cfg, "input_size": (3, size, size)}
 
 
 def normalisation(tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

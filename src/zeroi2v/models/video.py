@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
+from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text, parse_heads
 from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models import towers
@@ -184,18 +184,15 @@ class VideoClassifier(nn.Module):
     def resize(self, *, frames: int | None = None, image_size: int | None = None) -> None:
         """Take clips of another length, or frames of another size, from now on.
 
-        The temporal embedding is interpolated linearly over the clip, the position embedding by the tower's own rule. Offsets stay as
-        they are. ConfigError if the tower has no such rule, or does not take that size.
+        The temporal embedding is interpolated linearly over the clip, the position embedding and windows by the tower's own rule.
+        Offsets stay as they are. ConfigError if the tower has no such rule, or does not take that size; nothing has changed then.
         """
-        clip = dataclasses.replace(self.clip, frames=frames or self.frames)  # checks it
+        clip = dataclasses.replace(self.clip, frames=self.frames if frames is None else frames)  # checks it
         seen = frames_seen(clip.frames, self._tubelet)
         if image_size is not None and image_size != self.image_size:
             logger.info("%s resized from %d to %d pixels a side", self.config.tower, self.image_size, image_size)
             towers.set_image_size(self.tower, image_size, self.config.tower)
-            options = {**self.config.tower_options, "img_size": image_size}
-            self.config = dataclasses.replace(
-                self.config, tower_options=options, pretrained=False
-            )  # saved with its tower
+            self.config = dataclasses.replace(self.config, pretrained=False)  # saved with its tower
         if clip.frames != self.frames:
             series = self.temporal_embedding.T[None]  # (1, D, T)
             logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
@@ -203,6 +200,11 @@ class VideoClassifier(nn.Module):
             self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
             self._count.frames = seen
             self.clip = clip
+            if self.config.ratio is None and self.config.operator in (
+                "stdha",
+                "hr_qkv",
+            ):  # not the rule for so many frames
+                self.config = dataclasses.replace(self.config, heads=tuple(map(layout_text, self.heads)))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
