@@ -53,8 +53,16 @@ class Evaluation:
         cells = self.labels * classes + self.scores.argmax(1)
         return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
+    def per_class(self) -> list[float | None]:
+        """Top-1 of each class's own videos; None for a class without any."""
+        cells = self.confusion()
+        return [
+            right / total if total else None
+            for right, total in zip(cells.diag().tolist(), cells.sum(1).tolist(), strict=True)
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """What `zeroi2v eval --json` prints."""
+        """What `zeroi2v eval --json` prints of it."""
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
         return {"top1": self.top(1), "top5": self.top(5), "videos": len(self.videos), "skipped": skipped}
 

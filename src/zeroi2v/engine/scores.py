@@ -1,0 +1,54 @@
+"""What did a model answer for every video? Its scores as a table, CSV or Parquet, for whoever wants to look closer or to average models."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zeroi2v.engine.evaluate import Evaluation
+from zeroi2v.errors import ConfigError
+from zeroi2v.models.checkpoints import replace_files
+
+
+def check_table(path: Path) -> None:
+    """ConfigError if a table cannot be written there: known before hours of evaluation, not after."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{path}: a table of scores ends in .csv or .parquet")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    if path.suffix == ".parquet":
+        _parquet()
+
+
+def write_scores(found: Evaluation, labels: Sequence[str], path: Path) -> None:
+    """One row per video: its path, its label, the label of its highest score, and a score per class, of 0..1."""
+    best = found.scores.argmax(1).tolist()
+    columns: dict[str, list[Any]] = {
+        "video": [str(video.path) for video in found.videos],
+        "label": [labels[label] for label in found.labels.tolist()],
+        "answer": [labels[label] for label in best],
+    }
+    columns |= {f"score: {label}": scores for label, scores in zip(labels, found.scores.T.tolist(), strict=True)}
+    replace_files({path: lambda partial: _write(columns, partial, parquet=path.suffix == ".parquet")})
+
+
+def _write(columns: dict[str, list[Any]], path: Path, *, parquet: bool) -> None:
+    if parquet:
+        arrow, tables = _parquet()
+        tables.write_table(arrow.table(columns), path)
+        return
+    with path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _parquet() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow: pip install pyarrow, or write .csv") from error
+    return pyarrow, pyarrow.parquet
