@@ -26,8 +26,8 @@ def train_pixels(frames: Tensor, size: int, pixels: PixelsConfig, rng: Random) -
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)
     flipped = rng.random() < pixels.flip
-    augmenting, erasing = (Random(rng.getrandbits(64)) for _ in range(2))  # each draws as often as it likes
-    operations = draw_operations(pixels, augmenting)
+    erasing = Random(rng.getrandbits(64))  # its own, for the augmentation draws as often as it likes
+    operations = draw_operations(pixels, rng)
     if pixels.augment_place == "before_crop":
         frames = augment(frames, operations)
     view = F.resized_crop(frames, top, left, crop_height, crop_width, [size, size], antialias=True)
