@@ -88,19 +88,35 @@ class ClipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
-    """How the frames of a training clip are cropped and flipped; all frames of a clip alike."""
+    """How the frames of a training clip are cropped, flipped, augmented and erased; all frames of a clip alike."""
 
     crop_area: tuple[float, float] = (0.08, 1.0)  # share of the frame's area that a random crop keeps
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of that crop
     flip: float = 0.5  # probability of a left-right flip
     flip_pairs: tuple[tuple[str, str], ...] = ()  # labels that a flip exchanges
+    augment_operations: int = 0  # RandAugment's n, how many of its 14 operations are drawn; the paper: 4
+    augment_magnitude: float = 7.0  # RandAugment's m, of 10
+    augment_jitter: float = 0.5  # standard deviation of m
+    augment_probability: float = 0.5  # of each operation that was drawn
+    augment_place: Literal["before_crop", "after_flip"] = "before_crop"  # official: Something-Something after the flip
+    erase: float = 0.0  # probability that a rectangle is erased
+    erase_fill: Literal["noise", "grey"] = "noise"
+    erase_area: tuple[float, float] = (0.02, 1 / 3)  # share of the view's area that is erased
+    erase_aspect: tuple[float, float] = (0.3, 10 / 3)  # width / height of the rectangle
 
     def __post_init__(self) -> None:
-        low, high = self.crop_area
-        _require(0 < low <= high <= 1, f"crop_area must be 0 < low <= high <= 1, got {low}, {high}")
-        low, high = self.crop_aspect
-        _require(0 < low <= high, f"crop_aspect must be 0 < low <= high, got {low}, {high}")
-        _require(0 <= self.flip <= 1, f"flip must be a probability, got {self.flip}")
+        for name in ("crop_area", "erase_area"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high <= 1, f"{name} must be 0 < low <= high <= 1, got {low}, {high}")
+        for name in ("crop_aspect", "erase_aspect"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"{name} must be 0 < low <= high, got {low}, {high}")
+        for name in ("flip", "erase", "augment_probability"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be a probability, got {getattr(self, name)}")
+        number, magnitude, jitter = self.augment_operations, self.augment_magnitude, self.augment_jitter
+        _require(0 <= number <= 14, f"augment_operations must be 0 to 14, got {number}")
+        _require(0 <= magnitude <= 10, f"augment_magnitude must be 0 to 10, got {magnitude}")
+        _require(jitter >= 0, f"augment_jitter must be at least 0, got {jitter}")
         named = [label for pair in self.flip_pairs for label in pair]
         _require(len(named) == len(set(named)), f"flip_pairs must name each label once, got {self.flip_pairs}")
 

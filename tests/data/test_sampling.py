@@ -1,7 +1,10 @@
 """Are the frame numbers those of the official samplers, and within the video?"""
 
+import math
 import subprocess
 import sys
+from fractions import Fraction
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -45,6 +48,85 @@ def test_a_dense_clip_starts_where_the_official_code_starts_it(
 ) -> None:
     expected = [start + 16 * i for i in range(8)]
     assert dense_indices(num_frames, 8, 16, clip=clip, clips=clips) == expected
+
+
+# The official formulas, as exact fractions. Training draws a frame of each range; an evaluation has a list for each clip.
+
+
+def exact_segments(num_frames: int, frames: int) -> list[range]:
+    bounds = [round(Fraction(num_frames - 1, frames) * i) for i in range(frames + 1)]
+    return [range(first, last + 1) for first, last in pairwise(bounds)]
+
+
+def exact_segment_clip(num_frames: int, frames: int, clip: int, clips: int) -> list[int]:
+    inner = math.floor(Fraction(num_frames - 1, frames) / (clips + 1) * (clip + 1))
+    return [segment.start + inner for segment in exact_segments(num_frames, frames)]
+
+
+def exact_dense_clip(num_frames: int, frames: int, stride: int, clip: int, clips: int) -> list[int]:
+    last_start = max(num_frames - (frames - 1) * stride - 1, 0)
+    start = math.floor(Fraction(last_start, 2)) if clips == 1 else round(Fraction(last_start, clips - 1) * clip)
+    looped = [*range(num_frames)] * (1 + (start + frames * stride) // num_frames)
+    return looped[start::stride][:frames]
+
+
+class Extreme(Random):
+    """Draws the lowest or the highest number there is."""
+
+    highest = False
+
+    def randint(self, a: int, b: int) -> int:
+        return b if self.highest else a
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        first, beyond = (0, start) if stop is None else (start, stop)
+        return range(first, beyond, step)[-1 if self.highest else 0]
+
+
+@pytest.mark.parametrize("frames", [8, 16, 32])
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_every_segment_clip_of_every_length_is_the_official_one(frames: int, clips: int) -> None:
+    clip = ClipConfig(frames=frames)
+    for num_frames in range(1, 401):
+        expected = [exact_segment_clip(num_frames, frames, k, clips) for k in range(clips)]
+        assert clip_indices(num_frames, clip, clips=clips) == expected
+
+
+@pytest.mark.parametrize(("frames", "stride"), [(8, 16), (16, 8), (32, 4)])
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_every_dense_clip_of_every_length_is_the_official_one(frames: int, stride: int, clips: int) -> None:
+    clip = ClipConfig(frames=frames, sampling="dense", stride=stride)
+    for num_frames in range(1, 401):
+        expected = [exact_dense_clip(num_frames, frames, stride, k, clips) for k in range(clips)]
+        assert clip_indices(num_frames, clip, clips=clips) == expected
+
+
+@pytest.mark.parametrize("frames", [8, 16, 32])
+def test_a_training_draw_of_every_length_has_the_official_bounds(frames: int) -> None:
+    stride = 128 // frames
+    dense, segment = ClipConfig(frames=frames, sampling="dense", stride=stride), ClipConfig(frames=frames)
+    lowest, highest = Extreme(), Extreme()
+    highest.highest = True
+    for num_frames in range(1, 401):
+        ranges = exact_segments(num_frames, frames)
+        assert clip_indices(num_frames, segment, rng=lowest) == [[values[0] for values in ranges]]
+        assert clip_indices(num_frames, segment, rng=highest) == [[values[-1] for values in ranges]]
+        last_start = max(num_frames - 128, 0)
+        for start, rng in ((0, lowest), (last_start, highest)):
+            looped = [*range(num_frames)] * (1 + (start + 128) // num_frames)
+            assert clip_indices(num_frames, dense, rng=rng) == [looped[start::stride][:frames]]
+
+
+# A clip of 300 frames (ten seconds of Kinetics) at the paper's three lengths: 128 frames are spanned, or nearly.
+@pytest.mark.parametrize(
+    ("frames", "stride", "starts", "span"),
+    [(8, 16, [0, 94, 187], 112), (16, 8, [0, 90, 179], 120), (32, 4, [0, 88, 175], 124)],
+)
+def test_the_three_clips_of_kinetics(frames: int, stride: int, starts: list[int], span: int) -> None:
+    clip = ClipConfig(frames=frames, sampling="dense", stride=stride)
+    found = clip_indices(300, clip, clips=3)
+    assert [indices[0] for indices in found] == starts
+    assert [indices[-1] for indices in found] == [start + span for start in starts]
 
 
 def test_a_short_video_starts_over() -> None:

@@ -1,0 +1,84 @@
+"""What does RandAugment do to the frames of a training clip? All frames of a clip alike.
+
+Shapes: T frames, H, W pixels. Frames are uint8 (T, 3, H, W).
+
+Operations, probability, jitter and largest strengths are those of pytorchvideo's RandAugment, which the official configurations
+name: its magnitude is a share of 10, where torchvision's is a share of 30 and every operation is applied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import TypeAlias
+
+import torch
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+
+from zeroi2v.config import PixelsConfig
+
+GREY = 128  # what stands where there is no picture
+
+Operation: TypeAlias = Callable[[Tensor, float], Tensor]
+
+
+def draw_operations(pixels: PixelsConfig, rng: Random) -> list[tuple[str, float]]:
+    """The operations that one clip gets, in order, with their strengths of -1 to 1.
+
+    n different operations are drawn and each is kept with its probability. A strength is m / 10 with its jitter, held within
+    0 to 1, and as often negative; the sign matters to those operations only that have two directions.
+    """
+    kept = []
+    for name in rng.sample([*OPERATIONS], pixels.augment_operations):
+        if rng.random() < pixels.augment_probability:
+            magnitude = min(max(rng.gauss(pixels.augment_magnitude, pixels.augment_jitter), 0.0), 10.0)
+            kept.append((name, rng.choice((-1, 1)) * magnitude / 10))
+    return kept
+
+
+def augment(frames: Tensor, operations: Iterable[tuple[str, float]]) -> Tensor:
+    """The frames after these operations, one after the other. Means and histograms are each frame's own."""
+    for name, strength in operations:
+        frames = OPERATIONS[name](frames.contiguous(), strength)
+    return frames
+
+
+def _affine(frames: Tensor, *, shear: tuple[float, float] = (0, 0), translate: tuple[float, float] = (0, 0)) -> Tensor:
+    """Pixel (x, y) of the result shows (x + a y + c, y + b x + d), for shear (a, b) and translate (c, d) in pixels; one is 0."""
+    moved: Tensor = F.affine(
+        frames,
+        angle=0,
+        translate=[-pixels for pixels in translate],
+        scale=1,
+        shear=[math.degrees(math.atan(slope)) for slope in shear],
+        interpolation=InterpolationMode.BILINEAR,
+        fill=[GREY] * 3,
+        center=[0, 0],
+    )
+    return moved
+
+
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": lambda frames, _: F.autocontrast(frames),
+    "equalize": lambda frames, _: F.equalize(frames),
+    "invert": lambda frames, _: F.invert(frames),
+    "brightness": lambda frames, strength: F.adjust_brightness(frames, 1 + 0.9 * strength),
+    "color": lambda frames, strength: F.adjust_saturation(frames, 1 + 0.9 * strength),
+    "contrast": lambda frames, strength: F.adjust_contrast(frames, 1 + 0.9 * strength),
+    # A blur is a convolution of each channel: on a CPU ten times as fast with channels last.
+    "sharpness": lambda frames, strength: F.adjust_sharpness(
+        frames.contiguous(memory_format=torch.channels_last), 1 + 0.9 * strength
+    ),
+    "posterize": lambda frames, strength: F.posterize(frames, 4 - int(4 * abs(strength))),
+    "solarize": lambda frames, strength: F.solarize(frames, 255 * (1 - abs(strength))),
+    "rotate": lambda frames, strength: F.rotate(
+        frames, 30 * strength, interpolation=InterpolationMode.BILINEAR, fill=[GREY] * 3
+    ),
+    "shear_x": lambda frames, strength: _affine(frames, shear=(0.3 * strength, 0)),
+    "shear_y": lambda frames, strength: _affine(frames, shear=(0, 0.3 * strength)),
+    "translate_x": lambda frames, strength: _affine(frames, translate=(0.45 * strength * frames.shape[-1], 0)),
+    "translate_y": lambda frames, strength: _affine(frames, translate=(0, 0.45 * strength * frames.shape[-2])),
+}
