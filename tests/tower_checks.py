@@ -35,15 +35,7 @@ SMALL: Final[
 ] = {  # timm's module: what makes its towers small, and pixels along a side
     "convit": ({"img_size": 32, "depth": 2, "local_up_to_layer": 1}, 32),
     "crossvit": ({"img_size": 120, "depth": ((1, 1, 0),)}, 120),  # two branches of 120 and 112 pixels
-    "davit": (
-        {
-            "depths": (1, 1, 1, 1),
-            "embed_dims": (32, 64, 64, 128),
-            "num_heads": (2, 2, 4, 4),
-            "num_groups": (2, 2, 4, 4),
-        },
-        64,
-    ),
+    "davit": ({"depths": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 128), "num_heads": (2, 2, 4, 4)}, 64),
     "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
     "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
     "gcvit": ({"img_size": 64}, 64),
