@@ -118,7 +118,7 @@ def build_parser() -> Parser:
     )
     one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
     _model_option(one)
-    one.add_argument("--clips", type=int, metavar="N", help="clips per video (default: as trained)")
+    one.add_argument("--clips", type=_count, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
     one.add_argument("--frames", type=_count, metavar="T", help="frames of a clip (default: as trained)")
     one.add_argument("--image-size", type=_count, metavar="S", help="pixels a side of a frame (default: as trained)")
@@ -178,11 +178,11 @@ def _count(text: str) -> int:
 
 def _open(path: Path) -> Any:
     """The data set, after a warning that lists what lies among its videos and is none."""
-    from zeroi2v.data.datasets import open_dataset
+    from zeroi2v.data.datasets import first_of, open_dataset
 
     dataset = open_dataset(path)
     if dataset.ignored:
-        first = ", ".join(str(one) for one in dataset.ignored[:3])
+        first = first_of(dataset.ignored)
         print(
             f"warning: {len(dataset.ignored)} files or folders in {path} are no videos of a class: {first}",
             file=sys.stderr,

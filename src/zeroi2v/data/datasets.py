@@ -183,7 +183,7 @@ def _read_folder(source: Path) -> tuple[list[_Entry], list[Path]]:
         entries += [_Entry(path, folder.name, split) for path in sorted(videos)]
     empty = sorted({folder.name for _, folder in class_folders}.difference(entry.label for entry in entries))
     if empty:
-        raise DatasetError(f"{source}: no videos in the class folders {_first(empty)}")
+        raise DatasetError(f"{source}: no videos in the class folders {first_of(empty)}")
     return entries, ignored
 
 
@@ -217,7 +217,7 @@ def _read_manifest(source: Path) -> list[_Entry]:
             for name in ("path", "label"):
                 if name not in columns:
                     raise DatasetError(
-                        f"{source}: no column {name!r} among {_first(columns) or 'none'}{nearest(name, columns)}"
+                        f"{source}: no column {name!r} among {first_of(columns) or 'none'}{nearest(name, columns)}"
                     )
             entries = [_entry(source, reader.line_num, row) for row in reader]
     except OSError as error:
@@ -232,7 +232,7 @@ def _read_manifest(source: Path) -> list[_Entry]:
             raise DatasetError(f"{source}: {entry.path} is listed with two labels or in two splits")
     missing = [entry.path for entry in entries if not entry.path.exists()]
     if missing:
-        raise DatasetError(f"{source}: {len(missing)} of its {len(entries)} videos are missing: {_first(missing)}")
+        raise DatasetError(f"{source}: {len(missing)} of its {len(entries)} videos are missing: {first_of(missing)}")
     return entries
 
 
@@ -250,7 +250,7 @@ def _entry(source: Path, line: int, row: Mapping[str | None, str | None]) -> _En
     return _Entry(Path(os.path.normpath(source.parent / values["path"])), values["label"], _SPLITS.get(split, ""))
 
 
-def _first(names: Sequence[object]) -> str:
+def first_of(names: Sequence[object]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(str, names[:3])) + more

@@ -121,7 +121,12 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     elif writes:
         _make_folder(out)
         write_recipe(recipe, out / RECIPE_FILE)
+        model.results = {"epoch": 0}
         write_model(model, out, {"epoch": "0"})  # from here on the folder loads
+    if settings.warmup_epochs >= settings.epochs:
+        log.warn(f"the warm-up of {settings.warmup_epochs:g} epochs outlasts the training; see train.warmup_epochs")
+    if not dataset.val:
+        log.warn("there are no videos to validate on: the last epoch is taken for the best")
     processes.wait_for_everyone()
     learner = _Learner(processes, wrapped, optimizer, schedule, scaler, settings)
     try:
@@ -132,9 +137,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     except KeyboardInterrupt:
         if processes.num_processes == 1:
             state.save(position, writes=writes)
+        held = f"the best epoch ({position.best_epoch})" if position.best_epoch else "no finished epoch yet"
         log.warn(
-            f"interrupted in epoch {position.epoch}; {out} holds the best epoch ({position.best_epoch}), and the same "
-            f"command with --resume goes on"
+            f"interrupted in epoch {position.epoch}; {out} holds {held}; to go on: the same DATA and --out, and --resume"
         )
         raise
     for path, reason in position.broken.items():
@@ -263,7 +268,7 @@ def _close_epoch(
         position.broken |= {error.path: error.reason for error in found.skipped}
         entry |= {"top1": found.top(1), "top5": found.top(5)}
     if found is None:
-        better = position.best_top1 < 0
+        better = not dataset.val or position.best_top1 < 0
     else:
         better = found.top(1) >= position.best_top1
         position.validations_since_best = (

@@ -107,7 +107,9 @@ def _pickled(path: Path) -> Any:
         except DAMAGED:  # not one that torch.save wrote
             names = ""
         if not names:
-            raise
+            raise CheckpointError(
+                f"{path}: not a file of weights, or damaged, or one that holds more than tensors"
+            ) from error
         raise CheckpointError(
             f"{path}: holds more than tensors ({names}), which is not run; "
             "where the file is trusted, save its state_dict alone and give that"

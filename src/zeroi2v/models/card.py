@@ -36,9 +36,8 @@ def model_card(model: VideoClassifier) -> str:
     }
     if spatial := spatial_blocks(model.tower):
         rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
-    figures = {name: f"{value:.4g}" for name, value in model.results.items()} or {
-        "none": "not evaluated when it was saved"
-    }
+    measured = {} if model.results.get("epoch") == 0 else model.results
+    figures = {name: f"{value:.4g}" for name, value in measured.items()} or {"none": "not evaluated when it was saved"}
     labels = ", ".join(model.labels[:SHOWN_LABELS])
     if len(model.labels) > SHOWN_LABELS:
         labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"

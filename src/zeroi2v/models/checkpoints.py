@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ CONFIG_FILE: Final = "config.json"
 CARD_FILE: Final = "README.md"
 WEIGHTS_FILE: Final = "model.safetensors"
 FORMAT: Final = 1
+logger = logging.getLogger(__name__)
 Writer: TypeAlias = Callable[[Path], object]
 
 
@@ -44,10 +46,11 @@ def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> N
 
 def write_model(model: VideoClassifier, folder: Path, metadata: Mapping[str, str]) -> None:
     """`save_pretrained`, with metadata of the weights file."""
-    card = model_card(model)
+    card, config = model_card(model), _config(model)
+    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     replace_files(
         {
-            folder / CONFIG_FILE: _config_writer(model),
+            folder / CONFIG_FILE: lambda path: path.write_text(text, encoding="utf-8"),
             folder / CARD_FILE: lambda path: path.write_text(card, encoding="utf-8"),
             folder / WEIGHTS_FILE: _weights_writer(model, metadata),
         }
@@ -76,9 +79,9 @@ def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str
     replace_files({path: _weights_writer(model, metadata)})
 
 
-def _config_writer(model: VideoClassifier) -> Writer:
+def _config(model: VideoClassifier) -> dict[str, Any]:
     mean, std = model.normalisation
-    config = {
+    return {
         "format": FORMAT,
         "model": to_dict(model.config),
         "merged": model.merged,
@@ -89,13 +92,30 @@ def _config_writer(model: VideoClassifier) -> Writer:
         "input": {"image_size": model.image_size, "mean": list(mean), "std": list(std)},
         "tower_fingerprint": None if keeps_tower(model) else fingerprint(model),
     }
-    text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def _weights_writer(model: VideoClassifier, metadata: Mapping[str, str] | None = None) -> Writer:
     state = {key: tensor.contiguous() for key, tensor in own_state(model).items()}
-    return lambda path: save_file(state, path, dict(metadata or {}))
+    digest = _config_digest(_config(model))
+    _add_tensors(digest, state)
+    known = {**(metadata or {}), "sha256": digest.hexdigest()}
+    return lambda path: save_file(state, path, known)
+
+
+def _config_digest(config: Mapping[str, Any]) -> Any:
+    """The SHA-256 of a folder begins with its configuration, apart from the results, and goes on with its tensors.
+
+    So damage is not taken for another model.
+    """
+    kept = {key: value for key, value in config.items() if key != "results"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+
+
+def _add_tensors(digest: Any, state: Mapping[str, Tensor]) -> None:
+    """Names, types, shapes and bytes, in the order of the names."""
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def load(folder: str | os.PathLike[str]) -> VideoClassifier:
@@ -135,7 +155,9 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
         )
     if merged:
         rebuilt = rebuilt.merge()
-    read_weights(rebuilt, folder / WEIGHTS_FILE)
+    _read_weights(rebuilt, folder / WEIGHTS_FILE, config)
+    if rebuilt.results.get("epoch") == 0:
+        logger.warning("%s: a run that has not finished an epoch; the model is as good as untrained", folder)
     return rebuilt.eval()
 
 
@@ -170,8 +192,8 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
         model.config = dataclasses.replace(model.config, pretrained=False)
 
 
-def read_weights(model: VideoClassifier, path: Path) -> None:
-    """Load what `write_weights` wrote, every key used. CheckpointError names the file, and what is missing or does not fit."""
+def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any]) -> None:
+    """Load what `write_weights` wrote, every key used. CheckpointError names the file, and what is missing, damaged or does not fit."""
     own = own_state(model)
     try:
         with safe_open(path, "pt") as file, torch.no_grad():
@@ -181,13 +203,17 @@ def read_weights(model: VideoClassifier, path: Path) -> None:
                 raise CheckpointError(
                     f"{path}: not this model's weights: missing {missing[:3]}, not known {unknown[:3]}"
                 )
-            for key in keys:
+            digest = _config_digest(config)
+            for key in sorted(keys):
                 stored = file.get_tensor(key)
                 if stored.shape != own[key].shape:
                     raise CheckpointError(
                         f"{path}: {key} is {tuple(stored.shape)}, the model's is {tuple(own[key].shape)}"
                     )
                 own[key].copy_(stored)
+                _add_tensors(digest, {key: stored})
+            if (file.metadata() or {}).get("sha256") != digest.hexdigest():
+                raise CheckpointError(f"{path}: damaged, or not of the {CONFIG_FILE} beside it: the checksum is wrong")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
 
@@ -196,10 +222,7 @@ def fingerprint(model: VideoClassifier) -> str:
     """SHA-256 over the names, shapes and bytes of the frozen weights of a model's tower."""
     trained = model.trained_in_tower()
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.tower.state_dict().items()):
-        if name not in trained:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    _add_tensors(digest, {name: tensor for name, tensor in model.tower.state_dict().items() if name not in trained})
     return digest.hexdigest()
 
 
@@ -235,6 +258,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _download(name: str) -> Path:
+    if "/" not in name:
+        raise CheckpointError(f"{name}: no such folder, and no name of a model on the Hub, which is user/model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

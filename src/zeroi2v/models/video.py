@@ -151,6 +151,11 @@ class VideoClassifier(nn.Module):
         """The pictures of a clip (B, F, 3, S, S), as the tower takes them next: (B*T, 3 * tubelet, S, S), a view where it can be."""
         if clip.ndim != 5 or clip.shape[1:3] != (self.frames, 3):
             raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
+        patches: Any = getattr(self.tower, "patch_embed", None)
+        if getattr(patches, "strict_img_size", False) and clip.shape[3:] != tuple(patches.img_size):
+            raise ConfigError(
+                f"frames must be {self.image_size} pixels a side, got {tuple(clip.shape[3:])}; see resize"
+            )
         self._count.clips = clip.shape[0]
         pictures: Tensor = clip.unflatten(1, (-1, self._tubelet)).flatten(2, 3).flatten(0, 1)
         return pictures
