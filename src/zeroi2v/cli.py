@@ -61,11 +61,7 @@ def build_parser() -> Parser:
         return made
 
     one = command(
-        commands,
-        parser,
-        "quickstart",
-        quickstart,
-        "learn made-up motions, merge, and write a report that proves the cost",
+        commands, parser, "quickstart", quickstart, "learn made-up motions, merge, and write a report that proves it"
     )
     one.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the videos and the training (default: %(default)s)")
@@ -82,9 +78,7 @@ def build_parser() -> Parser:
         "Without a split a fifth of each class is held out.",
     )
     _data_argument(one)
-    one.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="TOML file with settings; the rest keep their defaults"
-    )
+    one.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file of settings; others keep their defaults")
     one.add_argument(
         "--tower", metavar="NAME", help="image transformer: a timm name (default: the embedded zeroi2v_tiny)"
     )
@@ -144,9 +138,7 @@ def build_parser() -> Parser:
     one.add_argument("out", metavar="FOLDER", type=Path, help="folder to write; must not exist")
     text = "training videos, half of them time reversals (default: %(default)s)"
     one.add_argument("--train", type=int, default=800, metavar="N", help=text)
-    one.add_argument(
-        "--val", type=int, default=200, metavar="N", help="held-out videos, likewise (default: %(default)s)"
-    )
+    one.add_argument("--val", type=int, default=200, metavar="N", help="held-out, likewise (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     _output_options(one)
     one = command(data_commands, data, "check", check, "decode every video and name the broken ones")

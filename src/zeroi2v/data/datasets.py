@@ -104,8 +104,9 @@ def open_dataset(
     numbers = {label: number for number, label in enumerate(classes)}
     splits: dict[str, list[Video]] = {}
     for entry in entries:
+        videos = splits.setdefault(entry.split or "train", [])
         if entry.found or missing == "keep":
-            splits.setdefault(entry.split or "train", []).append(Video(entry.path, numbers[entry.label]))
+            videos.append(Video(Path(entry.path), numbers[entry.label]))
     if "val" not in splits and "test" in splits:
         splits["val"] = splits.pop("test")
     held_out = "val" not in splits
@@ -114,12 +115,12 @@ def open_dataset(
     return VideoDataset(
         source,
         classes,
-        {split: (*videos,) for split, videos in splits.items()},
+        {split: (*listed,) for split, listed in splits.items()},
         held_out,
         (*listing.ignored,),
         name,
         listing.flip_pairs,
-        (*absent,) if missing == "skip" else (),
+        tuple(map(Path, absent)) if missing == "skip" else (),
         (*repeated,),
     )
 
@@ -131,16 +132,14 @@ def _checked(source: Path, listing: Listing, classes: Sequence[str]) -> tuple[li
             raise DatasetError(f"{source}: the class name {name!r} has characters that are no text; rename it")
     known = {*classes}
     wrong, repeated = [*listing.wrong], []
-    first: dict[Path, Entry] = {}
+    first: dict[str, Entry] = {}
     for entry in listing.entries:
         earlier = first.setdefault(entry.path, entry)
-        if entry.label not in known:
+        if not entry.label:
+            wrong.append(f"{entry.where}: the label is empty")
+        elif entry.label not in known:
             near = nearest(entry.label, classes) if len(wrong) < 3 else ""  # no more are shown
-            wrong.append(
-                f"{entry.where}: no class is called {entry.label!r}{near}"
-                if entry.label
-                else f"{entry.where}: the label is empty"
-            )
+            wrong.append(f"{entry.where}: no class is called {entry.label!r}{near}")
         elif earlier is entry:
             continue
         elif (earlier.label, earlier.split) == (entry.label, entry.split):
@@ -170,7 +169,7 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
 def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Video], list[Video]]:
     """The videos that stay, and those held out: `share` of each class, at least one and never all."""
     by_class: dict[int, list[Video]] = {}
-    for video in sorted(videos, key=lambda video: video.path):
+    for video in sorted(videos, key=lambda video: video.path.parts):
         by_class.setdefault(video.label, []).append(video)
     held: set[Video] = set()
     for label, own in by_class.items():

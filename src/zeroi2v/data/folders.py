@@ -37,7 +37,7 @@ _DEPTH: Final = 3  # folders below the first in which a video of a list may lie
 class Entry(NamedTuple):
     """One video as its source describes it."""
 
-    path: Path
+    path: str
     label: str  # name of its class
     split: str  # a value of SPLITS, or "" if the source has none
     where: str  # where the source says so: a file and line, or a folder
@@ -97,13 +97,13 @@ class FileNames:
         return name in names
 
 
-def locate(folder: Path, wanted: Collection[str], *, with_class: bool = False) -> dict[str, Path]:
+def locate(folder: Path, wanted: Collection[str], *, with_class: bool = False) -> dict[str, str]:
     """Where the wanted videos lie in a folder, at most three folders deep: names without ending -> file or folder of images.
 
     `with_class`: a name is class/video, the class being the folder that the video lies in. DatasetError if two videos have one
     name: then nothing tells which is meant.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     queue = [(str(folder), _DEPTH)]
     for place, depth in queue:  # grows meanwhile
         prefix = f"{os.path.basename(place)}/" if with_class else ""
@@ -117,22 +117,19 @@ def locate(folder: Path, wanted: Collection[str], *, with_class: bool = False) -
                 if is_folder and depth:
                     queue.append((one.path, depth - 1))
             elif name in found:
-                both = " and ".join(sorted((str(found[name]), one.path)))
+                both = " and ".join(sorted((found[name], one.path)))
                 raise DatasetError(f"{folder}: {both} are one video to the list; name the folder to use by data.videos")
             else:
-                found[name] = Path(one.path)
+                found[name] = one.path
     return found
 
 
 def place(listing: Listing, folder: Path, *, ending: str, with_class: bool = False) -> Listing:
     """The listing with the videos that its paths name, without ending, found in a folder and those below it."""
-    names = {str(entry.path) for entry in listing.entries}
-    found = locate(folder, names, with_class=with_class)
+    found = locate(folder, {entry.path for entry in listing.entries}, with_class=with_class)
     listing.entries = [
-        entry._replace(path=found[name])
-        if (name := str(entry.path)) in found
-        else entry._replace(path=folder / (name + ending), found=False)
-        for entry in listing.entries
+        Entry(found.get(name, f"{folder}/{name}{ending}"), label, split, where, name in found)
+        for name, label, split, where, _ in listing.entries
     ]
     return listing
 
@@ -218,7 +215,7 @@ def read_class_folders(source: Path) -> Listing:
         videos = [clip for clip in clips if _holds_images(clip)]
         videos += [file for file in files if file.suffix.lower() not in _NOT_VIDEOS]
         ignored += sorted({*clips, *files}.difference(videos))
-        entries += [Entry(path, folder.name, split, str(folder)) for path in sorted(videos)]
+        entries += [Entry(str(path), folder.name, split, str(folder)) for path in sorted(videos)]
     empty = sorted({folder.name for _, folder in class_folders}.difference(entry.label for entry in entries))
     if empty:
         raise DatasetError(f"{source}: no videos in the class folders {first_names(empty)}")
@@ -273,12 +270,10 @@ def name_numbers(listing: Listing) -> Listing:
     classes = listing.classes or tuple(map(str, range(largest + 1)))
     entries = []
     for entry, number in zip(listing.entries, numbers, strict=True):
-        if 0 <= number < len(classes):
-            entries.append(entry._replace(label=classes[number]))
+        if number < len(classes):
+            entries.append(entry if number < 0 else entry._replace(label=classes[number]))
         else:
-            entries.append(entry)
-            if number >= 0:
-                listing.wrong.append(f"{entry.where}: class {number} of only {len(classes)}, counted from 0")
+            listing.wrong.append(f"{entry.where}: class {number} of only {len(classes)}, counted from 0")
     return replace(listing, entries=entries, classes=classes)
 
 
@@ -322,11 +317,11 @@ def _read_shard(archive: Path, split: str, listing: Listing) -> None:
         if not ending:
             listing.wrong.append(f"{archive}, {key}: no label beside the video; expected {key}.cls, .txt or .json")
         else:
-            listing.entries.append(Entry(path, labels[key, ending], split, f"{archive}, {key}.{ending}"))
+            listing.entries.append(Entry(str(path), labels[key, ending], split, f"{archive}, {key}.{ending}"))
     for key, ending in labels:
         if ending == "cls" and key not in videos:
             label, where = labels[key, ending], f"{archive}, {key}.cls"
-            listing.entries.append(Entry(archive / key, label, split, where, found=False))
+            listing.entries.append(Entry(str(archive / key), label, split, where, found=False))
 
 
 def _label(content: bytes, ending: str, where: str, wrong: list[str]) -> str:

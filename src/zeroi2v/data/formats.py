@@ -146,7 +146,8 @@ def _kinetics(source: Source) -> Listing:
             raise DatasetError(
                 f"{files[number]}: {first.name} lists the split {split or 'train'} too; keep one of them"
             )
-    folders = {split_in(folder.name): folder for folder in list_folder(source.videos)[0] if split_in(folder.name)}
+    by_length = sorted(list_folder(source.videos)[0], key=lambda folder: -len(folder.name))
+    folders = {split_in(folder.name): folder for folder in by_length}  # train rather than train_256
     for file, split_of_file in zip(files, splits, strict=True):
         rows = read_rows(file)
         if "label" not in next(rows)[1]:
@@ -156,15 +157,14 @@ def _kinetics(source: Source) -> Listing:
         for line, row in rows:
             where = f"{file}, line {line}"
             split = split_in(row.get("split") or "") or split_of_file
-            try:
-                start, end = (int(float(row[name] or "")) for name in ("time_start", "time_end"))
-            except ValueError:
-                whole.wrong.append(f"{where}: time_start and time_end must be seconds")
+            label, name, start, end = ((row[column] or "").strip() for column in ("label", *_KINETICS_COLUMNS))
+            if not (name and start.isdecimal() and end.isdecimal()):
+                whole.wrong.append(f"{where}: expected a youtube_id, and whole seconds as time_start and time_end")
                 continue
-            path = Path(f"{(row['youtube_id'] or '').strip()}_{start:06d}_{end:06d}")
-            by_split.setdefault(split, []).append(Entry(path, (row["label"] or "").strip(), split, where))
+            path = f"{name}_{int(start):06d}_{int(end):06d}"
+            by_split.setdefault(split, []).append(Entry(path, label, split, where))
         for split, entries in by_split.items():
-            folder = folders.get(split, source.videos)
+            folder = folders.get(split, source.videos) if split else source.videos
             whole.entries += place(Listing(entries), folder, ending=".mp4").entries
     return whole
 
@@ -189,11 +189,11 @@ def _ssv2(source: Source) -> Listing:
                 listing.wrong.append(f"{where}: expected an object with id and template")
                 continue
             label = item["template"].replace("[", "").replace("]", "")
-            listing.entries.append(Entry(Path(str(item["id"])), label, SPLITS[split], where))
+            listing.entries.append(Entry(str(item["id"]), label, SPLITS[split], where))
     answers = [name for name in source.lists if name.endswith("test-answers.csv")]
     for where, line in read_lines(source.lists[answers[0]]) if answers else ():
         name, _, label = line.partition(";")
-        listing.entries.append(Entry(Path(name), label.strip(), "test", where))
+        listing.entries.append(Entry(name, label.strip(), "test", where))
     if not answers:
         listing.ignored += [file for name, file in source.lists.items() if name.endswith("test.json")]
     return place(listing, source.videos, ending=".webm")
@@ -213,7 +213,7 @@ def _ucf101(source: Source) -> Listing:
             if number.strip() not in ("", numbers.get(label)):
                 listing.wrong.append(f"{where}: {number.strip()} is not the number of the class {label!r}")
             else:
-                listing.entries.append(Entry(Path(label, os.path.splitext(video)[0]), label, split, where))
+                listing.entries.append(Entry(f"{label}/{os.path.splitext(video)[0]}", label, split, where))
     return place(listing, source.videos, with_class=True, ending=".avi")
 
 
@@ -230,7 +230,7 @@ def _hmdb51(source: Source) -> Listing:
             if use not in ("0", "1", "2"):
                 listing.wrong.append(f"{where}: {use!r} is none of 0 (unused), 1 (train) and 2 (test)")
             elif use != "0":
-                path = Path(label, os.path.splitext(name.strip())[0])
+                path = f"{label}/{os.path.splitext(name.strip())[0]}"
                 listing.entries.append(Entry(path, label, "train" if use == "1" else "test", where))
     listing.classes = tuple(label for label, _ in chosen)
     return place(listing, source.videos, with_class=True, ending=".avi")
@@ -251,7 +251,7 @@ def _diving48(source: Source) -> Listing:
             if not isinstance(item, dict) or "vid_name" not in item or "label" not in item:
                 listing.wrong.append(f"{where}: expected an object with vid_name and label")
             else:
-                listing.entries.append(Entry(Path(str(item["vid_name"])), str(item["label"]), split, where))
+                listing.entries.append(Entry(str(item["vid_name"]), str(item["label"]), split, where))
     return place(name_numbers(listing), source.videos, ending=".mp4")
 
 
@@ -309,7 +309,7 @@ def _mmaction(source: Source) -> Listing:
                     f"{where}: labels {', '.join(numbers)}; a video has one label here, so split the list"
                 )
             path = os.path.normpath(os.path.join(folder, name))
-            listing.entries.append(Entry(Path(path), numbers[0], split, where, names.has(path)))
+            listing.entries.append(Entry(path, numbers[0], split, where, names.has(path)))
     return name_numbers(listing)
 
 
@@ -343,16 +343,18 @@ def _manifest(source: Source) -> Listing:
             listing.wrong.append(f"{where}: split {split!r} is none of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
         else:
             path = os.path.normpath(os.path.join(folder, values["path"]))
-            listing.entries.append(Entry(Path(path), values["label"], SPLITS.get(split, ""), where, names.has(path)))
+            listing.entries.append(Entry(path, values["label"], SPLITS.get(split, ""), where, names.has(path)))
     return listing
 
 
 def _is_shards(source: Source) -> bool:
-    """Whether there are tar files and no folders that might be classes."""
+    """Whether there are tar files, and no folders that might be classes."""
     if source.path.is_file():
         return source.path.suffix.lower() == ".tar"
     folders = list_folder(source.path)[0]
-    return all(folder.name.lower() in SPLITS for folder in folders) and bool(tar_files(source.path))
+    if any(folder.name.lower() not in SPLITS or list_folder(folder)[0] for folder in folders):
+        return False
+    return bool(tar_files(source.path))
 
 
 FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source reads it
