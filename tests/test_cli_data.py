@@ -12,6 +12,7 @@ import pytest
 import zeroi2v
 from zeroi2v.cli import main
 from zeroi2v.config import read_recipe
+from zeroi2v.data.datasets import open_dataset
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -60,6 +61,11 @@ def test_shards_are_trained_on_evaluated_merged_and_checked_as_the_folder_is(
     assert by_tar["videos"] == 16
     status, out, _ = said(capsys, "merge", tmp_path / "run", "--out", tmp_path / "merged", "--data", shards, "--json")
     assert (status, json.loads(out)["clips"]) == (0, 16)
+    first = sorted(motion_videos.glob("val/*/*.mp4"))[0]
+    named = open_dataset(shards).val[0].path
+    in_tar, alone = json.loads(said(capsys, "predict", named, first, *model)[1])
+    assert in_tar["video"] == f"{named}"
+    assert in_tar["predictions"] == alone["predictions"]
     status, out, _ = said(capsys, "data", "check", shards, "--json")
     assert (status, json.loads(out)) == (0, {"videos": 64, "frames": 64 * 17, "broken": [], "ignored": []})
 
