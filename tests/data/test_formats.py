@@ -163,6 +163,12 @@ def test_two_files_for_one_video_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"train: {files} are one video to the list; name the folder to use by data.videos"
 
 
+def test_videos_are_found_three_folders_deep_and_no_deeper(tmp_path: Path) -> None:
+    touch(kinetics(tmp_path), "train/a/b/c/x2_123456_123466.mp4", "train/a/b/c/d/-abC_1_000007_000017.mp4")
+    (tmp_path / "train" / "a" / "round").symlink_to(tmp_path)
+    assert refusal(tmp_path).startswith("SOURCE: 2 of its 3 videos are missing: train/-abC_1_000007_000017.mp4, ")
+
+
 # Something-Something V2
 
 
