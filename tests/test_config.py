@@ -8,6 +8,7 @@ import pytest
 
 from zeroi2v.config import (
     ClipConfig,
+    DataConfig,
     ModelConfig,
     PixelsConfig,
     Recipe,
@@ -33,6 +34,7 @@ RECIPES = [
     Recipe(model=ModelConfig(heads=())),
     Recipe(model=ModelConfig(heads=(-1, 1))),
     Recipe(model=ModelConfig(heads="ssv2")),
+    Recipe(data=DataConfig(format="ucf101", split=3, videos="/videos", classes="names.txt")),
 ]
 
 
@@ -77,6 +79,8 @@ def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
         ("seed=100000000000000000000", "seed must be at least 0"),
         ("adapter_scale=0", "the adapters would do nothing"),
         ("heads=1.5", "model.heads must be"),
+        ("data.split=4", "data.split must be one of 1, 2, 3, got 4"),
+        ('data.videos=""', "videos must not be empty"),
     ],
 )
 def test_a_wrong_override_is_named(assignment: str, message: str) -> None:

@@ -62,11 +62,7 @@ def build_parser() -> Parser:
         return made
 
     one = command(
-        commands,
-        parser,
-        "quickstart",
-        quickstart,
-        "learn made-up motions, merge, and write a report that proves the cost",
+        commands, parser, "quickstart", quickstart, "learn made-up motions, merge, and write a report that proves it"
     )
     one.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the videos and the training (default: %(default)s)")
@@ -78,34 +74,24 @@ def build_parser() -> Parser:
         "train",
         train,
         "adapt a tower to a folder or list of videos",
-        "DATA is a folder with one folder of videos per class (or train/ and val/ with those inside), or a CSV file with the\n"
-        "columns path, label and, if you like, split (train, val). Without a split a fifth of each class is held out.",
+        "DATA is a folder with one folder of videos per class (or train/ and val/ with those inside), a CSV file with the\n"
+        "columns path, label and, if you like, split (train, val), or a published data set: docs/data.md lists the formats.\n"
+        "Without a split a fifth of each class is held out.",
     )
-    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    _data_argument(one)
+    one.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file of settings; others keep their defaults")
     one.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="TOML file with the settings; the rest keep their defaults"
-    )
-    one.add_argument(
-        "--tower", metavar="NAME", help="image transformer: a timm name, or the embedded zeroi2v_tiny (the default)"
+        "--tower", metavar="NAME", help="image transformer: a timm name (default: the embedded zeroi2v_tiny)"
     )
     one.add_argument("--epochs", type=int, metavar="N", help="passes over the training videos")
     one.add_argument("--seed", type=int, metavar="N", help="of weights, order, frames and crops")
-    one.add_argument(
-        "--broken", choices=("stop", "skip"), help="what to do with a video that cannot be read (default: stop)"
-    )
+    one.add_argument("--broken", choices=("stop", "skip"), help="at a video that cannot be read (default: stop)")
     one.add_argument(
         "--out", type=Path, default=Path("run"), metavar="RUN", help="folder to write (default: %(default)s)"
     )
     one.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
     one.add_argument("--start-from", metavar="RUN", help="begin with the weights, and the model, of an earlier run")
-    one.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="change one setting, as often as you like",
-    )
+    _set_option(one, "change one setting, as often as you like")
     _output_options(one)
 
     one = command(
@@ -116,7 +102,8 @@ def build_parser() -> Parser:
         "measure a model on labelled videos",
         "Uses the val split if DATA has one, else every video.",
     )
-    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    _data_argument(one)
+    _set_option(one)
     _model_option(one)
     one.add_argument("--clips", type=_count, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
@@ -140,8 +127,9 @@ def build_parser() -> Parser:
     one.add_argument("model", metavar="RUN", help="run folder, model folder or Hub name")
     one.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
     one.add_argument(
-        "--data", type=Path, metavar="DATA", help="compare the two models on these videos (default: on random clips)"
+        "--data", type=Path, metavar="DATA", help="compare both on these videos (default: on random clips)"
     )
+    _set_option(one)
     _output_options(one)
 
     data = command(commands, parser, "data", None, "make or check videos")
@@ -151,20 +139,14 @@ def build_parser() -> Parser:
         data_commands, data, "synthetic", synthetic, "write motion videos: eight classes, four pairs of time reversals"
     )
     one.add_argument("out", metavar="FOLDER", type=Path, help="folder to write; must not exist")
-    one.add_argument(
-        "--train",
-        type=int,
-        default=800,
-        metavar="N",
-        help="training videos, half of them time reversals (default: %(default)s)",
-    )
-    one.add_argument(
-        "--val", type=int, default=200, metavar="N", help="held-out videos, likewise (default: %(default)s)"
-    )
+    text = "training videos, half of them time reversals (default: %(default)s)"
+    one.add_argument("--train", type=int, default=800, metavar="N", help=text)
+    one.add_argument("--val", type=int, default=200, metavar="N", help="held-out, likewise (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     _output_options(one)
     one = command(data_commands, data, "check", check, "decode every video and name the broken ones")
-    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
+    _data_argument(one)
+    _set_option(one)
     _output_options(one)
     return parser
 
@@ -176,17 +158,22 @@ def _count(text: str) -> int:
     return number
 
 
-def _open(path: Path) -> Any:
-    """The data set, after a warning that lists what lies among its videos and is none."""
-    from zeroi2v.data.datasets import first_of, open_dataset
+def _data_argument(parser: Parser) -> None:
+    text = "folder per class, CSV manifest, or data set in one of the formats of docs/data.md"
+    parser.add_argument("data", metavar="DATA", type=Path, help=text)
 
-    dataset = open_dataset(path)
-    if dataset.ignored:
-        first = first_of(dataset.ignored)
-        print(
-            f"warning: {len(dataset.ignored)} files or folders in {path} are no videos of a class: {first}",
-            file=sys.stderr,
-        )
+
+def _set_option(parser: Parser, text: str = "change a setting of [data]: data.format=ucf101, data.split=2 ...") -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=text)
+
+
+def _open(path: Path, config: Any, missing: Any) -> Any:
+    """The data set, after a warning of everything in it that is not used."""
+    from zeroi2v.data.datasets import open_dataset
+
+    dataset = open_dataset(path, config, missing=missing)
+    for text in dataset.warnings:
+        print(f"warning: {text}", file=sys.stderr)
     return dataset
 
 
@@ -290,13 +277,19 @@ def train(arguments: argparse.Namespace) -> int:
     from zeroi2v.engine.train import train as train_model
 
     log = _log(arguments)
+    dataset = _open(arguments.data, recipe.data, recipe.train.broken)
+    if dataset.flip_pairs and not recipe.pixels.flip_pairs:
+        pairs = json.dumps(dataset.flip_pairs, ensure_ascii=False)
+        recipe = override(recipe, [f"pixels.flip_pairs={pairs}"])
+        log.say(f"{dataset.format}: a flip exchanges the labels {pairs}")
     try:
-        run = train_model(recipe, _open(arguments.data), arguments.out, resume=arguments.resume, log=log)
+        run = train_model(recipe, dataset, arguments.out, resume=arguments.resume, log=log)
     except VideoError as error:
         raise VideoError(error.path, f"{error.reason}; mend it, or leave such videos out with --broken skip") from error
     top1 = run.best_top1
     if arguments.json:
-        broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]
+        left_out = {**dict.fromkeys(map(str, dataset.missing), "no such file"), **run.broken}
+        broken = [{"video": path, "error": reason} for path, reason in left_out.items()]
         _print_json(
             {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1, "broken": broken}
         )
@@ -311,6 +304,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """`zeroi2v eval`"""
     import dataclasses
 
+    from zeroi2v.config import data_settings
     from zeroi2v.data.datasets import relabel
     from zeroi2v.engine.evaluate import best_device
     from zeroi2v.engine.evaluate import evaluate as evaluate_model
@@ -326,7 +320,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model.views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
     )
-    dataset = relabel(_open(arguments.data), model.labels)
+    dataset = relabel(_open(arguments.data, data_settings(arguments.settings), "keep"), model.labels)
     if dataset.held_out:
         print(
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
@@ -366,9 +360,11 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def merge(arguments: argparse.Namespace) -> int:
     """`zeroi2v merge`"""
+    from zeroi2v.config import data_settings
     from zeroi2v.deploy.merge import merge_folder
 
-    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, log=_log(arguments))
+    config = data_settings(arguments.settings)
+    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, config=config, log=_log(arguments))
     if arguments.json:
         _print_json(proof)
     else:
@@ -397,10 +393,11 @@ def synthetic(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """`zeroi2v data check`"""
+    from zeroi2v.config import data_settings
     from zeroi2v.data.loader import check_videos
     from zeroi2v.engine.train import worker_count
 
-    dataset = _open(arguments.data)
+    dataset = _open(arguments.data, data_settings(arguments.settings), "keep")
     videos = dataset.for_check
     log = _log(arguments)
     checks = check_videos([video.path for video in videos], workers=worker_count(-1))

@@ -72,6 +72,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How the videos of a data set and their labels are found (docs/data.md)."""
+
+    format: str = "auto"  # a row of FORMATS in data/formats.py; auto: recognised from the files
+    split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
+    videos: str | None = None  # folder of the videos, if they are not beside the lists
+    classes: str | None = None  # file of class names, one a line, for lists and tar files that hold numbers
+
+    def __post_init__(self) -> None:
+        for name in ("format", "videos", "classes"):
+            _require(getattr(self, name) != "", f"{name} must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipConfig:
     """How one clip is cut out of a video, in time."""
 
@@ -173,9 +187,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run is told, apart from the data and the folder it writes."""
+    """Everything that a training run is told, apart from where the data lies and the folder it writes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     pixels: PixelsConfig = field(default_factory=PixelsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -242,6 +257,14 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
             place = inner
         place[last] = _value(text.strip())
     return from_dict(Recipe, tables)
+
+
+def data_settings(assignments: Sequence[str]) -> DataConfig:
+    """The defaults of [data] with `key=value` pairs applied, where no recipe is read. ConfigError for a setting of another table."""
+    recipe = override(Recipe(), assignments)
+    if recipe != Recipe(data=recipe.data):
+        raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
+    return recipe.data
 
 
 def _value(text: str) -> Any:

@@ -3,7 +3,7 @@
 Shapes: n frames asked for, T frames, H, W pixels as displayed (turned upright; pixels are taken as square). Pixels are uint8.
 
 The number of a frame is its place in presentation order among the frames that can be decoded. What cannot be decoded is passed
-over, as players do; a file is refused only if nothing in it can be decoded.
+over, as players do; a file is refused only if nothing in it can be decoded. The path of a video may be a `tar_address`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _IMAGE_CODECS: dict[bytes, Literal["mjpeg", "png", "webp", "bmp"]] = {  # by an 
 }
 _NOTHING = "no frame can be decoded"
 _LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
+_IN_TAR = re.compile(r"(.+?\.tar)@(\d+)\+(\d+)/", re.DOTALL | re.IGNORECASE)
 _REACH = 8  # frames; a key frame that is no farther ahead is reached sooner by decoding on than by seeking
 
 
@@ -178,12 +179,18 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
     More than one thread loses good frames beside bad ones, so it is for what is checked afterwards.
     """
     try:
-        if not path.is_file():
-            raise VideoError(path, "neither a file nor a folder" if path.exists() else "no such file")
-        if path.stat().st_size == 0:
+        file, start, size = _bytes_of(path)
+        if not file.is_file():
+            raise VideoError(path, "neither a file nor a folder" if file.exists() else "no such file")
+        length = file.stat().st_size
+        if length == 0 or size == 0:
             raise VideoError(path, "the file is empty")
-        # Without "file:", a name like a:b would be a protocol's.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        url = f"file:{file}"  # without "file:", a name like a:b would be a protocol's
+        if size is not None:
+            if start + size > length:
+                raise VideoError(path, f"{file.name} has only {length} bytes: it changed since it was listed")
+            url = f"subfile,,start,{start},end,{start + size},,:{url}"
+        with av.open(url, metadata_errors="replace") as container:
             if container.format.name == "tty":  # FFmpeg would draw the letters of a text file
                 raise VideoError(path, "a text file, not a video")
             streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
@@ -199,9 +206,20 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
         raise VideoError(path, _reason(error)) from error
 
 
+def tar_address(archive: Path, name: str, start: int, size: int) -> Path:
+    """The path that stands for `size` bytes of a tar file from byte `start` on, the member `name`: archive@start+size/name."""
+    return Path(f"{archive}@{start}+{size}/{name}")
+
+
+def _bytes_of(path: Path) -> tuple[Path, int, int | None]:
+    """The file that a path stands for, and at which byte the video in it starts and how many it has (None: all of them)."""
+    parts = _IN_TAR.match(str(path))
+    return (Path(parts[1]), int(parts[2]), int(parts[3])) if parts else (path, 0, None)
+
+
 def _is_folder(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return not _IN_TAR.match(str(path)) and path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be searched
         raise VideoError(path, _reason(error)) from error
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import open_dataset, relabel
 from zeroi2v.engine.evaluate import best_device, evaluate
 from zeroi2v.engine.log import Log
@@ -19,8 +20,10 @@ RANDOM_CLIPS: Final = 16
 TOLERANCE: Final = 1e-4  # of the largest logit; rounding the folded weights once to float32 costs about 1e-6
 
 
-def merge_folder(model: str, out: Path, *, data: Path | None = None, log: Log | None = None) -> dict[str, Any]:
-    """Merge the model in a folder into `out`, compared on the evaluation videos of `data`, or on random clips.
+def merge_folder(
+    model: str, out: Path, *, data: Path | None = None, config: DataConfig | None = None, log: Log | None = None
+) -> dict[str, Any]:
+    """Merge the model in a folder into `out`, compared on the evaluation videos of `data`, opened by `config`, or on random clips.
 
     Gives the largest difference of logits, and for how many clips both models answer the same. ConfigError if `out` is there
     already, MergeError if the two models differ by more than rounding and VideoError if a
@@ -33,7 +36,7 @@ def merge_folder(model: str, out: Path, *, data: Path | None = None, log: Log | 
     if data is None:
         before, after = random_logits(adapted), random_logits(merged)
     else:
-        videos = relabel(open_dataset(data), adapted.labels).for_evaluation
+        videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation
         found = [evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)]
         if found[0].skipped:
             raise found[0].skipped[0]
