@@ -24,7 +24,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 
 def train(data: Path, out: Path, *words: object) -> list[object]:
-    settings = ["--set", "clip.frames=2", "--set", "workers=0", "--epochs", "1"]
+    settings = ["--set", "clip.frames=2", "--set", "workers=0", "--set", "warmup_epochs=0.5", "--epochs", "1"]
     return ["train", data, "--out", out, "--json", "--quiet", *settings, *words]
 
 
