@@ -31,10 +31,16 @@ CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run en
     "model.heads": (),
     "model.ratio": 0.5,
     "model.operator": "hr_qkv",
+    "model.strategy": "gelu_adapter",
+    "model.sites": ("qkv",),
+    "model.adapter_ratio": 0.5,
     "model.adapter_scale": 0.5,
     "model.adapter_dropout": 0.5,
     "model.classifier_dropout": 0.5,
     "model.temporal_embedding": "zero",
+    "model.tubelet": 2,
+    "model.tower_options": {"depth": 1},
+    "clip.frames": 2,
     "clip.sampling": "dense",
     "clip.stride": 1,
     "pixels.crop_area": (0.9, 1.0),
@@ -56,17 +62,10 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
 }
-ELSEWHERE = {  # settings that change the shapes, or no weight: tests of their own, here or in the files that mirror their room
-    *("model.tower", "model.pretrained", "model.weights", "model.strategy", "model.sites", "model.adapter_ratio"),
-    *("model.tubelet", "model.tower_options", "clip.frames", "views.clips", "views.crops", "train.validate_every"),
-    *(
-        "train.patience",
-        "train.accumulate",
-        "train.workers",
-        "train.broken",
-        "train.save_every_minutes",
-        "train.start_from",
-    ),
+ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
+    *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
+    *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
+    "train.save_every_minutes",
 }
 
 
@@ -112,8 +111,7 @@ def test_a_changed_setting_changes_the_run(
         plain = last_weights(train(changed(RECIPE, BASES[setting]), videos, tmp_path / "plain"))
     recipe = changed(RECIPE, {**BASES.get(setting, {}), setting: CHANGES[setting]})
     found = last_weights(train(recipe, videos, tmp_path / "run"))
-    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in plain.items()}
-    assert any(not torch.equal(found[key], plain[key]) for key in plain)
+    assert found.keys() != plain.keys() or any(not torch.equal(found[key], plain[key]) for key in plain)
 
 
 def test_the_same_settings_give_the_same_run(

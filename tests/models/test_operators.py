@@ -72,20 +72,19 @@ def slow_block(block: Any, x: Tensor, parts: str, offset_of: OffsetOf, class_tok
     return x + block.mlp(moved_tokens(block.norm2(x), class_token))  # type: ignore[no-any-return]  # of an Any
 
 
-@pytest.mark.parametrize(
-    ("settings", "parts", "offset_of"),
-    [
-        ({"heads": []}, "", of_heads()),
-        ({"heads": [-1, 1, 2, -3]}, "kv", of_heads(-1, 1, 2, -3)),
-        ({"operator": "hr_qkv", "heads": [-1, 1, 2, -3]}, "qkv", of_heads(-1, 1, 2, -3)),
-        *[({"ratio": ratio}, "kv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1 / 2, 1.0)],
-        *[({"operator": "hr_qkv", "ratio": ratio}, "qkv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1.0)],
-        *[({"operator": "shift_kv", "ratio": ratio}, "kv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
-        *[({"operator": "shift_qkv", "ratio": ratio}, "qkv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
-        *[({"operator": "cls_shift", "ratio": ratio}, "", of_heads()) for ratio in (1 / 4, 1 / 2, 1.0)],
-    ],
-    ids=str,
-)
+CASES: list[tuple[dict[str, Any], str, OffsetOf]] = [
+    ({"heads": []}, "", of_heads()),
+    ({"heads": [-1, 1, 2, -3]}, "kv", of_heads(-1, 1, 2, -3)),
+    ({"operator": "hr_qkv", "heads": [-1, 1, 2, -3]}, "qkv", of_heads(-1, 1, 2, -3)),
+    *[({"ratio": ratio}, "kv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1 / 2, 1.0)],
+    *[({"operator": "hr_qkv", "ratio": ratio}, "qkv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1.0)],
+    *[({"operator": "shift_kv", "ratio": ratio}, "kv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
+    *[({"operator": "shift_qkv", "ratio": ratio}, "qkv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
+    *[({"operator": "cls_shift", "ratio": ratio}, "", of_heads()) for ratio in (1 / 4, 1 / 2, 1.0)],
+]
+
+
+@pytest.mark.parametrize(("settings", "parts", "offset_of"), CASES, ids=[str(settings) for settings, *_ in CASES])
 @torch.no_grad()
 def test_the_first_block_does_what_table_1a_says(settings: dict[str, Any], parts: str, offset_of: OffsetOf) -> None:
     model = noisy(small_model("zeroi2v_tiny", frames=FRAMES, strategy="linear_probe", **settings)).double()
