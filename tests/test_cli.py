@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import zeroi2v
+from zeroi2v import VideoClassifier
 from zeroi2v.cli import build_parser, main
+from zeroi2v.config import Recipe, ViewsConfig, read_recipe
+from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.engine import evaluate as evaluation
+from zeroi2v.engine import train as training
+from zeroi2v.engine.log import Log
 
 COMMANDS = ["quickstart", "train", "eval", "predict", "merge", "data synthetic", "data check"]
 
@@ -150,6 +158,69 @@ def test_eval_counts_and_lists_what_it_skips(
     status, _, err = said(capsys, "eval", str(tmp_path / "list.csv"), "--model", str(run))
     assert status == 1
     assert "did you mean 'left'" in err
+
+
+def test_a_flag_of_train_is_the_setting_of_its_name(
+    run: Path, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Recipe, Path, bool]] = []
+
+    def noting(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool, log: Log) -> training.Run:
+        assert dataset.source == motion_videos
+        given.append((recipe, out, resume))
+        return training.Run(out, 1, None, {}, 1)
+
+    monkeypatch.setattr(training, "train", noting)
+    flags = {
+        ("--tower", "vit_tiny_patch16_224"): ("model", {"tower": "vit_tiny_patch16_224"}),
+        ("--epochs", "7"): ("train", {"epochs": 7}),
+        ("--seed", "5"): ("train", {"seed": 5}),
+        ("--broken", "skip"): ("train", {"broken": "skip"}),
+        ("--set", "label_smoothing=0.1"): ("train", {"label_smoothing": 0.1}),
+        ("--set", "views.crops=3"): ("views", {"crops": 3}),
+    }
+    for words, (table, settings) in flags.items():
+        assert main(["train", str(motion_videos), *words, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+        expected = dataclasses.replace(Recipe(), **{table: dataclasses.replace(getattr(Recipe(), table), **settings)})
+        assert given[-1] == (expected, tmp_path / "run", False)
+
+    assert main(["train", str(motion_videos), "--start-from", str(run), "--quiet"]) == 0
+    earlier = read_recipe(run / "recipe.toml")
+    started = dataclasses.replace(Recipe(), model=earlier.model, clip=earlier.clip, views=earlier.views)
+    settings = dataclasses.replace(Recipe().train, start_from=str(run))
+    assert given[-1] == (dataclasses.replace(started, train=settings), Path("run"), False)
+
+    assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]) == 0
+    assert given[-1] == (earlier, run, True)
+    assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--seed", "5"]) == 1
+    assert len(given) == 8
+
+
+def test_eval_takes_the_views_frames_and_size_that_it_is_told(
+    run: Path, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[VideoClassifier, evaluation.Evaluation]] = []
+    evaluate = evaluation.evaluate
+
+    def noting(model: VideoClassifier, *arguments: Any, **options: Any) -> evaluation.Evaluation:
+        found.append((model, evaluate(model, *arguments, **{**options, "workers": 0})))
+        return found[-1][1]
+
+    monkeypatch.setattr(evaluation, "evaluate", noting)
+    (tmp_path / "list.csv").write_text(f"path,label\n{next(motion_videos.glob('val/left/*.mp4'))},left\n")
+    words = ["eval", str(tmp_path / "list.csv"), "--model", str(run), "--quiet"]
+    saved = zeroi2v.load(run)
+    for flags, views, frames, size in (
+        ([], saved.views, 4, 48),
+        (["--clips", "3"], ViewsConfig(clips=3), 4, 48),
+        (["--crops", "3"], ViewsConfig(crops=3), 4, 48),
+        (["--frames", "2"], saved.views, 2, 48),
+        (["--image-size", "32"], saved.views, 4, 32),
+    ):
+        assert main([*words, *flags]) == 0
+        model, result = found[-1]
+        assert (model.views, model.frames, model.clip.frames, model.image_size) == (views, frames, frames, size)
+        assert result.logits.shape == (1, views.clips * views.crops, 8)
 
 
 def test_predict_goes_on_after_a_broken_video(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +62,62 @@ def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
     assert recipe.pixels.flip_pairs == (("a", "b"),)
     assert recipe.train.learning_rate == 1.0
     assert override(recipe, ["heads=none"]).model.heads is None
+
+
+ABOVE_0, BELOW_0, BELOW_1, ABOVE_1 = 1e-9, -1e-9, 1 - 1e-9, 1 + 1e-9
+RANGES: dict[
+    str, tuple[list[Any], list[Any]]
+] = {  # setting: what it may be, up to its limits, and what is just beyond them
+    "model.ratio": ([ABOVE_0, 1.0], [0.0, BELOW_0, ABOVE_1]),
+    "model.adapter_ratio": ([ABOVE_0, 4.0], [0.0, BELOW_0, 4 + 1e-9]),
+    "model.adapter_scale": ([ABOVE_0, BELOW_0, 100.0], [0.0]),
+    "model.adapter_dropout": ([0.0, BELOW_1], [BELOW_0, 1.0]),
+    "model.classifier_dropout": ([0.0, BELOW_1], [BELOW_0, 1.0]),
+    "model.tubelet": ([1, 2], [0, -1]),
+    "clip.frames": ([1, 64], [0, -1]),
+    "clip.stride": ([1, 64], [0, -1]),
+    "pixels.crop_area": ([(ABOVE_0, 1.0), (0.5, 0.5)], [(0.0, 1.0), (0.5, ABOVE_1), (0.5, 0.4)]),
+    "pixels.crop_aspect": ([(ABOVE_0, 9.0), (1.0, 1.0)], [(0.0, 1.0), (BELOW_0, 1.0), (1.0, 0.9)]),
+    "pixels.flip": ([0.0, 1.0], [BELOW_0, ABOVE_1]),
+    "pixels.flip_pairs": ([(), (("a", "b"), ("c", "d"))], [(("a", "a"),), (("a", "b"), ("b", "c"))]),
+    "views.clips": ([1, 10], [0, -1]),
+    "train.epochs": ([1, 1000], [0, -1]),
+    "train.batch_size": ([1, 1000], [0, -1]),
+    "train.accumulate": ([1, 1000], [0, -1]),
+    "train.learning_rate": ([ABOVE_0, 10.0], [0.0, BELOW_0]),
+    "train.weight_decay": ([0.0, 10.0], [BELOW_0]),
+    "train.warmup_epochs": ([0.0, 10.0], [BELOW_0]),
+    "train.warmup_start": ([ABOVE_0, 1.0], [0.0, BELOW_0, ABOVE_1]),
+    "train.label_smoothing": ([0.0, BELOW_1], [BELOW_0, 1.0]),
+    "train.gradient_clip": ([0.0, 10.0], [BELOW_0]),
+    "train.workers": ([-1, 0, 64], [-2]),
+    "train.seed": ([0, 2**63 - 1], [-1, 2**63]),
+    "train.validate_every": ([1, 1000], [0, -1]),
+    "train.patience": ([0, 1000], [-1]),
+    "train.save_every_minutes": ([0.0, 1000.0], [BELOW_0]),
+}
+
+
+@pytest.mark.parametrize("setting", RANGES)
+def test_a_setting_may_be_what_its_range_says_and_nothing_beyond(setting: str) -> None:
+    table, _, name = setting.partition(".")
+    kind = type(getattr(Recipe(), table))
+    allowed, refused = RANGES[setting]
+    for value in allowed:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=name) as caught:
+            kind(**{name: value})
+        assert "\n" not in str(caught.value)
+
+
+def test_every_number_among_the_settings_has_a_range() -> None:
+    numbers = set()
+    for table in dataclasses.fields(Recipe):
+        for name, hint in typing.get_type_hints(type(getattr(Recipe(), table.name))).items():
+            if {int, float} & {hint, *typing.get_args(hint)}:
+                numbers.add(f"{table.name}.{name}")
+    assert numbers == {*RANGES} - {"pixels.flip_pairs"}
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from tests.videos_for_tests import GOP, encode, every, picture, sequential, upright
 from zeroi2v.data import decode
 from zeroi2v.data.decode import read_clip, scan, write_video
 from zeroi2v.errors import VideoError
-
-
-def every(num_frames: int) -> range:
-    return range(num_frames)
 
 
 def noting(given: list[int], choose: Callable[[int], Sequence[int]]) -> Callable[[int], Sequence[int]]:
@@ -32,55 +28,6 @@ def noting(given: list[int], choose: Callable[[int], Sequence[int]]) -> Callable
     return noted
 
 
-def sequential(path: Path) -> Iterator[av.VideoFrame]:
-    """The slow second route: one thread, from start to end."""
-    with av.open(f"file:{path}") as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        for packet in container.demux(stream):
-            try:
-                yield from stream.decode(packet)
-            except av.FFmpegError:
-                continue
-
-
-def upright(frame: av.VideoFrame) -> Tensor:
-    """Its pixels (3, H, W), turned as the container says."""
-    return torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()).permute(2, 0, 1)
-
-
-def picture(number: int, width: int, height: int) -> np.ndarray:
-    """A picture that tells its number: a gradient that moves, and a bright bar that grows."""
-    y, x = np.mgrid[:height, :width]
-    pixels = np.stack([2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1).astype(np.uint8)
-    pixels[: height // 8, : width * (number + 1) // 128] = 255
-    return pixels
-
-
-def encode(
-    path: Path,
-    codec: str,
-    options: dict[str, str] | None = None,
-    *,
-    frames: int = 60,
-    size: tuple[int, int] = (96, 64),
-    pixels: str = "yuv420p",
-    container_format: str | None = None,
-    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
-) -> Path:
-    width, height = size
-    with av.open(str(path), "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=30, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        stream.codec_context.thread_count = 1
-        prepare(stream)
-        for number in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, width, height))))
-        container.mux(stream.encode(None))
-    return path
-
-
-GOP = {"g": "12", "bf": "2", "preset": "veryfast"}
 OPEN_GOP = {"preset": "veryfast", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"}
 HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "5", "b": "200k", "cpu-used": "5"}
 KINDS = {
@@ -325,6 +272,27 @@ def test_what_is_damaged_is_passed_over(tmp_path: Path) -> None:
     kept = [any(torch.equal(frame, other) for other in part) for frame in whole]
     assert kept.count(False) == 1
     assert torch.equal(part, whole[torch.tensor(kept)])
+
+
+@pytest.mark.parametrize(("codec", "damaged"), [("libx264", 12), ("libx264", 13), ("mpeg2video", 12)])
+def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_decoding(
+    tmp_path: Path, codec: str, damaged: int
+) -> None:
+    """What the decoder puts in place of a lost part depends on the frames before it, so that no key frame is a place to start."""
+    path = encode(tmp_path / "x.ts", codec, {"g": "12", "bf": "2"}, size=(160, 128))
+    whole = read_clip(path, every)
+    data = path.read_bytes()
+    packets = [data[start : start + 188] for start in range(0, len(data), 188)]
+    begins = [  # of each frame: the first packet of a payload of the video's, programme 256
+        place for place, packet in enumerate(packets) if packet[1] & 0x5F == 0x41 and packet[2] == 0
+    ]
+    assert begins[damaged + 1] - begins[damaged] >= 2
+    del packets[begins[damaged] + 1 : begins[damaged + 1]]
+    path.write_bytes(b"".join(packets))
+    expected = torch.stack([upright(frame) for frame in sequential(path)])
+    assert not torch.equal(expected[: len(whole)], whole[: len(expected)])
+    for number in range(0, len(expected), 4):
+        assert torch.equal(read_clip(path, lambda _, number=number: [number])[0], expected[number]), number
 
 
 def broken(folder: Path, name: str) -> Path:

@@ -11,7 +11,16 @@ import torch
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
 from zeroi2v.data.sampling import segment_indices
-from zeroi2v.data.synthetic import MOTIONS, PAIRS, REVERSE, motion_frames, random_scene, render, write_motion_videos
+from zeroi2v.data.synthetic import (
+    MOTIONS,
+    PAIRS,
+    REVERSE,
+    Scene,
+    motion_frames,
+    random_scene,
+    render,
+    write_motion_videos,
+)
 from zeroi2v.errors import DatasetError
 
 
@@ -104,6 +113,38 @@ def test_the_main_object_does_what_the_class_says(motion: str, monkeypatch: pyte
             case _:
                 assert turned.abs() > 1
                 assert (turned > 0) == (motion == "clockwise")
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_distractors_and_background_drift_steadily_each_its_own_way(
+    motion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that motion somewhere in the picture tells nothing: at most a fifth of the side, or of a period, in any direction."""
+    scenes: list[Scene] = []
+
+    def spying(scene: Scene, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        scenes.append(scene)
+        return render(scene, size, generator)
+
+    monkeypatch.setattr("zeroi2v.data.synthetic.render", spying)
+    for seed in range(12):
+        motion_frames(motion, torch.Generator().manual_seed(seed))
+    drifts = []
+    for scene in scenes:
+        series = torch.cat(
+            [scene.place[:, 1:].flatten(1), scene.phase], 1
+        ).double()  # (T, 2 distractors' x and y, 2 phases)
+        steps = series.diff(dim=0)
+        torch.testing.assert_close(steps, steps.mean(0).expand_as(steps), rtol=0, atol=1e-6)
+        drifts.append(series[-1] - series[0])
+    drift = torch.stack(drifts)  # (videos, 6)
+    assert drift.abs().min() > 1e-4
+    assert drift.abs().max() <= 0.2
+    assert (drift.abs().amax(0) > 0.12).all(), "far enough to be seen, in each of the six"
+    assert (drift.amax(0) > 0).all()
+    assert (drift.amin(0) < 0).all()
+    assert len(drift.unique()) == drift.numel(), "none moves like another"
+    assert drift.T.corrcoef().fill_diagonal_(0).abs().max() < 0.95
 
 
 def test_clockwise_is_clockwise_on_the_screen() -> None:

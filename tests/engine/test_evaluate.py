@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,15 @@ def evaluation(logits: list[list[list[float]]], labels: list[int]) -> Evaluation
 
 
 def test_scores_are_the_mean_of_softmax_not_the_softmax_of_the_mean() -> None:
-    found = evaluation([[[8.0, 0.0], [0.0, 1.0], [0.0, 1.0]]], [1])  # mean logits favour 0, mean softmax 1
-    by_hand = torch.tensor([[8.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).softmax(-1).mean(0)
-    torch.testing.assert_close(found.scores[0], by_hand)
-    assert found.top(1) == (1.0 if by_hand[1] > by_hand[0] else 0.0)
-    assert torch.tensor([[8.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).mean(0).softmax(-1).argmax() == 0
-    assert by_hand.argmax() == 1 or by_hand[0] > 0.5
+    views = [[6.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]]  # their mean is highest for class 0
+    found = evaluation([views, views[:1] * 3], [1, 0])
+    shares = [[math.exp(logit) / sum(map(math.exp, view)) for logit in view] for view in views]
+    by_hand = [sum(share[label] for share in shares) / 3 for label in range(3)]
+    assert found.scores[0].tolist() == pytest.approx(by_hand)
+    assert found.scores[1].tolist() == pytest.approx(shares[0])
+    assert max(range(3), key=by_hand.__getitem__) == 1
+    assert torch.tensor(views).mean(0).argmax() == 0, "or the order would not matter"
+    assert found.top(1) == 1.0
 
 
 def test_top_k_confusion_and_the_choice_between_two_by_hand() -> None:
@@ -44,6 +48,13 @@ def test_top_k_confusion_and_the_choice_between_two_by_hand() -> None:
     assert found.between(1, 2) == pytest.approx(1 / 3)  # videos 1 (right), 2 (wrong), 3 (wrong)
 
 
+def test_a_tie_between_two_classes_is_the_second() -> None:
+    """So a model that scores all alike is right for all videos of one class and none of the other, whatever the rounding."""
+    found = evaluation([[[1.0, 1.0, 5.0]]] * 4, [0, 1, 1, 1])
+    assert found.between(0, 1) == 0.75
+    assert found.between(1, 0) == 0.25
+
+
 def test_every_view_counts_and_is_read_as_predicted(motion_videos: Path) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=8, frames=4, pretrained=True).eval()
     with torch.no_grad():
@@ -56,6 +67,24 @@ def test_every_view_counts_and_is_read_as_predicted(motion_videos: Path) -> None
     with torch.no_grad():
         alone = torch.cat([model(normalise(view[None], *model.normalisation)) for view in views])
     torch.testing.assert_close(found.logits[1], alone)
+
+
+def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(motion_videos: Path) -> None:
+    videos = open_dataset(motion_videos).val[:5]
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=8, frames=2, strategy="full", classifier_dropout=0.9)
+    model.views = ViewsConfig(clips=1, crops=3)
+    clips: list[int] = []
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, inputs: clips.append(len(inputs[0])))
+    model.dropout.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    model.tower.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    first = evaluate(model.train(), videos, batch_size=7)
+    assert clips == [6, 6, 3]
+    assert not any(modes)
+    assert torch.equal(evaluate(model.train(), videos, batch_size=7).logits, first.logits)
+    clips.clear()
+    evaluate(model, videos[:2], batch_size=2)
+    assert clips == [3, 3], "a video's views stay together where a batch is smaller"
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

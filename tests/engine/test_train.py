@@ -21,7 +21,6 @@ from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig, read_re
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine.evaluate import evaluate
 from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.optim import build_optimizer, learning_rate_share
 from zeroi2v.engine.train import Run, train
 from zeroi2v.errors import ConfigError, VideoError, ZeroI2VError
 
@@ -177,25 +176,6 @@ def test_ctrl_c_saves_and_says_where(motion_videos: Path, tmp_path: Path) -> Non
     assert "--resume" in said
     assert (out / "resume.pt").exists()
     zeroi2v.load(out)
-
-
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    shares = [learning_rate_share(step, steps=100, warmup_steps=10, warmup_start=0.1) for step in range(101)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[5] == pytest.approx(0.55)
-    assert shares[10] == 1
-    assert shares[55] == pytest.approx(0.5)
-    assert shares[100] == pytest.approx(0)
-    assert learning_rate_share(0, steps=3, warmup_steps=0, warmup_start=0.1) == 1
-
-
-def test_norms_and_embeddings_have_no_weight_decay() -> None:
-    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = build_optimizer(model, learning_rate=1.0, weight_decay=0.05).param_groups
-    decayed = {group["weight_decay"]: {names[parameter] for parameter in group["params"]} for group in groups}
-    assert decayed[0.0] == {"temporal_embedding", "tower.norm.weight", "tower.norm.bias"}
-    assert decayed[0.05] == {name for name, p in model.named_parameters() if p.requires_grad} - decayed[0.0]
 
 
 def test_a_log_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -105,6 +105,29 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
     assert torch.equal(zeroi2v.load(tmp_path)(clip), model(clip))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "trains"),
+    [("zeroi2v", True), ("lora", True), ("st_adapter", True), ("temporal_heads", True), ("linear_probe", False)],
+)
+@pytest.mark.parametrize(
+    ("tower", "options", "norm"),
+    [
+        ("zeroi2v_tiny", {"depth": 1}, "norm"),  # of all tokens; the class token is the feature
+        ("zeroi2v_tiny", {"depth": 1, "global_pool": "avg"}, "fc_norm"),  # of the mean of the tokens
+        ("zeroi2v_tiny", {"depth": 1, "global_pool": "avg", "final_norm": False}, None),
+        ("pit_ti_224", {"img_size": 64, "depth": (1, 1, 2)}, "norm"),
+        ("tiny_vit_5m_224", {"depths": (1, 1, 1, 1)}, "head.norm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
+def test_the_norm_before_the_frame_feature_trains(
+    tower: str, options: dict[str, Any], norm: str | None, strategy: str, trains: bool
+) -> None:
+    model = zeroi2v.create_model(tower, num_classes=2, frames=2, strategy=strategy, tower_options=options)
+    found = {name for name, parameter in model.tower.named_parameters() if parameter.requires_grad}
+    assert found == ({f"{norm}.weight", f"{norm}.bias"} if trains and norm else set())
+
+
 @pytest.mark.parametrize("site", ["q", "k", "v"])
 def test_a_part_of_the_projection_has_an_adapter_of_its_own(site: str) -> None:
     model = small("zeroi2v_tiny", sites=(site,), heads=[])

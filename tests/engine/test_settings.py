@@ -1,0 +1,222 @@
+"""Does a setting of a recipe reach the training run? A changed setting changes the weights, and where a formula exists, as it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zeroi2v
+from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig, ViewsConfig
+from zeroi2v.data.datasets import Video, VideoDataset
+from zeroi2v.data.decode import write_video
+from zeroi2v.data.loader import train_loader
+from zeroi2v.data.transforms import normalise
+from zeroi2v.engine import train as training
+from zeroi2v.engine.evaluate import Evaluation, evaluate
+from zeroi2v.engine.log import read_json_lines
+from zeroi2v.engine.train import Run, train
+
+RECIPE = Recipe(
+    model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
+    clip=ClipConfig(frames=4),
+    pixels=PixelsConfig(flip=0.5),
+    train=TrainConfig(epochs=1, batch_size=2, warmup_epochs=0.5, workers=0, precision="fp32", save_every_minutes=0),
+)
+CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run ends with other weights
+    "model.heads": (),
+    "model.ratio": 0.5,
+    "model.operator": "hr_qkv",
+    "model.strategy": "gelu_adapter",
+    "model.sites": ("qkv",),
+    "model.adapter_ratio": 0.5,
+    "model.adapter_scale": 0.5,
+    "model.adapter_dropout": 0.5,
+    "model.classifier_dropout": 0.5,
+    "model.temporal_embedding": "zero",
+    "model.tubelet": 2,
+    "model.tower_options": {"depth": 1},
+    "clip.frames": 2,
+    "clip.sampling": "dense",
+    "clip.stride": 1,
+    "pixels.crop_area": (0.9, 1.0),
+    "pixels.crop_aspect": (1.0, 1.0),
+    "pixels.flip": 0.0,
+    "pixels.flip_pairs": (("left", "right"),),
+    "train.epochs": 2,
+    "train.batch_size": 3,
+    "train.learning_rate": 1e-2,
+    "train.weight_decay": 0.5,
+    "train.warmup_epochs": 0.0,
+    "train.warmup_start": 0.5,
+    "train.label_smoothing": 0.1,
+    "train.gradient_clip": 1e-6,
+    "train.precision": "bf16",
+    "train.seed": 1,
+}
+BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
+    "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
+    "model.ratio": {"model.ratio": 0.25},
+}
+ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
+    *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
+    *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
+    "train.save_every_minutes",
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
+    """Four training videos and one to validate on, of two classes: twelve frames of blocks of colour each, 64 by 48."""
+    folder = tmp_path_factory.mktemp("videos")
+    videos = []
+    for number in range(5):
+        blocks = torch.rand(12, 3, 6, 8, generator=torch.Generator().manual_seed(number))
+        pixels = blocks.mul(255).to(torch.uint8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        write_video(folder / f"{number}.mp4", pixels, fps=8)
+        videos.append(Video(folder / f"{number}.mp4", number % 2))
+    return VideoDataset(folder, ("left", "right"), {"train": (*videos[:4],), "val": (*videos[4:],)})
+
+
+def without_validation(dataset: VideoDataset) -> VideoDataset:
+    return dataclasses.replace(dataset, splits={**dataset.splits, "val": ()})
+
+
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    for key, value in changes.items():
+        table, _, name = key.partition(".")
+        recipe = dataclasses.replace(recipe, **{table: dataclasses.replace(getattr(recipe, table), **{name: value})})
+    return recipe
+
+
+def last_weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "last.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return last_weights(train(RECIPE, without_validation(dataset), tmp_path_factory.mktemp("plain") / "run"))
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_changed_setting_changes_the_run(
+    setting: str, dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    videos = without_validation(dataset)
+    if setting in BASES:
+        plain = last_weights(train(changed(RECIPE, BASES[setting]), videos, tmp_path / "plain"))
+    recipe = changed(RECIPE, {**BASES.get(setting, {}), setting: CHANGES[setting]})
+    found = last_weights(train(recipe, videos, tmp_path / "run"))
+    assert found.keys() != plain.keys() or any(not torch.equal(found[key], plain[key]) for key in plain)
+
+
+def test_the_same_settings_give_the_same_run(
+    dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Without this, the test above would prove nothing."""
+    again = last_weights(train(RECIPE, without_validation(dataset), tmp_path / "run"))
+    assert all(torch.equal(again[key], plain[key]) for key in plain)
+
+
+def test_every_setting_is_listed() -> None:
+    assert {*CHANGES} | ELSEWHERE == {
+        f"{table}.{setting}" for table, settings in dataclasses.asdict(RECIPE).items() for setting in settings
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"train.warmup_epochs": 0.0}, 1.0),
+        ({"train.warmup_epochs": 1.0}, 0.1),
+        ({"train.warmup_epochs": 1.0, "train.warmup_start": 0.25}, 0.25),
+        ({"train.warmup_epochs": 0.0, "model.strategy": "full"}, 0.1),
+        ({"train.warmup_epochs": 1.0, "model.strategy": "full"}, 0.01),
+    ],
+)
+def test_the_first_step_is_as_long_as_its_learning_rate(
+    settings: dict[str, Any], share: float, dataset: VideoDataset, tmp_path: Path
+) -> None:
+    """AdamW's first step moves a weight by learning_rate * g / (|g| + 1e-8); the temporal embedding has no weight decay."""
+    recipe = changed(RECIPE, {"train.batch_size": 4, "train.learning_rate": 2e-3, **settings})
+    run = train(recipe, without_validation(dataset), tmp_path / "run")
+    moved = last_weights(run)["temporal_embedding"].abs().max()
+    torch.testing.assert_close(moved, torch.tensor(2e-3 * share), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_loss_is_the_smoothed_cross_entropy(smoothing: float, dataset: VideoDataset, tmp_path: Path) -> None:
+    """(1 - s) * -log p(label) + s * the mean of -log p over all classes, of a model that hardly moves."""
+    settings = {"train.batch_size": 4, "train.learning_rate": 1e-12, "train.label_smoothing": smoothing}
+    recipe = changed(RECIPE, settings)
+    run = train(recipe, without_validation(dataset), tmp_path / "run")
+    model = zeroi2v.load(run.folder)
+    loader = train_loader(
+        dataset.train,
+        clip=recipe.clip,
+        pixels=recipe.pixels,
+        size=model.image_size,
+        labels=dataset.classes,
+        batch_size=4,
+        seed=0,
+        workers=0,
+        broken="stop",
+    )
+    ((clips, labels),) = loader.epoch(1)
+    with torch.no_grad():
+        surprise = -model(normalise(clips, *model.normalisation)).double().log_softmax(-1)  # (B, K)
+    own = surprise[torch.arange(4), labels]
+    by_hand = ((1 - smoothing) * own + smoothing * surprise.mean(1)).mean().item()
+    assert abs(own.mean().item() - surprise.mean().item()) > 1e-4, "or smoothing would change nothing"
+    assert read_json_lines(run.folder / "log.jsonl")[0]["loss"] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_temporal_embedding_that_is_to_be_zero_stays_zero(dataset: VideoDataset, tmp_path: Path) -> None:
+    run = train(changed(RECIPE, {"model.temporal_embedding": "zero"}), without_validation(dataset), tmp_path / "run")
+    assert not zeroi2v.load(run.folder).temporal_embedding.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "validated", "best"),
+    [
+        ({"train.epochs": 3}, [1, 2, 3], 3),  # as good as the epochs before it: the later one wins
+        ({"train.epochs": 4, "train.validate_every": 3}, [3, 4], 4),
+        ({"train.epochs": 3, "train.validate_every": 5}, [3], 3),
+        ({"train.epochs": 5, "train.patience": 1}, [1, 2], 2),
+        ({"train.epochs": 5, "train.patience": 2}, [1, 2, 3], 3),
+        ({"train.epochs": 6, "train.validate_every": 2, "train.patience": 1}, [2, 4], 4),
+    ],
+)
+def test_the_epochs_that_are_validated_and_the_best_of_equal_ones(
+    settings: dict[str, Any], validated: list[int], best: int, dataset: VideoDataset, tmp_path: Path
+) -> None:
+    """The model hardly moves, so that every validation finds the same."""
+    recipe = changed(RECIPE, {"train.learning_rate": 1e-12, "train.batch_size": 4, **settings})
+    run = train(recipe, dataset, tmp_path / "run")
+    log = read_json_lines(run.folder / "log.jsonl")
+    assert [entry["epoch"] for entry in log if "top1" in entry] == validated
+    assert len({entry["top1"] for entry in log if "top1" in entry}) == 1
+    assert (run.best_epoch, run.epochs) == (best, validated[-1])
+    assert zeroi2v.load(run.folder).results["epoch"] == best
+
+
+def test_validation_and_the_saved_model_have_the_views_and_clips_of_the_recipe(
+    dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Evaluation] = []
+
+    def noting(*arguments: Any, **options: Any) -> Evaluation:
+        found.append(evaluate(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(training, "evaluate", noting)
+    views, clip = ViewsConfig(clips=2, crops=3), ClipConfig(frames=2, sampling="dense", stride=3)
+    run = train(dataclasses.replace(RECIPE, views=views, clip=clip), dataset, tmp_path / "run")
+    assert [one.logits.shape for one in found] == [(1, 6, 2)]
+    model = zeroi2v.load(run.folder)
+    assert (model.views, model.clip, model.frames) == (views, clip, 2)
+    torch.testing.assert_close(evaluate(model, dataset.val).logits, found[0].logits)

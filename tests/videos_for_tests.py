@@ -1,0 +1,63 @@
+"""Videos whose every frame tells its number, encoded in any way, and a slow decoder to compare with."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+GOP = {"g": "12", "bf": "2", "preset": "veryfast"}
+
+
+def every(num_frames: int) -> range:
+    return range(num_frames)
+
+
+def sequential(path: Path) -> Iterator[av.VideoFrame]:
+    """The slow second route: one thread, from start to end."""
+    with av.open(f"file:{path}") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            try:
+                yield from stream.decode(packet)
+            except av.FFmpegError:
+                continue
+
+
+def upright(frame: av.VideoFrame) -> Tensor:
+    """Its pixels (3, H, W), turned as the container says."""
+    return torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()).permute(2, 0, 1)
+
+
+def picture(number: int, width: int, height: int) -> np.ndarray:
+    """A picture that tells its number: a gradient that moves, and a bright bar that grows."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1).astype(np.uint8)
+    pixels[: height // 8, : width * (number + 1) // 128] = 255
+    return pixels
+
+
+def encode(
+    path: Path,
+    codec: str,
+    options: dict[str, str] | None = None,
+    *,
+    frames: int = 60,
+    size: tuple[int, int] = (96, 64),
+    pixels: str = "yuv420p",
+    container_format: str | None = None,
+    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+) -> Path:
+    width, height = size
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.codec_context.thread_count = 1
+        prepare(stream)
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, width, height))))
+        container.mux(stream.encode(None))
+    return path
