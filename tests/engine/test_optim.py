@@ -33,6 +33,7 @@ def test_three_steps_are_adamw_by_hand() -> None:
     """Decoupled decay: w <- (1 - rate * decay) w - rate * m / (sqrt(v) + 1e-8), with m and v corrected for their start at zero."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)).double()
+    model.adapters = nn.ModuleList()  # as a VideoClassifier has them
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     rate, decay = 0.01, 0.3

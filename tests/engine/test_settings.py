@@ -47,6 +47,15 @@ CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run en
     "pixels.crop_aspect": (1.0, 1.0),
     "pixels.flip": 0.0,
     "pixels.flip_pairs": (("left", "right"),),
+    "pixels.augment_operations": 14,
+    "pixels.augment_magnitude": 10.0,
+    "pixels.augment_jitter": 5.0,
+    "pixels.augment_probability": 0.5,
+    "pixels.augment_place": "after_flip",
+    "pixels.erase": 1.0,
+    "pixels.erase_fill": "grey",
+    "pixels.erase_area": (0.5, 0.5),
+    "pixels.erase_aspect": (1.0, 1.0),
     "train.epochs": 2,
     "train.batch_size": 3,
     "train.learning_rate": 1e-2,
@@ -61,11 +70,17 @@ CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run en
 BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
+    **{
+        f"pixels.augment_{name}": {"pixels.augment_operations": 4, "pixels.augment_probability": 1.0}
+        for name in ("operations", "magnitude", "jitter", "probability", "place")
+    },
+    **{f"pixels.erase_{name}": {"pixels.erase": 1.0} for name in ("fill", "area", "aspect")},
 }
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
     *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
     "train.save_every_minutes",
+    *("data.format", "data.split", "data.videos", "data.classes"),
 }
 
 

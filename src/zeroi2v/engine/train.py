@@ -328,7 +328,7 @@ def _can_start_in(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE}
+    return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE}
 
 
 def _make_folder(folder: Path) -> None:

@@ -98,8 +98,10 @@ def _weights_writer(model: VideoClassifier, metadata: Mapping[str, str] | None =
     state = {key: tensor.contiguous() for key, tensor in own_state(model).items()}
     digest = _config_digest(_config(model))
     _add_tensors(digest, state)
-    known = {**(metadata or {}), "sha256": digest.hexdigest()}
-    return lambda path: save_file(state, path, known)
+    known = json.dumps(
+        {**(metadata or {}), "sha256": digest.hexdigest()}
+    )  # one entry: several have no fixed order in the file
+    return lambda path: save_file(state, path, {"zeroi2v": known})
 
 
 def _config_digest(config: Mapping[str, Any]) -> Any:
@@ -212,7 +214,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
                     )
                 own[key].copy_(stored)
                 _add_tensors(digest, {key: stored})
-            if (file.metadata() or {}).get("sha256") != digest.hexdigest():
+            if digest.hexdigest() not in (file.metadata() or {}).get("zeroi2v", ""):
                 raise CheckpointError(f"{path}: damaged, or not of the {CONFIG_FILE} beside it: the checksum is wrong")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
