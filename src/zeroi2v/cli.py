@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line."""
+    from zeroi2v.cli_data import add_commands  # it takes the functions below from here
+
     parser = Parser(
         prog="zeroi2v",
         description="Turn a pretrained image transformer into a video recogniser that costs nothing extra at inference.",
@@ -69,7 +71,7 @@ def build_parser() -> Parser:
     )
     one.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the videos and the training (default: %(default)s)")
-    _output_options(one)
+    output_options(one)
 
     one = command(
         commands,
@@ -103,7 +105,7 @@ def build_parser() -> Parser:
         dest="settings",
         help="change one setting, as often as you like",
     )
-    _output_options(one)
+    output_options(one)
 
     one = command(
         commands,
@@ -117,15 +119,17 @@ def build_parser() -> Parser:
     _model_option(one)
     one.add_argument("--clips", type=int, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
-    one.add_argument("--frames", type=_count, metavar="T", help="frames of a clip (default: as trained)")
-    one.add_argument("--image-size", type=_count, metavar="S", help="pixels a side of a frame (default: as trained)")
-    _output_options(one)
+    text = "what decodes video files (default: %(default)s)"
+    one.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: as trained)")
+    one.add_argument("--image-size", type=count, metavar="S", help="pixels a side of a frame (default: as trained)")
+    output_options(one)
 
     one = command(commands, parser, "predict", predict, "name what happens in videos")
     one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
     _model_option(one)
-    one.add_argument("--top-k", type=_count, default=5, metavar="K", help="labels per video (default: %(default)s)")
-    _output_options(one)
+    one.add_argument("--top-k", type=count, default=5, metavar="K", help="labels per video (default: %(default)s)")
+    output_options(one)
 
     one = command(
         commands,
@@ -139,41 +143,22 @@ def build_parser() -> Parser:
     one.add_argument(
         "--data", type=Path, metavar="DATA", help="compare the two models on these videos (default: on random clips)"
     )
-    _output_options(one)
+    output_options(one)
 
-    data = command(commands, parser, "data", None, "make or check videos")
-    data_commands = data.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    data.set_defaults(run=lambda _: data.error("a command is missing"))
-    one = command(
-        data_commands, data, "synthetic", synthetic, "write motion videos: eight classes, four pairs of time reversals"
-    )
-    one.add_argument("out", metavar="FOLDER", type=Path, help="folder to write; must not exist")
-    one.add_argument(
-        "--train",
-        type=int,
-        default=800,
-        metavar="N",
-        help="training videos, half of them time reversals (default: %(default)s)",
-    )
-    one.add_argument(
-        "--val", type=int, default=200, metavar="N", help="held-out videos, likewise (default: %(default)s)"
-    )
-    one.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    _output_options(one)
-    one = command(data_commands, data, "check", check, "decode every video and name the broken ones")
-    one.add_argument("data", metavar="DATA", type=Path, help="folder per class, or CSV manifest")
-    _output_options(one)
+    data = command(commands, parser, "data", None, "make, check or copy videos")
+    add_commands(command, data)
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
-def _open(path: Path) -> Any:
+def open_data(path: Path) -> Any:
     """The data set, after a warning that lists what lies among its videos and is none."""
     from zeroi2v.data.datasets import open_dataset
 
@@ -187,7 +172,8 @@ def _open(path: Path) -> Any:
     return dataset
 
 
-def _output_options(parser: Parser) -> None:
+def output_options(parser: Parser) -> None:
+    """What every command says about its output."""
     parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
 
@@ -228,13 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-def _log(arguments: argparse.Namespace) -> Any:
+def log_of(arguments: argparse.Namespace) -> Any:
+    """The log that --quiet asks for."""
     from zeroi2v.engine.log import Log
 
     return Log(quiet=arguments.quiet)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """The one value that --json prints."""
     print(json.dumps(value, ensure_ascii=False))
 
 
@@ -245,9 +233,9 @@ def quickstart(arguments: argparse.Namespace) -> int:
     from zeroi2v.analysis.report import terminal_report
     from zeroi2v.quickstart import run
 
-    result = run(arguments.out, seed=arguments.seed, log=_log(arguments))
+    result = run(arguments.out, seed=arguments.seed, log=log_of(arguments))
     if arguments.json:
-        _print_json(result)
+        print_json(result)
     else:
         Console().print(terminal_report(result))
         print(f"The page: {arguments.out / 'report.html'}")
@@ -269,17 +257,16 @@ def train(arguments: argparse.Namespace) -> int:
     recipe = override(recipe, [*given, *arguments.settings])
     from zeroi2v.engine.train import train as train_model
 
-    log = _log(arguments)
+    log = log_of(arguments)
     try:
-        run = train_model(recipe, _open(arguments.data), arguments.out, log=log)
+        run = train_model(recipe, open_data(arguments.data), arguments.out, log=log)
     except VideoError as error:
         raise VideoError(error.path, f"{error.reason}; mend it, or leave such videos out with --broken skip") from error
     top1 = None if run.best is None else run.best.top(1)
     if arguments.json:
         broken = [{"video": path, "error": reason} for path, reason in run.broken.items()]
-        _print_json(
-            {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1, "broken": broken}
-        )
+        answer = {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1}
+        print_json({**answer, "broken": broken, "excluded": [*run.excluded]})
     else:
         found = "" if top1 is None else f", top-1 {top1:.1%} on the validation videos"
         print(f"{run.folder}: epoch {run.best_epoch} of {run.epochs} is the best{found}")
@@ -298,7 +285,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from zeroi2v.models.checkpoints import load
 
     model = load(arguments.model).to(best_device())
-    log = _log(arguments)
+    log = log_of(arguments)
     if arguments.frames or arguments.image_size:
         log.say(f"trained on {model.frames} frames of {model.image_size} pixels; its embeddings are resized")
         model.resize(frames=arguments.frames, image_size=arguments.image_size)
@@ -306,7 +293,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model.views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
     )
-    dataset = relabel(_open(arguments.data), model.labels)
+    model.clip = dataclasses.replace(model.clip, decoder=arguments.decoder)
+    dataset = relabel(open_data(arguments.data), model.labels)
     if dataset.held_out:
         print(
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
@@ -314,7 +302,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         )
     found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
     if arguments.json:
-        _print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
+        print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
     else:
         print(f"top-1 {found.top(1):.2%}, top-5 {found.top(5):.2%} on {len(found.videos)} videos")
     for error in found.skipped:
@@ -327,7 +315,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from zeroi2v.deploy.predict import Predictor
 
     predictor = Predictor(arguments.model)
-    log = _log(arguments)
+    log = log_of(arguments)
     answers: list[dict[str, Any]] = []
     for video in log.track(arguments.videos, total=len(arguments.videos), title="predict"):
         try:
@@ -340,7 +328,7 @@ def predict(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(video + "".join(f"\n  {one.score:7.2%}  {one.label}" for one in found))
     if arguments.json:
-        _print_json(answers)
+        print_json(answers)
     return 1 if any("error" in answer for answer in answers) else 0
 
 
@@ -348,53 +336,12 @@ def merge(arguments: argparse.Namespace) -> int:
     """`zeroi2v merge`"""
     from zeroi2v.deploy.merge import merge_folder
 
-    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, log=_log(arguments))
+    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, log=log_of(arguments))
     if arguments.json:
-        _print_json(proof)
+        print_json(proof)
     else:
         print(
             f"{arguments.out}: merged; largest difference of logits {proof['largest_logit_difference']:.1e}, "
             f"same answer for {proof['same_answers']} of {proof['clips']} {proof['compared_on']}"
         )
     return 0
-
-
-def synthetic(arguments: argparse.Namespace) -> int:
-    """`zeroi2v data synthetic`"""
-    from zeroi2v.data.synthetic import write_motion_videos
-    from zeroi2v.engine.train import worker_count
-
-    log = _log(arguments)
-    counts = {"train": arguments.train, "val": arguments.val}
-    written = write_motion_videos(arguments.out, counts, seed=arguments.seed, workers=worker_count(-1))
-    total = sum(1 for _ in log.track(written, total=sum(counts.values()) // 2, title="write videos"))
-    if arguments.json:
-        _print_json({"folder": str(arguments.out), "videos": 2 * total})
-    else:
-        print(f"{arguments.out}: {2 * total} videos; next: zeroi2v train {arguments.out}")
-    return 0
-
-
-def check(arguments: argparse.Namespace) -> int:
-    """`zeroi2v data check`"""
-    from zeroi2v.data.loader import check_videos
-    from zeroi2v.engine.train import worker_count
-
-    dataset = _open(arguments.data)
-    videos = dataset.for_check
-    log = _log(arguments)
-    checks = check_videos([video.path for video in videos], workers=worker_count(-1))
-    broken = []
-    frames = 0
-    for path, found in log.track(checks, total=len(videos), title="check"):
-        if isinstance(found, VideoError):
-            broken.append({"video": str(path), "error": found.reason})
-            print(f"error: {found}", file=sys.stderr)
-        else:
-            frames += found.frames
-    if arguments.json:
-        ignored = [str(path) for path in dataset.ignored]
-        _print_json({"videos": len(videos), "frames": frames, "broken": broken, "ignored": ignored})
-    else:
-        print(f"{len(videos)} videos, {frames:,} frames, {len(broken)} broken")
-    return 1 if broken else 0

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from zeroi2v.data import decode
-from zeroi2v.data.decode import read_clip, scan, write_video
+from zeroi2v.data.decode import read_clip, scan
+from zeroi2v.data.encode import write_video
 from zeroi2v.errors import VideoError
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
-from zeroi2v.data.decode import VideoInfo, read_clip, write_video
+from zeroi2v.data.decode import VideoInfo, read_clip
+from zeroi2v.data.encode import write_video
 from zeroi2v.data.loader import TrainLoader, check_videos, read_views, train_loader, view_loader
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.transforms import train_pixels, view_pixels

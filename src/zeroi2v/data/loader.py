@@ -23,6 +23,7 @@ from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.sampling import clip_indices
+from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels, view_pixels
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
@@ -43,8 +44,9 @@ def train_loader(
 ) -> TrainLoader:
     """Batches of random clips. `labels` are the names of the classes; `workers` processes decode, 0: this one does.
 
-    ConfigError if a flip is to exchange a label that is none of `labels`.
+    ConfigError if a flip is to exchange a label that is none of `labels`, or the clip's decoder cannot be used.
     """
+    require_decoder(clip.decoder)
     for name in chain.from_iterable(pixels.flip_pairs):
         if name not in labels:
             raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
@@ -100,7 +102,10 @@ class _TrainSamples(Dataset[tuple[Tensor, int] | VideoError]):
         short_side = round(self.size * _RESIZED)
         try:
             frames = read_clip(
-                video.path, lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0], short_side=short_side
+                video.path,
+                lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0],
+                short_side=short_side,
+                decoder=self.clip.decoder,
             )
         except VideoError as error:
             return error
@@ -146,7 +151,11 @@ class Views:
 def view_loader(
     videos: Sequence[Video], *, clip: ClipConfig, views: ViewsConfig, size: int, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos."""
+    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos.
+
+    ConfigError if the clip's decoder cannot be used.
+    """
+    require_decoder(clip.decoder)
     return _loader(_ViewSamples(videos, clip, views, size), workers, batch_size=batch_size, collate_fn=_views)
 
 
@@ -156,7 +165,8 @@ def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -
     def choose(num_frames: int) -> list[int]:
         return [*chain.from_iterable(clip_indices(num_frames, clip, clips=views.clips))]
 
-    crops = view_pixels(read_clip(path, choose, short_side=size), size, views.crops)  # (crops, clips * T, 3, S, S)
+    frames = read_clip(path, choose, short_side=size, decoder=clip.decoder)
+    crops = view_pixels(frames, size, views.crops)  # (crops, clips * T, 3, S, S)
     return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import Recipe, TrainConfig, write_recipe
 from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.evaluate import Evaluation, best_device, evaluate
@@ -44,6 +45,7 @@ class Run:
     best: Evaluation | None  # of the best epoch; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
+    excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
 
 
 def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None = None) -> Run:
@@ -56,6 +58,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     settings = recipe.train
     if out.exists() and not _can_start_in(out):
         raise ConfigError(f"{out}: already there and not empty; choose another --out, or remove it")
+    excluded: list[Path] = []
+    if settings.exclude is not None:
+        dataset, excluded = leave_out(dataset, Path(settings.exclude))
     device = best_device()
     torch.manual_seed(settings.seed)
     model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames).to(device)
@@ -141,7 +146,10 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, log: Log | None =
     broken |= loader.broken
     for path, reason in broken.items():
         log.warn(f"left out: {path}: {reason}")
-    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed)
+    left_out = tuple(map(str, excluded))
+    if left_out:
+        log.say(f"left out, as {settings.exclude} lists them: {len(left_out)} videos: {', '.join(left_out)}")
+    return Run(folder=out, best_epoch=best_epoch, best=best, broken=broken, epochs=completed, excluded=left_out)
 
 
 def train_epoch(
