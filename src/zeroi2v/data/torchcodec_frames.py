@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -58,21 +58,14 @@ def torchcodec_clip(
         {"pts": start, "duration": end - start, "key_frame": start in key_times}
         for start, end in zip(times, ends, strict=True)
     ]
-    mapping = json.dumps({"frames": shown})  # spares torchcodec its own reading of all packets
-    transforms: list[Resize] = []
+    options: dict[str, Any] = {"stream_index": stream.index, "num_ffmpeg_threads": stream.codec_context.thread_count}
+    options["custom_frame_mappings"] = json.dumps({"frames": shown})  # spares torchcodec its own reading of all packets
     try:
-        while True:
-            decoder = VideoDecoder(
-                f"file:{path}",
-                stream_index=stream.index,
-                num_ffmpeg_threads=stream.codec_context.thread_count,
-                custom_frame_mappings=mapping,
-                transforms=transforms,
-            )
-            width, height = decoder.metadata.width, decoder.metadata.height
-            if transforms or short_side is None or short_side >= min(width, height):
-                break
-            transforms = [Resize(scaled_size(width, height, short_side)[::-1])]
+        decoder = VideoDecoder(f"file:{path}", **options)
+        width, height = decoder.metadata.width, decoder.metadata.height
+        if short_side is not None and short_side < min(width, height):
+            resize = Resize(scaled_size(width, height, short_side)[::-1])
+            decoder = VideoDecoder(f"file:{path}", transforms=[resize], **options)
         found = decoder.get_frames_at([*order])
     except (RuntimeError, ValueError):
         return None
