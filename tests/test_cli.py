@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import zeroi2v
 from zeroi2v import VideoClassifier
 from zeroi2v.cli import build_parser, main
-from zeroi2v.config import Recipe, ViewsConfig, read_recipe
+from zeroi2v.config import ClipConfig, Recipe, ViewsConfig, read_recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine import evaluate as evaluation
 from zeroi2v.engine import train as training
 from zeroi2v.engine.log import Log
+from zeroi2v.errors import VideoError
 
-COMMANDS = ["quickstart", "train", "eval", "predict", "merge", "data synthetic", "data check"]
+COMMANDS = ["quickstart", "train", "eval", "predict", "merge", "data synthetic", "data check", "data reencode"]
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -107,6 +109,11 @@ def test_wrong_usage_is_one_line_and_status_2(
         (["merge", "RUN", "--out", "RUN"], "already there"),
         (["data", "synthetic", "VIDEOS"], "already there"),
         (["data", "check", "missing"], "missing"),
+        (["data", "check", "VIDEOS", "--out", "broken.json"], "broken.json: a list of videos is a .txt or .csv file"),
+        (["data", "reencode", "VIDEOS", "--out", "VIDEOS"], "lies in the data set"),
+        (["data", "reencode", "VIDEOS", "--out", "copy", "--crf", "60"], "crf must be 0 to 51, got 60"),
+        (["train", "VIDEOS", "--set", "train.exclude=missing.txt"], "missing.txt: cannot be read"),
+        (["train", "VIDEOS", "--set", "clip.decoder=torchcodek"], "did you mean 'torchcodec'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_1(
@@ -274,6 +281,70 @@ def test_data_check_names_the_broken_ones(
     assert status == 1
     assert [one["video"] for one in json.loads(out)["broken"]] == [str(tmp_path / "bad.mp4")]
     assert "bad.mp4" in err
+
+
+def small_data(folder: Path, motion_videos: Path) -> Path:
+    """Three videos of each of two classes, and a broken one."""
+    for split, number in (("train", 2), ("val", 1)):
+        for name in ("left", "right"):
+            (folder / split / name).mkdir(parents=True)
+            for video in sorted((motion_videos / split / name).glob("*.mp4"))[:number]:
+                (folder / split / name / video.name).symlink_to(video)
+    (folder / "train" / "left" / "bad one.mp4").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_training_leaves_out_what_data_check_lists(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    data, listed = small_data(tmp_path / "data", motion_videos), tmp_path / f"broken.{kind}"
+    status, out, _ = said(capsys, "data", "check", str(data), "--out", str(listed))
+    assert status == 1
+    assert out.splitlines()[-1] == f"Next: zeroi2v train {data} --set train.exclude={listed}"
+    words = ["train", str(data), "--epochs", "1", "--set", "clip.frames=2", "--set", "workers=0", "--json"]
+    status, _, err = said(capsys, *words, "--out", str(tmp_path / "stops"))
+    assert (status, "bad one.mp4" in err) == (1, True)
+    setting = ["--set", f"train.exclude={listed}"]
+    status, out, err = said(capsys, *words, *setting, "--out", str(tmp_path / "run"))
+    bad = str(data / "train" / "left" / "bad one.mp4")
+    assert (status, json.loads(out)["excluded"], json.loads(out)["broken"]) == (0, [bad], [])
+    assert f"1 videos: {bad}" in err
+    assert f'exclude = "{listed}"' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
+def test_an_interrupted_check_leaves_no_list(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(paths: list[Path], **_: object) -> Iterator[tuple[Path, VideoError]]:
+        yield paths[0], VideoError(paths[0], "broken")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zeroi2v.data.loader.check_videos", interrupted)
+    words = ["data", "check", str(motion_videos), "--out", str(tmp_path / "broken.txt")]
+    assert said(capsys, *words)[0] == 130
+    assert not [*tmp_path.iterdir()]
+
+
+def test_data_reencode_copies_and_lists_what_it_cannot(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = small_data(tmp_path / "data", motion_videos), tmp_path / "copy"
+    words = ["data", "reencode", str(data), "--out", str(out), "--short-side", "32", "--workers", "1", "--json"]
+    status, printed, err = said(capsys, *words)
+    found = json.loads(printed)
+    assert (status, found["videos"]) == (1, 6)
+    assert [one["video"] for one in found["broken"]] == [str(data / "train" / "left" / "bad one.mp4")]
+    assert "bad one.mp4" in err
+    status, printed, _ = said(capsys, "data", "check", str(out / "manifest.csv"), "--json")
+    assert (status, json.loads(printed)["frames"]) == (0, 6 * 17)
+
+
+def test_a_saved_model_asks_nobody_for_a_decoder(tmp_path: Path) -> None:
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2)
+    model.clip = ClipConfig(frames=2, decoder="torchcodec")
+    model.save_pretrained(tmp_path / "model")
+    assert zeroi2v.load(tmp_path / "model").clip == ClipConfig(frames=2)
 
 
 def test_help_and_mistakes_need_no_heavy_import() -> None:

@@ -47,6 +47,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line."""
+    from zeroi2v.cli_data import add_commands  # it takes the functions below from here
+
     parser = Parser(
         prog="zeroi2v",
         description="Turn a pretrained image transformer into a video recogniser that costs nothing extra at inference.",
@@ -66,7 +68,7 @@ def build_parser() -> Parser:
     )
     one.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the videos and the training (default: %(default)s)")
-    _output_options(one)
+    output_options(one)
 
     one = command(
         commands,
@@ -78,7 +80,7 @@ def build_parser() -> Parser:
         "columns path, label and, if you like, split (train, val), or a published data set: docs/data.md lists the formats.\n"
         "Without a split a fifth of each class is held out.",
     )
-    _data_argument(one)
+    data_argument(one)
     one.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file of settings; others keep their defaults")
     one.add_argument(
         "--tower", metavar="NAME", help="image transformer: a timm name (default: the embedded zeroi2v_tiny)"
@@ -91,8 +93,8 @@ def build_parser() -> Parser:
     )
     one.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
     one.add_argument("--start-from", metavar="RUN", help="begin with the weights, and the model, of an earlier run")
-    _set_option(one, "change one setting, as often as you like")
-    _output_options(one)
+    set_option(one, "change one setting, as often as you like")
+    output_options(one)
 
     one = command(
         commands,
@@ -102,20 +104,22 @@ def build_parser() -> Parser:
         "measure a model on labelled videos",
         "Uses the val split if DATA has one, else every video.",
     )
-    _data_argument(one)
-    _set_option(one)
+    data_argument(one)
+    set_option(one)
     _model_option(one)
-    one.add_argument("--clips", type=_count, metavar="N", help="clips per video (default: as trained)")
+    one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
-    one.add_argument("--frames", type=_count, metavar="T", help="frames of a clip (default: as trained)")
-    one.add_argument("--image-size", type=_count, metavar="S", help="pixels a side of a frame (default: as trained)")
-    _output_options(one)
+    text = "what decodes video files (default: %(default)s)"
+    one.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: as trained)")
+    one.add_argument("--image-size", type=count, metavar="S", help="pixels a side of a frame (default: as trained)")
+    output_options(one)
 
     one = command(commands, parser, "predict", predict, "name what happens in videos")
     one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
     _model_option(one)
-    one.add_argument("--top-k", type=_count, default=5, metavar="K", help="labels per video (default: %(default)s)")
-    _output_options(one)
+    one.add_argument("--top-k", type=count, default=5, metavar="K", help="labels per video (default: %(default)s)")
+    output_options(one)
 
     one = command(
         commands,
@@ -129,45 +133,32 @@ def build_parser() -> Parser:
     one.add_argument(
         "--data", type=Path, metavar="DATA", help="compare both on these videos (default: on random clips)"
     )
-    _set_option(one)
-    _output_options(one)
+    set_option(one)
+    output_options(one)
 
-    data = command(commands, parser, "data", None, "make or check videos")
-    data_commands = data.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    data.set_defaults(run=lambda _: data.error("a command is missing"))
-    one = command(
-        data_commands, data, "synthetic", synthetic, "write motion videos: eight classes, four pairs of time reversals"
-    )
-    one.add_argument("out", metavar="FOLDER", type=Path, help="folder to write; must not exist")
-    text = "training videos, half of them time reversals (default: %(default)s)"
-    one.add_argument("--train", type=int, default=800, metavar="N", help=text)
-    one.add_argument("--val", type=int, default=200, metavar="N", help="held-out, likewise (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    _output_options(one)
-    one = command(data_commands, data, "check", check, "decode every video and name the broken ones")
-    _data_argument(one)
-    _set_option(one)
-    _output_options(one)
+    data = command(commands, parser, "data", None, "make, check or copy videos")
+    add_commands(command, data)
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
-def _data_argument(parser: Parser) -> None:
+def data_argument(parser: Parser) -> None:
     text = "folder per class, CSV manifest, or data set in one of the formats of docs/data.md"
     parser.add_argument("data", metavar="DATA", type=Path, help=text)
 
 
-def _set_option(parser: Parser, text: str = "change a setting of [data]: data.format=ucf101, data.split=2 ...") -> None:
+def set_option(parser: Parser, text: str = "change a setting of [data]: data.format=ucf101, data.split=2 ...") -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=text)
 
 
-def _open(path: Path, config: Any, missing: Any) -> Any:
+def open_data(path: Path, config: Any, missing: Any) -> Any:
     """The data set, after a warning of everything in it that is not used."""
     from zeroi2v.data.datasets import open_dataset
 
@@ -177,7 +168,8 @@ def _open(path: Path, config: Any, missing: Any) -> Any:
     return dataset
 
 
-def _output_options(parser: Parser) -> None:
+def output_options(parser: Parser) -> None:
+    """What every command says about its output."""
     parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
 
@@ -202,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("a command is missing")
     try:
         with contextlib.ExitStack() as silence:
-            if not _speaks():
+            if not speaks():
                 nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 silence.enter_context(contextlib.redirect_stdout(nowhere))
             status = arguments.run(arguments)
@@ -222,18 +214,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
     """Whether this is the first of the processes that torchrun started, or the only one: it speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _log(arguments: argparse.Namespace) -> Any:
+def log_of(arguments: argparse.Namespace) -> Any:
+    """The log that --quiet asks for."""
     from zeroi2v.engine.log import Log
 
-    return Log(quiet=arguments.quiet or not _speaks())
+    return Log(quiet=arguments.quiet or not speaks())
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """The one value that --json prints."""
     print(json.dumps(value, ensure_ascii=False))
 
 
@@ -244,9 +238,9 @@ def quickstart(arguments: argparse.Namespace) -> int:
     from zeroi2v.analysis.report import terminal_report
     from zeroi2v.quickstart import run
 
-    result = run(arguments.out, seed=arguments.seed, log=_log(arguments))
+    result = run(arguments.out, seed=arguments.seed, log=log_of(arguments))
     if arguments.json:
-        _print_json(result)
+        print_json(result)
     else:
         Console().print(terminal_report(result))
         print(f"The page: {arguments.out / 'report.html'}")
@@ -276,8 +270,8 @@ def train(arguments: argparse.Namespace) -> int:
         recipe = override(recipe, [*given, *arguments.settings])
     from zeroi2v.engine.train import train as train_model
 
-    log = _log(arguments)
-    dataset = _open(arguments.data, recipe.data, recipe.train.broken)
+    log = log_of(arguments)
+    dataset = open_data(arguments.data, recipe.data, recipe.train.broken)
     if dataset.flip_pairs and not recipe.pixels.flip_pairs:
         pairs = json.dumps(dataset.flip_pairs, ensure_ascii=False)
         recipe = override(recipe, [f"pixels.flip_pairs={pairs}"])
@@ -290,9 +284,8 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         left_out = {**dict.fromkeys(map(str, dataset.missing), "no such file"), **run.broken}
         broken = [{"video": path, "error": reason} for path, reason in left_out.items()]
-        _print_json(
-            {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1, "broken": broken}
-        )
+        answer = {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1}
+        print_json({**answer, "broken": broken, "excluded": [*run.excluded]})
     else:
         found = "" if top1 is None else f", top-1 {top1:.1%} on the validation videos"
         print(f"{run.folder}: epoch {run.best_epoch} of {run.epochs} is the best{found}")
@@ -312,7 +305,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from zeroi2v.models.checkpoints import load
 
     model = load(arguments.model).to(best_device())
-    log = _log(arguments)
+    log = log_of(arguments)
     if arguments.frames or arguments.image_size:
         log.say(f"trained on {model.frames} frames of {model.image_size} pixels; its embeddings are resized")
         model.resize(frames=arguments.frames, image_size=arguments.image_size)
@@ -320,7 +313,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model.views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
     )
-    dataset = relabel(_open(arguments.data, data_settings(arguments.settings), "keep"), model.labels)
+    model.clip = dataclasses.replace(model.clip, decoder=arguments.decoder)
+    dataset = relabel(open_data(arguments.data, data_settings(arguments.settings), "keep"), model.labels)
     if dataset.held_out:
         print(
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
@@ -328,7 +322,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         )
     found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
     if arguments.json:
-        _print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
+        print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
     else:
         print(f"top-1 {found.top(1):.2%}, top-5 {found.top(5):.2%} on {len(found.videos)} videos")
     for error in found.skipped:
@@ -341,7 +335,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from zeroi2v.deploy.predict import Predictor
 
     predictor = Predictor(arguments.model)
-    log = _log(arguments)
+    log = log_of(arguments)
     answers: list[dict[str, Any]] = []
     for video in log.track(arguments.videos, total=len(arguments.videos), title="predict"):
         try:
@@ -354,7 +348,7 @@ def predict(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(video + "".join(f"\n  {one.score:7.2%}  {one.label}" for one in found))
     if arguments.json:
-        _print_json(answers)
+        print_json(answers)
     return 1 if any("error" in answer for answer in answers) else 0
 
 
@@ -364,54 +358,12 @@ def merge(arguments: argparse.Namespace) -> int:
     from zeroi2v.deploy.merge import merge_folder
 
     config = data_settings(arguments.settings)
-    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, config=config, log=_log(arguments))
+    proof = merge_folder(arguments.model, arguments.out, data=arguments.data, config=config, log=log_of(arguments))
     if arguments.json:
-        _print_json(proof)
+        print_json(proof)
     else:
         print(
             f"{arguments.out}: merged; largest difference of logits {proof['largest_logit_difference']:.1e}, "
             f"same answer for {proof['same_answers']} of {proof['clips']} {proof['compared_on']}"
         )
     return 0
-
-
-def synthetic(arguments: argparse.Namespace) -> int:
-    """`zeroi2v data synthetic`"""
-    from zeroi2v.data.synthetic import write_motion_videos
-    from zeroi2v.engine.train import worker_count
-
-    log = _log(arguments)
-    counts = {"train": arguments.train, "val": arguments.val}
-    written = write_motion_videos(arguments.out, counts, seed=arguments.seed, workers=worker_count(-1))
-    total = sum(1 for _ in log.track(written, total=sum(counts.values()) // 2, title="write videos"))
-    if arguments.json:
-        _print_json({"folder": str(arguments.out), "videos": 2 * total})
-    else:
-        print(f"{arguments.out}: {2 * total} videos; next: zeroi2v train {arguments.out}")
-    return 0
-
-
-def check(arguments: argparse.Namespace) -> int:
-    """`zeroi2v data check`"""
-    from zeroi2v.config import data_settings
-    from zeroi2v.data.loader import check_videos
-    from zeroi2v.engine.train import worker_count
-
-    dataset = _open(arguments.data, data_settings(arguments.settings), "keep")
-    videos = dataset.for_check
-    log = _log(arguments)
-    checks = check_videos([video.path for video in videos], workers=worker_count(-1))
-    broken = []
-    frames = 0
-    for path, found in log.track(checks, total=len(videos), title="check"):
-        if isinstance(found, VideoError):
-            broken.append({"video": str(path), "error": found.reason})
-            print(f"error: {found}", file=sys.stderr)
-        else:
-            frames += found.frames
-    if arguments.json:
-        ignored = [str(path) for path in dataset.ignored]
-        _print_json({"videos": len(videos), "frames": frames, "broken": broken, "ignored": ignored})
-    else:
-        print(f"{len(videos)} videos, {frames:,} frames, {len(broken)} broken")
-    return 1 if broken else 0

@@ -20,6 +20,7 @@ from zeroi2v.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 OffsetList = tuple[int, ...]
+Decoder = Literal["pyav", "torchcodec"]
 
 
 def _require(holds: bool, message: str) -> None:
@@ -94,6 +95,7 @@ class ClipConfig:
         "segment"  # one frame of each of T equal segments, or T frames `stride` apart
     )
     stride: int = 16  # dense only: video frames between two frames of the clip
+    decoder: Decoder = "pyav"  # what decodes video files; torchcodec must be installed (docs/videos.md)
 
     def __post_init__(self) -> None:
         _require(self.frames >= 1, f"frames must be at least 1, got {self.frames}")
@@ -164,6 +166,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor multiplies it natively
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
+    exclude: str | None = None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
     broken: Literal["stop", "skip"] = "stop"  # a video that cannot be read ends the run, or is left out and listed
     validate_every: int = 1  # epochs
     patience: int = 0  # end after so many validations without a better one; 0: never
@@ -183,6 +186,21 @@ class TrainConfig:
         _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReencodeConfig:
+    """How `zeroi2v data reencode` writes its copies; no part of a recipe."""
+
+    short_side: int = 256  # pixels; a video that is smaller keeps its size
+    keyframes: int = 16  # frames from one key frame to the next, at most
+    crf: int = 20  # 0: lossless, 51: worst
+
+    def __post_init__(self) -> None:
+        even = self.short_side >= 2 and self.short_side % 2 == 0
+        _require(even, f"short_side must be even and at least 2, got {self.short_side}")
+        _require(self.keyframes >= 1, f"keyframes must be at least 1, got {self.keyframes}")
+        _require(0 <= self.crf <= 51, f"crf must be 0 to 51, got {self.crf}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
-from zeroi2v.data.decode import VideoInfo, read_clip, write_video
+from zeroi2v.data.decode import VideoInfo, read_clip
+from zeroi2v.data.encode import write_video
 from zeroi2v.data.loader import TrainLoader, check_videos, read_views, train_loader, view_loader
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.transforms import train_pixels, view_pixels
@@ -79,6 +80,7 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
 
 def test_workers_change_nothing_and_live_on(videos: list[Video]) -> None:
     alone, helped = training(videos), training(videos, workers=2)
+    assert same([*training(videos, workers=1).epoch(1)], [*alone.epoch(1)])
     torch.manual_seed(0)
     state = torch.get_rng_state()
     epochs = [[*helped.epoch(number)] for number in (1, 2, 1)]
@@ -151,6 +153,17 @@ def test_an_evaluation_sees_every_view_and_every_broken_video(with_broken: list[
         assert batch.clips.shape == (len(batch.indices), 6, 4, 3, 16, 16)
         for index, clips in zip(batch.indices, batch.clips, strict=True):
             assert torch.equal(clips, read_views(with_broken[index].path, clip=CLIP, views=views, size=16))
+
+
+@pytest.mark.parametrize("sampling", ["segment", "dense"])
+def test_workers_change_no_view(videos: list[Video], sampling: Literal["segment", "dense"]) -> None:
+    clip, views = ClipConfig(frames=4, sampling=sampling, stride=3), ViewsConfig(clips=2, crops=3)
+    found = [
+        [*view_loader(videos, clip=clip, views=views, size=16, batch_size=2, workers=workers)] for workers in (0, 1, 2)
+    ]
+    for others in found[1:]:
+        assert [batch.indices for batch in others] == [batch.indices for batch in found[0]]
+        assert all(torch.equal(one.clips, other.clips) for one, other in zip(found[0], others, strict=True))
 
 
 def test_a_batch_without_a_readable_video_lists_them_all(tmp_path: Path) -> None:

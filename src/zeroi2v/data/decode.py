@@ -1,4 +1,4 @@
-"""Which bytes: how do the frames of a video file, or of a folder of images, become pixels, and pixels a video file?
+"""Which bytes: how do the frames of a video file, or of a folder of images, become pixels?
 
 Shapes: n frames asked for, T frames, H, W pixels as displayed (turned upright; pixels are taken as square). Pixels are uint8.
 
@@ -15,7 +15,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import chain, dropwhile, pairwise
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -29,6 +28,9 @@ from av.video.stream import VideoStream
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from zeroi2v.config import Decoder
+from zeroi2v.data.packets import is_disposable, is_hidden
+from zeroi2v.data.torchcodec_frames import torchcodec_clip
 from zeroi2v.errors import VideoError
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
@@ -56,13 +58,15 @@ class VideoInfo:
     height: int
 
 
-def read_clip(path: Path, choose: Callable[[int], Sequence[int]], *, short_side: int | None = None) -> Tensor:
+def read_clip(
+    path: Path, choose: Callable[[int], Sequence[int]], *, short_side: int | None = None, decoder: Decoder = "pyav"
+) -> Tensor:
     """The frames that `choose` picks of a video file or folder of images: uint8 (n, 3, H, W), channels last in memory.
 
     `choose` is given the number of frames and returns the numbers of those wanted, in any order, repeats allowed. It is asked
     again if the number it was given proves wrong; damage is noticed only in what has to be decoded. Frames whose shorter side is
     above `short_side` pixels are scaled down to it; a frame of another size than the first is scaled to that of the first.
-    VideoError if no frame can be decoded.
+    What torchcodec cannot decode, PyAV does. VideoError if no frame can be decoded.
     """
     if _is_folder(path):
         files = _image_files(path)
@@ -72,6 +76,11 @@ def read_clip(path: Path, choose: Callable[[int], Sequence[int]], *, short_side:
         timeline = _Timeline.of(container, stream)
         if timeline.times:
             order = _chosen(choose, timeline.frames)
+            if decoder == "torchcodec":
+                keys = {time for time, _ in timeline.keys}
+                clip = torchcodec_clip(path, order, stream, timeline.times, keys, short_side=short_side)
+                if clip is not None:
+                    return clip
             try:
                 return _collect(order, _by_seeking(container, stream, timeline, sorted({*order})), short_side)[0]
             except (_TimelineError, av.FFmpegError):
@@ -81,35 +90,32 @@ def read_clip(path: Path, choose: Callable[[int], Sequence[int]], *, short_side:
 
 def scan(path: Path) -> VideoInfo:
     """Decode a whole video, keep nothing, and say what it holds. VideoError if no frame can be decoded."""
+    count, width, height, earliest, latest, time_base = 0, 0, 0, math.inf, -math.inf, None
+    for count, frame in enumerate(all_frames(path), start=1):
+        if count == 1:
+            width, height, time_base = frame.width, frame.height, frame.time_base
+            if round(frame.rotation / 90) % 2:
+                width, height = height, width
+        if frame.pts is not None:
+            earliest, latest = min(earliest, frame.pts), max(latest, frame.pts)
+    seconds = None
+    if time_base and earliest < latest:  # the last frame is shown as long as the others on average
+        seconds = (latest - earliest) * float(time_base) * count / (count - 1)
+    return VideoInfo(count, seconds, width, height)
+
+
+def all_frames(path: Path) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded, in order, not yet turned upright. VideoError if there is none."""
     if _is_folder(path):
-        return _summary(path, map(_decode_image, _image_files(path)))
+        yield from map(_decode_image, _image_files(path))
+        return
     with _open(path) as (container, stream):
-        return _summary(path, _decoded(stream, _packets(container, stream)), stream.time_base)
-
-
-def write_video(path: Path, frames: Tensor, *, fps: int, crf: int = 18) -> None:
-    """Write uint8 (T, 3, H, W) as H.264 in MP4; the same frames give the same bytes. `crf`: 0 (lossless) to 51 (worst).
-
-    ValueError if H or W is odd; VideoError if the file cannot be written. No file, or the whole file, is at `path` afterwards.
-    """
-    height, width = frames.shape[-2:]
-    if height % 2 or width % 2:
-        raise ValueError(f"{path}: H.264 needs an even width and height, got {width}x{height}")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with av.open(f"file:{unfinished}", "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-            # "superfast" does not look ahead; where x264 does, it reads memory that it never set and the bytes vary.
-            stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "superfast"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.thread_count = 1
-            for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode(None))
-        unfinished.replace(path)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, f"cannot be written: {_reason(error)}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        frames = _decoded(stream, _packets(container, stream))
+        first = next(frames, None)
+        if first is None:
+            raise VideoError(path, _NOTHING)
+        yield first
+        yield from frames
 
 
 def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -152,23 +158,6 @@ def _collect(
     return clip.movedim(-1, 1), count
 
 
-def _summary(path: Path, frames: Iterable[av.VideoFrame], time_base: Fraction | None = None) -> VideoInfo:
-    count, width, height, earliest, latest = 0, 0, 0, math.inf, -math.inf
-    for count, frame in enumerate(frames, start=1):
-        if count == 1:
-            width, height = frame.width, frame.height
-            if round(frame.rotation / 90) % 2:
-                width, height = height, width
-        if frame.pts is not None:
-            earliest, latest = min(earliest, frame.pts), max(latest, frame.pts)
-    if not count:
-        raise VideoError(path, _NOTHING)
-    seconds = None
-    if time_base and earliest < latest:  # the last frame is shown as long as the others on average
-        seconds = (latest - earliest) * float(time_base) * count / (count - 1)
-    return VideoInfo(count, seconds, width, height)
-
-
 # A video file: its packets, in decoding order, and their frames
 
 
@@ -203,7 +192,7 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
             codec.thread_count = threads
             yield container, streams[0]
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, _reason(error)) from error
+        raise VideoError(path, reason(error)) from error
 
 
 def tar_address(archive: Path, name: str, start: int, size: int) -> Path:
@@ -221,10 +210,10 @@ def _is_folder(path: Path) -> bool:
     try:
         return not _IN_TAR.match(str(path)) and path.is_dir()
     except OSError as error:  # a name too long, a folder that may not be searched
-        raise VideoError(path, _reason(error)) from error
+        raise VideoError(path, reason(error)) from error
 
 
-def _reason(error: av.FFmpegError | OSError) -> str:
+def reason(error: av.FFmpegError | OSError) -> str:
     text = error.strerror or type(error).__name__
     return text[:1].lower() + text[1:]
 
@@ -252,17 +241,6 @@ def _decoded(stream: VideoStream, packets: Iterable[_Packet]) -> Iterator[av.Vid
         raise failure
 
 
-def _is_hidden(codec: str, packet: _Packet) -> bool:
-    """Whether a packet's picture is only there for others to refer to (RFC 6386, 9.1; VP9 bitstream specification, 6.2)."""
-    data = memoryview(packet)
-    if codec == "vp8":
-        return not data[0] & 0b0001_0000  # show_frame
-    if codec != "vp9" or data[-1] & 0b1110_0000 == 0b1100_0000:  # a superframe shows one of its pictures
-        return False
-    header = data[0] << 1 if data[0] & 0b0011_0000 == 0b0011_0000 else data[0]  # profile 3 puts one more bit before
-    return not header & 0b0000_1010  # show_existing_frame, show_frame
-
-
 class _TimelineError(Exception):
     """The frames that come are not those that the packets announced."""
 
@@ -272,6 +250,7 @@ class _Timeline:
     """Which frames the packets announce, found without decoding any."""
 
     frames: int
+    is_reordered: bool  # whether packets come in another order than their times
     times: list[int]  # presentation time of each frame, increasing; empty if the packets cannot be relied on for that
     keys: list[tuple[int, int]]  # presentation and decoding time of the packets that decoding can start from
 
@@ -286,11 +265,12 @@ class _Timeline:
             whole = whole and not packet.is_corrupt and (bool(keys) or packet.is_keyframe)
             if packet.is_keyframe and packet.pts is not None:
                 keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-            if packet.is_discard or _is_hidden(codec, packet):
+            if packet.is_discard or is_hidden(codec, memoryview(packet)):
                 continue
             frames += 1
             if packet.pts is not None:
                 times.append(packet.pts)
+        is_reordered = any(later < earlier for earlier, later in pairwise(times))
         times.sort()
         reliable = (
             whole
@@ -298,13 +278,15 @@ class _Timeline:
             and times[0] >= keys[0][0]  # no frame refers to what came before the file's first packet
             and all(first[0] < second[0] for first, second in pairwise(keys))
         )
-        return cls(frames, times if reliable else [], keys)
+        return cls(frames, is_reordered, times if reliable else [], keys)
 
 
 def _by_seeking(
     container: InputContainer, stream: VideoStream, timeline: _Timeline, wanted: Sequence[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames with these increasing numbers, decoded from the key frames before them, and those in between."""
+    """The frames with these increasing numbers, decoded from the key frames before them, and those in between that they need."""
+    needed = {timeline.times[number] for number in wanted}
+    spared: set[int | None] = set()  # times of pictures that are neither wanted nor referred to by others
     key_times = [time for time, _ in timeline.keys]
     frames: Iterator[av.VideoFrame] = iter(())
     upcoming = -_REACH - 1  # number of the next frame; at first, out of reach of any
@@ -312,8 +294,13 @@ def _by_seeking(
         key = bisect_right(key_times, timeline.times[number]) - 1
         first = bisect_left(timeline.times, key_times[key])
         if first > upcoming + _REACH:
-            frames, upcoming = _from_key(container, stream, *timeline.keys[key]), first
+            packets = _from_key(container, stream, *timeline.keys[key])
+            if timeline.is_reordered and stream.codec_context.codec.canonical_name == "h264":
+                packets = _sparing(stream, packets, needed, spared)
+            frames, upcoming = _shown_from(key_times[key], _decoded(stream, packets)), first
         for frame in frames:
+            while timeline.times[upcoming] in spared:
+                upcoming += 1
             if frame.pts != timeline.times[upcoming]:
                 raise _TimelineError
             upcoming += 1
@@ -324,11 +311,27 @@ def _by_seeking(
             raise _TimelineError
 
 
-def _from_key(container: InputContainer, stream: VideoStream, time: int, decoding_time: int) -> Iterator[av.VideoFrame]:
-    """The frames from a key frame on, without those shown before it, which refer to earlier packets."""
+def _from_key(container: InputContainer, stream: VideoStream, time: int, decoding_time: int) -> Iterator[_Packet]:
+    """The packets from a key frame on."""
     container.seek(decoding_time, stream=stream)
-    packets = dropwhile(lambda packet: packet.pts != time, _packets(container, stream))
-    return (frame for frame in _decoded(stream, packets) if frame.pts is None or frame.pts >= time)
+    return dropwhile(lambda packet: packet.pts != time, _packets(container, stream))
+
+
+def _sparing(
+    stream: VideoStream, packets: Iterable[_Packet], needed: set[int], spared: set[int | None]
+) -> Iterator[_Packet]:
+    """The packets without those that no frame at the times `needed` can refer to; their times go into `spared`."""
+    extradata = stream.codec_context.extradata
+    for packet in packets:
+        if packet.pts not in needed and is_disposable(bytes(packet), extradata):
+            spared.add(packet.pts)
+        else:
+            yield packet
+
+
+def _shown_from(time: int, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The frames without those shown before a key frame, which refer to earlier packets."""
+    return (frame for frame in frames if frame.pts is None or frame.pts >= time)
 
 
 def _by_counting(path: Path, choose: Callable[[int], Sequence[int]], guess: int, short_side: int | None) -> Tensor:
@@ -354,7 +357,7 @@ def _image_files(folder: Path) -> list[Path]:
     try:
         files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     except OSError as error:
-        raise VideoError(folder, _reason(error)) from error
+        raise VideoError(folder, reason(error)) from error
     for file in files:
         parts = _LAST_NUMBER.fullmatch(file.stem)
         group, number = (f"{parts[1]}#{parts[3]}", int(parts[2])) if parts else (file.stem, 0)
@@ -381,7 +384,7 @@ def _decode_image(file: Path) -> av.VideoFrame:
         codec.thread_count = 1
         frames = codec.decode(av.Packet(data)) + codec.decode(None)
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(file.parent, f"{file.name}: {_reason(error)}") from error
+        raise VideoError(file.parent, f"{file.name}: {reason(error)}") from error
     if not frames:
         raise VideoError(file.parent, f"{file.name}: {_NOTHING}")
     return frames[0]

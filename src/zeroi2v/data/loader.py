@@ -23,6 +23,7 @@ from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.sampling import clip_indices
+from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels, view_pixels
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
@@ -46,8 +47,9 @@ def train_loader(
 
     `share` (k, n): only every n-th sample of a batch, from the k-th on, which may be none; so n processes share each batch.
 
-    ConfigError if a flip is to exchange a label that is none of `labels`.
+    ConfigError if a flip is to exchange a label that is none of `labels`, or the clip's decoder cannot be used.
     """
+    require_decoder(clip.decoder)
     for name in chain.from_iterable(pixels.flip_pairs):
         if name not in labels:
             raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
@@ -108,7 +110,10 @@ class _TrainSamples(Dataset[tuple[Tensor, int] | VideoError]):
         short_side = round(self.size * _RESIZED)
         try:
             frames = read_clip(
-                video.path, lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0], short_side=short_side
+                video.path,
+                lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0],
+                short_side=short_side,
+                decoder=self.clip.decoder,
             )
         except VideoError as error:
             return error
@@ -166,8 +171,10 @@ def view_loader(
 ) -> DataLoader[Any]:
     """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos.
 
-    `share` (k, n): only every n-th batch, from the k-th on; so n processes share the videos.
+    `share` (k, n): only every n-th batch, from the k-th on; so n processes share the videos. ConfigError if the clip's decoder cannot be
+    used.
     """
+    require_decoder(clip.decoder)
     own, shares = share
     batches = [[*range(start, min(start + batch_size, len(videos)))] for start in range(0, len(videos), batch_size)]
     return _loader(
@@ -181,7 +188,8 @@ def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -
     def choose(num_frames: int) -> list[int]:
         return [*chain.from_iterable(clip_indices(num_frames, clip, clips=views.clips))]
 
-    crops = view_pixels(read_clip(path, choose, short_side=size), size, views.crops)  # (crops, clips * T, 3, S, S)
+    frames = read_clip(path, choose, short_side=size, decoder=clip.decoder)
+    crops = view_pixels(frames, size, views.crops)  # (crops, clips * T, 3, S, S)
     return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zeroi2v.data.decode import write_video
+from zeroi2v.data.encode import write_video
 from zeroi2v.data.loader import start_worker
 from zeroi2v.errors import DatasetError, VideoError
 

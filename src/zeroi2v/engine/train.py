@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import Recipe, TrainConfig, write_recipe
 from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.evaluate import Evaluation, evaluate
@@ -51,6 +52,7 @@ class Run:
     best_top1: float | None  # of the best epoch; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
+    excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
 
 
 def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = False, log: Log | None = None) -> Run:
@@ -69,6 +71,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         raise ConfigError(
             f"{out}: already there and not empty; choose another --out, remove it, or go on with --resume"
         )
+    excluded: list[Path] = []
+    if settings.exclude is not None:
+        dataset, excluded = leave_out(dataset, Path(settings.exclude))
     torch.manual_seed(settings.seed)
     model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames)
     model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
@@ -144,12 +149,16 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         raise
     for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
+    left_out = tuple(map(str, excluded))
+    if left_out:
+        log.say(f"left out, as {settings.exclude} lists them: {len(left_out)} videos: {', '.join(left_out)}")
     return Run(
         folder=out,
         best_epoch=position.best_epoch,
         best_top1=position.best_top1 if position.best_top1 >= 0 else None,
         broken=position.broken,
         epochs=position.epoch - 1,
+        excluded=left_out,
     )
 
 

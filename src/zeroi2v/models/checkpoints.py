@@ -87,7 +87,8 @@ def _config(model: VideoClassifier) -> dict[str, Any]:
         "merged": model.merged,
         "labels": list(model.labels),
         "results": model.results,
-        "clip": to_dict(model.clip),
+        # Who loads it may have no other decoder, and PyAV gives the same frames.
+        "clip": to_dict(dataclasses.replace(model.clip, decoder="pyav")),
         "views": to_dict(model.views),
         "input": {"image_size": model.image_size, "mean": list(mean), "std": list(std)},
         "tower_fingerprint": None if keeps_tower(model) else fingerprint(model),

@@ -1,0 +1,76 @@
+"""How does torchcodec decode the frames of a clip? For those who have it and set `clip.decoder`; the numbers of frames are decode.py's.
+
+Shapes: n frames asked for, H, W pixels as displayed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from zeroi2v.errors import ConfigError
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+
+
+def require_decoder(decoder: str) -> None:
+    """ConfigError, with what to install, if this decoder cannot be used here."""
+    if decoder != "torchcodec":
+        return
+    try:
+        import torchcodec  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"clip.decoder is torchcodec, but {error.name} is not installed: pip install torchcodec, or choose pyav"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:  # its message is a page long
+        raise ConfigError(
+            "clip.decoder is torchcodec, which finds no FFmpeg that it can use, or another torch than its own: install FFmpeg "
+            "(apt install ffmpeg, conda install ffmpeg) and the torchcodec made for this torch, or choose pyav"
+        ) from error
+
+
+def torchcodec_clip(
+    path: Path,
+    order: Sequence[int],
+    stream: VideoStream,
+    times: Sequence[int],
+    key_times: Collection[int],
+    *,
+    short_side: int | None,
+) -> Tensor | None:
+    """The numbered frames: uint8 (n, 3, H, W); None if torchcodec cannot decode them, or decodes others.
+
+    Frame i is shown at `times[i]`, in the stream's units. Frames whose shorter side is above `short_side` are scaled down to it.
+    """
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    from zeroi2v.data.decode import scaled_size
+
+    ends = [*times[1:], times[-1] + 1]
+    shown = [
+        {"pts": start, "duration": end - start, "key_frame": start in key_times}
+        for start, end in zip(times, ends, strict=True)
+    ]
+    options: dict[str, Any] = {"stream_index": stream.index, "num_ffmpeg_threads": stream.codec_context.thread_count}
+    options["custom_frame_mappings"] = json.dumps({"frames": shown})  # spares torchcodec its own reading of all packets
+    try:
+        decoder = VideoDecoder(f"file:{path}", **options)
+        width, height = decoder.metadata.width, decoder.metadata.height
+        if short_side is not None and short_side < min(width, height):
+            resize = Resize(scaled_size(width, height, short_side)[::-1])
+            decoder = VideoDecoder(f"file:{path}", transforms=[resize], **options)
+        found = decoder.get_frames_at([*order])
+    except (RuntimeError, ValueError):
+        return None
+    tick = float(stream.time_base or 0)
+    if any(abs(s - times[i] * tick) > tick / 2 for s, i in zip(found.pts_seconds.tolist(), order, strict=True)):
+        return None
+    data: Tensor = found.data
+    return data
