@@ -175,7 +175,7 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
     def noting(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool, log: Log) -> training.Run:
         assert dataset.source == motion_videos
         given.append((recipe, out, resume))
-        return training.Run(out, 1, None, {}, 1)
+        return training.Run(out, 1, None, {}, 1, ())
 
     monkeypatch.setattr(training, "train", noting)
     flags = {

@@ -12,7 +12,8 @@ import torch
 
 from zeroi2v.config import ClipConfig, DataConfig, PixelsConfig
 from zeroi2v.data.datasets import Video, open_dataset
-from zeroi2v.data.decode import VideoInfo, read_clip, scan, write_video
+from zeroi2v.data.decode import VideoInfo, read_clip, scan
+from zeroi2v.data.encode import write_video
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.errors import DatasetError, VideoError
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import zeroi2v
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig, ViewsConfig
 from zeroi2v.data.datasets import Video, VideoDataset
-from zeroi2v.data.decode import write_video
+from zeroi2v.data.encode import write_video
 from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import train as training
@@ -79,7 +79,7 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
     *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
-    "train.save_every_minutes",
+    *("train.save_every_minutes", "train.exclude", "clip.decoder"),
     *("data.format", "data.split", "data.videos", "data.classes"),
 }
 
