@@ -130,14 +130,14 @@ def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
     """Every norm, bias, scale and table made to matter; in eval mode. An identity, or a zero, would prove nothing."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
-        for module in model.tower.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):  # or what depends on the picture dies away
+        for module in (*model.tower.modules(), *model.adapters.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d):  # or what depends on the picture dies away, or grows until it is chaos
                 spread = module.weight[0].numel() ** -0.5
                 module.weight.copy_(spread * torch.randn(module.weight.shape, generator=generator))
         for parameter in model.parameters():
             if parameter.ndim < 2 or parameter.numel() <= 4 * max(parameter.shape) or parameter.std() < 0.01:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        for parameter in (*model.adapters.parameters(), *model.classifier.parameters()):
+        for parameter in model.classifier.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for (
