@@ -260,3 +260,17 @@ def test_a_result_says_where_it_comes_from() -> None:
         if lacking:
             missing[path.name] = sorted(lacking)
     assert missing == {}
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    from zeroi2v.config import Recipe, to_dict
+
+    documents = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("training.md", "data.md")]
+    for table, settings in to_dict(Recipe()).items():
+        for name, value in settings.items():
+            label = f"`data.{name}`" if table == "data" else f"`{name}`"
+            default = "none" if value is None else json.dumps(value)
+            if isinstance(value, list) and value:
+                default = f"[{', '.join(str(round(number, 3)) for number in value)}]"
+            lines = [line for text in documents for line in text.splitlines() if line.startswith(f"| {label} |")]
+            assert any(default in line.split("|")[2] for line in lines), (table, name, default, lines)

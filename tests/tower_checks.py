@@ -131,7 +131,9 @@ def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for module in (*model.tower.modules(), *model.adapters.modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d):  # or what depends on the picture dies away, or grows until it is chaos
+            if isinstance(
+                module, nn.Linear | nn.Conv2d
+            ):  # or what depends on the picture dies away, or grows until it is chaos
                 spread = module.weight[0].numel() ** -0.5
                 module.weight.copy_(spread * torch.randn(module.weight.shape, generator=generator))
         for parameter in model.parameters():

@@ -111,6 +111,8 @@ def build_parser() -> Parser:
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
     text = "what decodes video files (default: %(default)s)"
     one.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
+    text = "write every video's scores into a table, .csv or .parquet"
+    one.add_argument("--scores", type=Path, metavar="FILE", help=text)
     one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: as trained)")
     one.add_argument("--image-size", type=count, metavar="S", help="pixels a side of a frame (default: as trained)")
     output_options(one)
@@ -301,9 +303,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from zeroi2v.data.datasets import relabel
     from zeroi2v.engine.evaluate import best_device
     from zeroi2v.engine.evaluate import evaluate as evaluate_model
+    from zeroi2v.engine.scores import check_table, write_scores
     from zeroi2v.engine.train import worker_count
     from zeroi2v.models.checkpoints import load
 
+    if arguments.scores:
+        check_table(arguments.scores)
     model = load(arguments.model).to(best_device())
     log = log_of(arguments)
     if arguments.frames or arguments.image_size:
@@ -321,10 +326,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
+    if arguments.scores and speaks():
+        write_scores(found, model.labels, arguments.scores)
     if arguments.json:
-        print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val"})
+        per_class = dict(zip(model.labels, found.per_class(), strict=True))
+        print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val", "per_class": per_class})
     else:
-        print(f"top-1 {found.top(1):.2%}, top-5 {found.top(5):.2%} on {len(found.videos)} videos")
+        top5 = f", top-5 {found.top(5):.2%}" if len(model.labels) > 5 else ""
+        print(f"top-1 {found.top(1):.2%}{top5} on {len(found.videos)} videos")
     for error in found.skipped:
         print(f"error: {error}", file=sys.stderr)
     return 1 if found.skipped else 0
