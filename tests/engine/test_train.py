@@ -83,6 +83,15 @@ def test_a_folder_in_use_is_refused(run: Run, dataset: VideoDataset) -> None:
         train(RECIPE, dataset, run.folder)
 
 
+def test_a_folder_that_a_crash_left_before_the_first_step_can_be_started_in(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".model.safetensors.partial").write_bytes(b"half")
+    settings = dataclasses.replace(RECIPE.train, epochs=1)
+    assert train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "run").epochs == 1
+
+
 def with_a_broken_video(dataset: VideoDataset, tmp_path: Path, split: str) -> tuple[VideoDataset, Path]:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")

@@ -336,7 +336,9 @@ def _can_start_in(folder: Path) -> bool:
     """Whether a folder is empty, or holds a run that ended before it had anything to go on from."""
     if not folder.is_dir():
         return False
-    names = {path.name for path in folder.iterdir()}
+    names = {
+        path.name for path in folder.iterdir() if not path.name.endswith(".partial")
+    }  # a crash while writing leaves one
     return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE}
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig, from_dict, to_dict
-from zeroi2v.errors import CheckpointError, ConfigError
+from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError
 from zeroi2v.models.card import model_card
 from zeroi2v.models.video import VideoClassifier, build_model
 
@@ -138,7 +138,9 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
         rebuilt.views = from_dict(ViewsConfig, config["views"])
         rebuilt.results = {str(name): float(value) for name, value in config["results"].items()}
         merged, taught = config["merged"], config["input"]
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+    except TowerError as error:
+        raise CheckpointError(f"{folder}: its tower: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError, HeadsError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
         ) from error
