@@ -108,6 +108,8 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
     elif family is not None and family.startswith("swin"):
         options, size = SMALL[family]
         yield {**options, "embed_dim": 8 * first_heads(name)}, size
+    elif name == "crossvit_18_240":  # alone among its kind it takes no depth
+        yield {"img_size": 120}, 120
     elif name in ("fastvit_mci3", "fastvit_mci4"):  # five stages, the last two with attention
         yield {"embed_dims": (32, 32, 32, 64, 64)}, 128
     elif family is not None:
