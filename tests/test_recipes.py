@@ -10,9 +10,9 @@ import timm
 import torch
 
 import zeroi2v
+from tests.videos_for_tests import blocks_dataset
 from zeroi2v.config import Recipe, read_recipe
-from zeroi2v.data.datasets import Video, VideoDataset
-from zeroi2v.data.encode import write_video
+from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.evaluate import evaluate
 from zeroi2v.engine.log import read_json_lines
 from zeroi2v.engine.train import train
@@ -24,13 +24,7 @@ every_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
     """Two training videos and one to validate on, of two classes: six frames of blocks of colour each."""
-    folder = tmp_path_factory.mktemp("videos")
-    videos = []
-    for number in range(3):
-        blocks = torch.rand(6, 3, 6, 8, generator=torch.Generator().manual_seed(number)).mul(255).to(torch.uint8)
-        write_video(folder / f"{number}.mp4", blocks.repeat_interleave(8, 2).repeat_interleave(8, 3), fps=8)
-        videos.append(Video(folder / f"{number}.mp4", number % 2))
-    return VideoDataset(folder, ("left", "right"), {"train": (*videos[:2],), "val": (*videos[2:],)})
+    return blocks_dataset(tmp_path_factory.mktemp("videos"), train=2, val=1, frames=6)
 
 
 def small(recipe: Recipe) -> Recipe:

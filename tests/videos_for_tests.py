@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zeroi2v.data.datasets import Video, VideoDataset
+from zeroi2v.data.encode import write_video
+
 GOP = {"g": "12", "bf": "2", "preset": "veryfast"}
 
 
@@ -38,6 +41,16 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
     pixels = np.stack([2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1).astype(np.uint8)
     pixels[: height // 8, : width * (number + 1) // 128] = 255
     return pixels
+
+
+def blocks_dataset(folder: Path, *, train: int, val: int, frames: int) -> VideoDataset:
+    """Videos of blocks of random colours, 64 by 48, of two classes in turn."""
+    videos = []
+    for number in range(train + val):
+        blocks = torch.rand(frames, 3, 6, 8, generator=torch.Generator().manual_seed(number)).mul(255).to(torch.uint8)
+        write_video(folder / f"{number}.mp4", blocks.repeat_interleave(8, 2).repeat_interleave(8, 3), fps=8)
+        videos.append(Video(folder / f"{number}.mp4", number % 2))
+    return VideoDataset(folder, ("left", "right"), {"train": (*videos[:train],), "val": (*videos[train:],)})
 
 
 def encode(

@@ -43,7 +43,7 @@ def held(dataset: VideoDataset) -> dict[str, list[tuple[str, str]]]:
 
 def refusal(source: Path, **settings: object) -> str:
     with pytest.raises(DatasetError) as caught:
-        open_dataset(source, DataConfig(**settings))  # type: ignore[arg-type]
+        open_dataset(source, DataConfig(**settings))  # type: ignore[arg-type]  # settings of several types
     text = str(caught.value)
     assert "\n" not in text
     return text.replace(f"{source}/", "").replace(str(source), "SOURCE")
@@ -440,7 +440,7 @@ def test_a_long_list_asks_the_disk_once_a_folder(tmp_path: Path, monkeypatch: py
 
         def counted(*arguments: object, plain: object = plain, name: str = name, **options: object) -> object:
             asked[name] += 1
-            return plain(*arguments, **options)  # type: ignore[operator]
+            return plain(*arguments, **options)  # type: ignore[operator]  # a function of the module
 
         monkeypatch.setattr(os, name, counted)
     assert len(open_dataset(tmp_path / "all.csv").for_check) == 600

@@ -30,7 +30,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def pack(archive: Path, members: dict[str, bytes | Path], **options: object) -> Path:
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w", **options) as tar:  # type: ignore[call-overload]
+    with tarfile.open(archive, "w", **options) as tar:  # type: ignore[call-overload]  # options of several types
         for name, content in members.items():
             data = content.read_bytes() if isinstance(content, Path) else content
             header = tarfile.TarInfo(name)

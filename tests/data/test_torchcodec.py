@@ -33,7 +33,7 @@ def test_frames_of_real_videos_are_those_of_pyav(shared_data: Path, monkeypatch:
 
     def counting(*arguments: object, **options: object) -> torch.Tensor | None:
         nonlocal by_torchcodec
-        found = torchcodec_clip(*arguments, **options)  # type: ignore[arg-type]
+        found = torchcodec_clip(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
         by_torchcodec += found is not None
         return found
 
@@ -70,7 +70,7 @@ def test_the_loader_decodes_with_what_the_settings_say(tmp_path: Path, monkeypat
 
     def noting(*arguments: object, **options: object) -> torch.Tensor | None:
         used.append(arguments)
-        return torchcodec_clip(*arguments, **options)  # type: ignore[arg-type]
+        return torchcodec_clip(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(decode, "torchcodec_clip", noting)
     found = []

@@ -60,7 +60,7 @@ def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
         taken += 1
         if taken > stop:
             raise KeyboardInterrupt
-        return step(*arguments)  # type: ignore[arg-type]
+        return step(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(training, "take_step", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import zeroi2v
+from tests.videos_for_tests import blocks_dataset
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig, ViewsConfig
-from zeroi2v.data.datasets import Video, VideoDataset
-from zeroi2v.data.encode import write_video
+from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import train as training
@@ -87,14 +87,7 @@ ELSEWHERE = {  # settings that say where the weights come from, or that change n
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
     """Four training videos and one to validate on, of two classes: twelve frames of blocks of colour each, 64 by 48."""
-    folder = tmp_path_factory.mktemp("videos")
-    videos = []
-    for number in range(5):
-        blocks = torch.rand(12, 3, 6, 8, generator=torch.Generator().manual_seed(number))
-        pixels = blocks.mul(255).to(torch.uint8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        write_video(folder / f"{number}.mp4", pixels, fps=8)
-        videos.append(Video(folder / f"{number}.mp4", number % 2))
-    return VideoDataset(folder, ("left", "right"), {"train": (*videos[:4],), "val": (*videos[4:],)})
+    return blocks_dataset(tmp_path_factory.mktemp("videos"), train=4, val=1, frames=12)
 
 
 def without_validation(dataset: VideoDataset) -> VideoDataset:

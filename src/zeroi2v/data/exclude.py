@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.data.folders import write_text
 from zeroi2v.errors import DatasetError, nearest
 
 
@@ -54,14 +55,7 @@ def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -
         if split is not None:
             raise DatasetError(f"{path}: the name {split!r} does not fit into a line; write a .csv file")
         text.writelines(f"{name}\n" for name in names)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, text.getvalue())
 
 
 def _read(listed: Path) -> list[str]:

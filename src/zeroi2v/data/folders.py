@@ -341,6 +341,18 @@ def _label(content: bytes, ending: str, where: str, wrong: list[str]) -> str:
     return str(value)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file, all of it or nothing; names in it may hold bytes that are no text. DatasetError if it cannot be written."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        unfinished.replace(path)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def first_names(names: Sequence[object]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -21,6 +21,7 @@ from zeroi2v.config import ReencodeConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
+from zeroi2v.data.folders import write_text
 from zeroi2v.data.loader import start_worker
 from zeroi2v.errors import DatasetError, VideoError
 
@@ -63,7 +64,7 @@ def reencode(
         for video in videos:
             if video.path not in broken:
                 rows.writerow((copies[video.path].relative_to(out), dataset.classes[video.label], split))
-    _write(out / MANIFEST_FILE, text.getvalue())
+    write_text(out / MANIFEST_FILE, text.getvalue())
 
 
 @dataclass(frozen=True)
@@ -122,22 +123,10 @@ def _claim(out: Path, settings: ReencodeConfig) -> None:
             raise DatasetError(f"{out}: already there and not empty; choose another folder")
         else:
             out.mkdir(parents=True, exist_ok=True)
-            _write(made, json.dumps(wanted))
+            write_text(made, json.dumps(wanted))
         for leftover in out.rglob(".*.partial"):  # of a run that was killed
             leftover.unlink()
     except OSError as error:
         raise DatasetError(f"{out}: cannot be used: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise DatasetError(f"{made}: not what an earlier run wrote; choose another folder") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """A text file, all of it or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ def require_decoder(decoder: str) -> None:
     if decoder != "torchcodec":
         return
     try:
-        import torchcodec  # noqa: F401
+        import torchcodec  # noqa: F401  # whether it loads is the question
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"clip.decoder is torchcodec, but {error.name} is not installed: pip install torchcodec, or choose pyav"
