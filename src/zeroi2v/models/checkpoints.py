@@ -123,19 +123,12 @@ def _add_tensors(digest: Any, state: Mapping[str, Tensor]) -> None:
 
 def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     """Rebuild a model, in eval mode, from a folder or a Hub name (`user/model`). CheckpointError names the file and the fault."""
-    folder = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
-    config = _read_config(folder / CONFIG_FILE)
+    folder, config, recipe = _open(folder)
+    tower, by_name = recipe.model.tower, recipe.model.pretrained
     try:
-        recipe = from_dict(ModelConfig, {**config["model"], "weights": None})  # a saved model needs no other file
-        by_name = config["tower_fingerprint"] is not None  # else the folder holds the tower's weights too
-        rebuilt = build_model(
-            dataclasses.replace(recipe, pretrained=by_name),
-            num_classes=len(config["labels"]),
-            frames=config["clip"]["frames"],
-        )
+        rebuilt = build_model(recipe.model, num_classes=len(config["labels"]), frames=recipe.clip.frames)
         rebuilt.labels = tuple(config["labels"])
-        rebuilt.clip = from_dict(ClipConfig, config["clip"])
-        rebuilt.views = from_dict(ViewsConfig, config["views"])
+        rebuilt.clip, rebuilt.views = recipe.clip, recipe.views
         rebuilt.results = {str(name): float(value) for name, value in config["results"].items()}
         merged, taught = config["merged"], config["input"]
     except TowerError as error:
@@ -152,12 +145,10 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     mean, std = rebuilt.normalisation
     if taught != {"image_size": rebuilt.image_size, "mean": list(mean), "std": list(std)}:
         raise CheckpointError(
-            f"{folder}: tower {recipe.tower!r} here takes other pixels than the one it was trained on: {taught}"
+            f"{folder}: tower {tower!r} here takes other pixels than the one it was trained on: {taught}"
         )
     if by_name and config["tower_fingerprint"] != fingerprint(rebuilt):
-        raise CheckpointError(
-            f"{folder}: the weights of tower {recipe.tower!r} here are not the ones it was trained on"
-        )
+        raise CheckpointError(f"{folder}: the weights of tower {tower!r} here are not the ones it was trained on")
     if merged:
         rebuilt = rebuilt.merge()
     _read_weights(rebuilt, folder / WEIGHTS_FILE, config)
@@ -170,8 +161,22 @@ def model_recipe(folder: str | None) -> Recipe:
     """The recipe with the model, clip and views of a saved model, and defaults elsewhere; without a folder all defaults."""
     if folder is None:
         return Recipe()
-    source = load(folder)
-    return Recipe(model=source.config, clip=source.clip, views=source.views)
+    return _open(folder)[2]
+
+
+def _open(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], Recipe]:
+    """A folder, downloaded if it is a name on the Hub; its configuration; and the model, clip and views that this says."""
+    folder = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
+    config = _read_config(folder / CONFIG_FILE)
+    try:
+        by_name = config["tower_fingerprint"] is not None  # else the folder holds the tower's weights too
+        own = {**config["model"], "weights": None, "pretrained": by_name}  # a saved model needs no other file
+        clip, views = from_dict(ClipConfig, config["clip"]), from_dict(ViewsConfig, config["views"])
+        return folder, config, Recipe(model=from_dict(ModelConfig, own), clip=clip, views=views)
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
+        ) from error
 
 
 def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
