@@ -22,7 +22,17 @@ from zeroi2v.engine import train as training
 from zeroi2v.engine.log import Log
 from zeroi2v.errors import VideoError
 
-COMMANDS = ["quickstart", "train", "eval", "predict", "merge", "data synthetic", "data check", "data reencode"]
+COMMANDS = [
+    "quickstart",
+    "train",
+    "eval",
+    "predict",
+    "merge",
+    "towers",
+    "data synthetic",
+    "data check",
+    "data reencode",
+]
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

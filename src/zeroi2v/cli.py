@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line."""
-    from zeroi2v.cli_data import add_commands  # it takes the functions below from here
+    from zeroi2v import cli_data, cli_measure  # they take the functions below from here
 
     parser = Parser(
         prog="zeroi2v",
@@ -139,7 +139,8 @@ def build_parser() -> Parser:
     output_options(one)
 
     data = command(commands, parser, "data", None, "make, check or copy videos")
-    add_commands(command, data)
+    cli_data.add_commands(command, data)
+    cli_measure.add_commands(command, commands, parser)
     return parser
 
 
