@@ -44,6 +44,7 @@ class ModelConfig:
     )
     strategy: str = "zeroi2v"  # a row of Table 2
     sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
+    adapted_blocks: int | None = None  # how many blocks have them, the last ones; nothing below trains; None: all
     adapter_ratio: float = 0.25  # bottleneck width / channels of the tower
     adapter_scale: float = 1.0  # factor of the adapter's branch
     adapter_dropout: float = 0.0  # between the adapter's two linears
@@ -66,6 +67,10 @@ class ModelConfig:
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
         _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
+        _require(
+            self.adapted_blocks is None or self.adapted_blocks >= 1,
+            f"adapted_blocks must be at least 1, or none for all, got {self.adapted_blocks}",
+        )
         _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
         for name in ("adapter_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -164,6 +169,10 @@ class TrainConfig:
     label_smoothing: float = 0.0
     gradient_clip: float = 0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor multiplies it natively
+    checkpointing: bool = False  # keep each block's input alone and work out the rest again: less memory, more time
+    token_share: float = 1.0  # of a clip's patches that a step sees, the same in all frames
+    few_frames: int = 0  # frames of a clip in the first few_frames_epochs; 0: as many as later
+    few_frames_epochs: int = 0
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
     exclude: str | None = None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
@@ -176,8 +185,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patience", "save_every_minutes"):
+        for name in ("patience", "save_every_minutes", "few_frames", "few_frames_epochs"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        _require(0 < self.token_share <= 1, f"token_share must be above 0 and at most 1, got {self.token_share}")
+        few = bool(self.few_frames)
+        _require(few == bool(self.few_frames_epochs), "few_frames and few_frames_epochs go together, or are both 0")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
@@ -213,6 +225,17 @@ class Recipe:
     pixels: PixelsConfig = field(default_factory=PixelsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        few = self.train.few_frames
+        _require(few <= self.clip.frames, f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}")
+
+    def clip_in_epoch(self, epoch: int) -> ClipConfig:
+        """How a training clip is cut in an epoch, from 1 on: at first, if asked for, fewer frames of as long a stretch of the video."""
+        if epoch > self.train.few_frames_epochs:
+            return self.clip
+        few, whole = self.train.few_frames, self.clip.frames
+        return dataclasses.replace(self.clip, frames=few, stride=round(self.clip.stride * whole / few))
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -71,6 +71,7 @@ class TrainLoader:
 
     def __init__(self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool) -> None:
         self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
+        self.clip = samples.clip
         self._batches, self._stop = batches, stop
         self._loader = _loader(
             samples, workers, batch_sampler=batches, collate_fn=_batch, persistent_workers=workers > 0

@@ -79,19 +79,27 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
     if settings.start_from is not None:
         start_from(model, settings.start_from)
+    if settings.token_share < 1:
+        model.drop_patches(settings.token_share)
+    if settings.checkpointing:
+        model.checkpoint_blocks()
     torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
-    loader = train_loader(
-        dataset.train,
-        clip=recipe.clip,
-        pixels=recipe.pixels,
-        size=model.image_size,
-        labels=dataset.classes,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=worker_count(settings.workers),
-        broken=settings.broken,
-        share=(processes.process_index, processes.num_processes),
-    )
+
+    def loader_of(epoch: int) -> TrainLoader:
+        return train_loader(
+            dataset.train,
+            clip=recipe.clip_in_epoch(epoch),
+            pixels=recipe.pixels,
+            size=model.image_size,
+            labels=dataset.classes,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=worker_count(settings.workers),
+            broken=settings.broken,
+            share=(processes.process_index, processes.num_processes),
+        )
+
+    loader = loader_of(1)  # the number of batches is the same in every epoch
     model.to(processes.device)
     rate = settings.learning_rate * model.strategy.learning_rate_share
     wrapped, optimizer = processes.prepare(
@@ -136,6 +144,10 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     learner = _Learner(processes, wrapped, optimizer, schedule, scaler, settings)
     try:
         while position.epoch <= settings.epochs and not _out_of_patience(position, settings):
+            frames = recipe.clip_in_epoch(position.epoch).frames
+            if frames != loader.clip.frames:
+                loader = loader_of(position.epoch)
+            model.take_frames(frames)
             _one_epoch(learner, loader, position, state, log)
             _close_epoch(learner, model, dataset, out, position, log)
             state.save(position, writes=writes)
@@ -265,6 +277,7 @@ def _close_epoch(
         "device": learner.processes.device.type,
         "processes": learner.processes.num_processes,
     }
+    model.take_frames(model.clip.frames)
     if writes:
         write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
     found = None

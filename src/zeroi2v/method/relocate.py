@@ -112,11 +112,20 @@ def _shift(channels: Tensor, offset: int) -> None:
 
 
 class ClipCount:
-    """How many clips the tower sees at once. The model writes it, relocation reads it: windows make it unknowable from a shape."""
+    """What hooks must know of the call in progress. The model writes it, they read it: windows make B unknowable from a shape."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames  # of a clip, as attention sees them: T
-        self.clips = 1
+        self.whole = frames  # what the offsets were meant for, where a training begins with fewer
+        self.clips = 1  # B
+        self.trains = False  # whether it is a training step, which needs the frame features alone
+
+    def scaled(self, offset: int) -> int:
+        """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded up, so never 0."""
+        if self.frames == self.whole:
+            return offset
+        reach = -(-abs(offset) * self.frames // self.whole)
+        return reach if offset > 0 else -reach
 
 
 class TemporalHeads:
@@ -131,7 +140,7 @@ class TemporalHeads:
             clips=self.count.clips,
             frames=self.count.frames,
             layout=self.layout,
-            moves=self.moves,
+            moves=[move._replace(offset=self.count.scaled(move.offset)) for move in self.moves],
             queries=self.queries,
         )
 
