@@ -59,8 +59,8 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
     found = blocks[block]
     attention: Any = model.tower.get_submodule(found.name)
     where = f"{model.config.tower}: {type(attention).__name__} of block {block}"
-    drop, fused = getattr(attention, "attn_drop", None), getattr(attention, "fused_attn", None)
-    if not isinstance(drop, nn.Module) or not isinstance(fused, bool):
+    drop, fused = getattr(attention, "attn_drop", None), getattr(attention, "fused_attn", False)
+    if not isinstance(drop, nn.Module):
         raise TowerError(f"{where} has no explicit attention map")
     caller = owner(model.tower, found.name)
     maps: list[Tensor] = []
@@ -74,9 +74,10 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         return made[-1][1]
 
     with ExitStack() as undo:
-        undo.callback(setattr, attention, "fused_attn", fused)
         undo.callback(model.train, model.training)
-        attention.fused_attn = False  # the explicit route passes its softmax through `attn_drop`
+        if fused:
+            undo.callback(setattr, attention, "fused_attn", fused)
+            attention.fused_attn = False  # the explicit route passes its softmax through `attn_drop`
         model.eval()
         for parameter in model.parameters():
             if parameter.requires_grad:  # no graph before this block, and no gradient left in the model
@@ -94,7 +95,7 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         pictures = len(model.tower_input(clip))
         tokens = math.prod(shapes[0][1:-1])
         wanted = (math.prod(shapes[0][:-1]) // tokens, found.layout.head_count, tokens, tokens)
-        if len(maps) != 1 or len(made) != 1 or maps[0].shape != wanted or wanted[0] % pictures:
+        if len(maps) != 1 or len(made) != 1 or maps[0].shape != wanted or wanted[0] % pictures or not _adds_up(maps[0]):
             raise TowerError(f"{where} makes no single map per head")
         arguments, keywords = calls[0]
         if arguments[0].ndim == 3 and wanted[0] == pictures:
@@ -107,6 +108,12 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         raise TowerError(f"{where} has tokens whose place on a map cannot be told")
     class_token = found.prefix > 0 and has_class_token(model.tower)
     return Watched(found, model.moves[block], class_token, maps[0], *made[0], logits, order.clamp(min=-1), sides)
+
+
+def _adds_up(maps: Tensor) -> bool:
+    """Whether every row is a distribution, and so the softmax of one map."""
+    sums = maps.float().sum(-1)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-2)  # half precision rounds each share
 
 
 @torch.no_grad()
@@ -190,7 +197,8 @@ def head_looks(seen: Watched, label: int) -> dict[str, Looks]:
     """
     layout, windows = seen.block.layout, len(seen.places)
     frames = len(seen.maps) // windows
-    (gradient,) = torch.autograd.grad(seen.logits[0, label], seen.start)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(seen.logits[0, label], seen.start)
     evidence = (seen.projected.detach() * gradient).cpu()[..., layout.rows()[2]]  # (T*W, ..., H, D)
     evidence = evidence.flatten(1, -3).unflatten(0, (frames, windows))  # (T, W, n, H, D)
     rows = seen.maps[:, :, 0] if seen.class_token else seen.maps.mean(2)
