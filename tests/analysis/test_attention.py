@@ -183,7 +183,7 @@ def test_grad_cam_is_attention_times_its_gradient_on_the_frame_that_is_read(towe
         looks = looks_of(model, clip, number)
         seen: list[Tensor] = []
         hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-        fused, attention.fused_attn = attention.fused_attn, False
+        fused, attention.fused_attn = getattr(attention, "fused_attn", False), False
         logit = model(clip)[0, 3]
         hook.remove()
         attention.fused_attn = fused

@@ -203,12 +203,10 @@ def head_looks(seen: Watched, label: int) -> dict[str, Looks]:
     evidence = evidence.flatten(1, -3).unflatten(0, (frames, windows))  # (T, W, n, H, D)
     rows = seen.maps[:, :, 0] if seen.class_token else seen.maps.mean(2)
     rows = rows.cpu().unflatten(0, (frames, windows)) / windows  # (T, W, H, n)
-    read = nn.functional.one_hot(frames_read(layout, seen.moves, frames), frames).to(
-        evidence
-    )  # (T, H, D, S): S is read
+    read = nn.functional.one_hot(frames_read(layout, seen.moves, frames), frames)  # (T, H, D, S): S is read
     found = {}
     for name, channels in _groups(channel_offsets(layout, seen.moves)).items():
-        chosen = read * channels[..., None]
+        chosen = (read * channels[..., None]).to(evidence)
         weights = chosen.mean(2)  # (T, H, S): a split head counts by its share
         total = weights.sum((0, 1)).clamp(min=torch.finfo(weights.dtype).tiny)
         attention = torch.einsum("twhn,ths->swn", rows, weights) / total[:, None, None]
@@ -235,4 +233,5 @@ def _on_map(values: Tensor, seen: Watched) -> Tensor:
     has_place = seen.places >= 0
     placed = values.new_zeros(len(values), math.prod(seen.grid))
     placed[:, seen.places[has_place]] = values[:, has_place]
-    return placed.unflatten(1, seen.grid)
+    on_map: Tensor = placed.unflatten(1, seen.grid)
+    return on_map

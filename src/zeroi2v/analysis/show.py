@@ -115,7 +115,8 @@ def _tiles(frames: Tensor, maps: Tensor, side: int) -> Tensor:
     """The maps (T, g, g) over the frames, on one scale: uint8 (T, 3, side, side)."""
     most = maps.max().item()
     drawn = [overlay(frame, heat, most=most) for frame, heat in zip(frames, maps, strict=True)]
-    return resize(torch.stack(drawn), [side, side])
+    tiles: Tensor = resize(torch.stack(drawn), [side, side])
+    return tiles
 
 
 def _sheet(plain: Tensor, tiles: dict[tuple[str, str], Tensor], looks: dict[str, Looks]) -> np.ndarray[Any, Any]:
