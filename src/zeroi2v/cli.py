@@ -106,7 +106,7 @@ def build_parser() -> Parser:
     )
     data_argument(one)
     set_option(one)
-    _model_option(one)
+    model_option(one)
     one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: as trained)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
     text = "what decodes video files (default: %(default)s)"
@@ -119,7 +119,7 @@ def build_parser() -> Parser:
 
     one = command(commands, parser, "predict", predict, "name what happens in videos")
     one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
-    _model_option(one)
+    model_option(one)
     one.add_argument("--top-k", type=count, default=5, metavar="K", help="labels per video (default: %(default)s)")
     output_options(one)
 
@@ -177,7 +177,7 @@ def output_options(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
 
 
-def _model_option(parser: Parser) -> None:
+def model_option(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="RUN", help="run folder, model folder or Hub name")
 
 

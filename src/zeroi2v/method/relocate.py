@@ -111,6 +111,19 @@ def _shift(channels: Tensor, offset: int) -> None:
     target.copy_(source.clone())  # they overlap
 
 
+def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:
+    """For each frame, head and channel of v, the frame that it is taken from: (T, H, D) int64."""
+    rows = layout.rows()
+    own = torch.arange(frames)[:, None].repeat(1, sum(part.numel() for part in rows))
+    return relocate(own, clips=1, frames=frames, layout=layout, moves=moves)[:, rows[2]]
+
+
+def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
+    """The offset of each head's channels of v: (H, D) int64, 0 where they stay. A whole head's are all alike."""
+    furthest = max((abs(move.offset) for move in moves), default=0)
+    return frames_read(layout, moves, 2 * furthest + 1)[furthest] - furthest
+
+
 class ClipCount:
     """What hooks must know of the call in progress. The model writes it, they read it: windows make B unknowable from a shape."""
 

@@ -69,6 +69,7 @@ class VideoClassifier(nn.Module):
         embedded, self._channel_axis = towers.token_entry(tower, blocks, first_adapted)
         embedded.register_forward_pre_hook(self._add_temporal_embedding)
         self._training_hooks = shortcuts.spare_memory(tower, count, needs_patches=strategy.adapter == "st")
+        every_move = []
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
                 shift = ClassTokenShift(ratio, count)
@@ -78,9 +79,11 @@ class VideoClassifier(nn.Module):
             self._training_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
             head_count = block.layout.head_count
             moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
+            every_move.append(moves)
             if moves:
                 temporal = TemporalHeads(block.layout, moves, count, queries=operator in ("hr_qkv", "shift_qkv"))
                 block.projection.register_forward_hook(temporal.hook)
+        self.moves = tuple(every_move)  # per block, what of K and V leaves its own frame
         self._freeze(trains_temporal_embedding)
 
         # What a saved folder needs beside the weights; `create_model`, training and `merge` set these.
