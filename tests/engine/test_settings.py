@@ -84,7 +84,14 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
 }
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
-    *("train.validate_every", "train.patience", "train.accumulate", "train.checkpointing", "train.workers", "train.broken"),
+    *(
+        "train.validate_every",
+        "train.patience",
+        "train.accumulate",
+        "train.checkpointing",
+        "train.workers",
+        "train.broken",
+    ),
     *("train.save_every_minutes", "train.exclude", "clip.decoder"),
     *("data.format", "data.split", "data.videos", "data.classes"),
 }
@@ -142,9 +149,7 @@ def test_every_setting_is_listed() -> None:
     }
 
 
-def test_checkpointing_changes_no_weight(
-    dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_checkpointing_changes_no_weight(dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
     recipe = changed(RECIPE, {"train.checkpointing": True})
     found = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
     for name, weight in plain.items():
