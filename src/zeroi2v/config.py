@@ -80,6 +80,7 @@ class DataConfig:
     split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
     videos: str | None = None  # folder of the videos, if they are not beside the lists
     classes: str | None = None  # file of class names, one a line, for lists and tar files that hold numbers
+    multi_label: bool = False  # a video may have several labels; each class is then a question of its own
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
@@ -139,7 +140,7 @@ class PixelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How many views of a video are evaluated; their softmax outputs are averaged."""
+    """How many views of a video are evaluated; their scores are averaged."""
 
     clips: int = 1
     crops: Literal[1, 3] = 1  # the centre, or three along the longer side
@@ -213,6 +214,10 @@ class Recipe:
     pixels: PixelsConfig = field(default_factory=PixelsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        smoothed = self.data.multi_label and self.train.label_smoothing > 0
+        _require(not smoothed, "label_smoothing is for one label a video: with data.multi_label it must be 0")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -80,7 +80,7 @@ ELSEWHERE = {  # settings that say where the weights come from, or that change n
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
     *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
     *("train.save_every_minutes", "train.exclude", "clip.decoder"),
-    *("data.format", "data.split", "data.videos", "data.classes"),
+    *("data.format", "data.split", "data.videos", "data.classes", "data.multi_label"),
 }
 
 

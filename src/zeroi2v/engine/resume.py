@@ -22,7 +22,7 @@ from zeroi2v.errors import CheckpointError
 from zeroi2v.models.checkpoints import own_state, replace_files
 from zeroi2v.models.video import VideoClassifier
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Position:
     clips: int = 0
     seconds: float = 0.0
     best_epoch: int = 0
-    best_top1: float = -1.0
+    best: float = -1.0  # the figure of that epoch, the higher the better
     validations_since_best: int = 0
     broken: dict[str, str] = field(default_factory=dict)  # path -> reason
 
@@ -104,5 +104,6 @@ def data_key(dataset: VideoDataset) -> str:
     """A hash of the training videos' names and labels, in order, and of the classes: the same when the folder has moved."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode(errors="surrogateescape"))
     for video in dataset.train:
-        digest.update(f"\n{video.path.name}\t{video.label}".encode(errors="surrogateescape"))
+        labels = "|".join(map(str, video.labels))
+        digest.update(f"\n{video.path.name}\t{labels}".encode(errors="surrogateescape"))
     return digest.hexdigest()

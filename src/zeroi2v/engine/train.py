@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -28,9 +27,9 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine.evaluate import Evaluation, evaluate
+from zeroi2v.engine.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.engine.log import Log, append_json, keep_json_lines
-from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
+from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share, summed_loss
 from zeroi2v.engine.processes import from_all, join_processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
@@ -49,7 +48,9 @@ class Run:
 
     folder: Path
     best_epoch: int
-    best_top1: float | None  # of the best epoch; None without validation videos
+    best: (
+        float | None
+    )  # top-1 of the best epoch, or mAP where videos have several labels; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
     excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
@@ -77,6 +78,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     torch.manual_seed(settings.seed)
     model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames)
     model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
+    model.multi_label = recipe.data.multi_label
     if settings.start_from is not None:
         start_from(model, settings.start_from)
     torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
@@ -90,6 +92,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         seed=settings.seed,
         workers=worker_count(settings.workers),
         broken=settings.broken,
+        multi_label=model.multi_label,
         share=(processes.process_index, processes.num_processes),
     )
     model.to(processes.device)
@@ -155,7 +158,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     return Run(
         folder=out,
         best_epoch=position.best_epoch,
-        best_top1=position.best_top1 if position.best_top1 >= 0 else None,
+        best=position.best if position.best >= 0 else None,
         broken=position.broken,
         epochs=position.epoch - 1,
         excluded=left_out,
@@ -227,12 +230,7 @@ def take_step(learner: _Learner, clips: Tensor, labels: Tensor) -> tuple[float, 
         with waits:
             with torch.autocast(processes.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                 logits = learner.model(normalise(pixels.to(processes.device), mean, std))
-            losses = F.cross_entropy(
-                logits.float(),
-                targets.to(processes.device),
-                label_smoothing=settings.label_smoothing,
-                reduction="sum",
-            )
+            losses = summed_loss(logits.float(), targets.to(processes.device), label_smoothing=settings.label_smoothing)
             loss = losses * (weight * processes.num_processes / count)  # gradients are averaged over processes
             learner.scaler.scale(loss).backward()
             total += weight * losses.detach().double().cpu()
@@ -267,7 +265,7 @@ def _close_epoch(
     }
     if writes:
         write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
-    found = None
+    found, name, figure = None, "", -1.0
     if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
         found = evaluate(
             model, dataset.val, batch_size=settings.batch_size, workers=worker_count(settings.workers), log=log
@@ -275,21 +273,20 @@ def _close_epoch(
         if found.skipped and settings.broken == "stop":
             raise found.skipped[0]
         position.broken |= {error.path: error.reason for error in found.skipped}
-        entry |= {"top1": found.top(1), "top5": found.top(5)}
+        entry |= found.figures
+        name, figure = next(iter(found.figures.items()))
     if found is None:
-        better = not dataset.val or position.best_top1 < 0
+        better = not dataset.val or position.best < 0
     else:
-        better = found.top(1) >= position.best_top1
-        position.validations_since_best = (
-            0 if found.top(1) > position.best_top1 else position.validations_since_best + 1
-        )
+        better = figure >= position.best
+        position.validations_since_best = 0 if figure > position.best else position.validations_since_best + 1
     if better:
         model.results = {} if found is None else {**figures(found), "epoch": epoch}
         if writes:
             write_model(model, out, {"epoch": str(epoch)})
         position.best_epoch = epoch
-        position.best_top1 = position.best_top1 if found is None else found.top(1)
-    validated = f", validation top-1 {found.top(1):.1%}" if found else ""
+        position.best = max(position.best, figure)
+    validated = f", validation {FIGURE_NAMES[name]} {figure:.1%}" if found else ""
     log.say(
         f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {position.clips / position.seconds:.0f} clips/s, "
         f"{peak_memory(learner.processes.device) / 2**30:.1f} GiB"
@@ -324,7 +321,8 @@ def peak_memory(device: torch.device) -> int:
 
 def figures(found: Evaluation) -> dict[str, float]:
     """What a model's card says of a validation."""
-    return {"validation top-1": found.top(1), "validation top-5": found.top(5), "validation videos": len(found.videos)}
+    named = {f"validation {FIGURE_NAMES[name]}": value for name, value in found.figures.items()}
+    return {**named, "validation videos": len(found.videos)}
 
 
 def worker_count(asked: int) -> int:
