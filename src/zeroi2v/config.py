@@ -173,6 +173,8 @@ class TrainConfig:
     patience: int = 0  # end after so many validations without a better one; 0: never
     save_every_minutes: float = 10.0  # where the run stands, within an epoch too; 0: after each epoch alone
     start_from: str | None = None  # the folder of an earlier run, whose weights these start as
+    sharding: Literal["none", "full"] = "none"  # full: of several processes each keeps a part of the weights (FSDP)
+    tensorboard: bool = False  # write the figures of each epoch into RUN/tensorboard too
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -187,6 +189,10 @@ class TrainConfig:
         _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
+        _require(
+            self.sharding == "none" or self.precision != "fp16",
+            "sharding goes with precision fp32 or bf16: the scale of fp16's gradients is not shared",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 RUN/recipe.toml        every setting of the run                 RUN/log.jsonl   one line per epoch
 RUN/config.json, RUN/model.safetensors, RUN/README.md   the best epoch's model, what `zeroi2v.load(RUN)` gives
 RUN/last.safetensors   the last epoch's weights                 RUN/resume.pt   where the run stands (resume.py)
+RUN/tensorboard        the figures of the log, if `train.tensorboard`
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.evaluate import FIGURE_NAMES, Evaluation, evaluate
-from zeroi2v.engine.log import Log, append_json, keep_json_lines
+from zeroi2v.engine.log import Log, append_json, keep_json_lines, new_board, require_tensorboard, write_figures
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share, summed_loss
 from zeroi2v.engine.processes import from_all, join_processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key
+from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.models.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, start_from, write_model, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
@@ -39,6 +41,7 @@ from zeroi2v.models.video import VideoClassifier, build_model
 RECIPE_FILE: Final = "recipe.toml"
 LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
+BOARD_FOLDER: Final = "tensorboard"
 RESUME_FILE: Final = "resume.pt"
 
 
@@ -72,6 +75,8 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         raise ConfigError(
             f"{out}: already there and not empty; choose another --out, remove it, or go on with --resume"
         )
+    if settings.tensorboard:
+        require_tensorboard()
     excluded: list[Path] = []
     if settings.exclude is not None:
         dataset, excluded = leave_out(dataset, Path(settings.exclude))
@@ -95,11 +100,11 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         multi_label=model.multi_label,
         share=(processes.process_index, processes.num_processes),
     )
-    model.to(processes.device)
+    is_sharded = settings.sharding == "full" and processes.num_processes > 1
+    learning = shard(model, processes.device) if is_sharded else model.to(processes.device)
     rate = settings.learning_rate * model.strategy.learning_rate_share
-    wrapped, optimizer = processes.prepare(
-        model, build_optimizer(model, learning_rate=rate, weight_decay=settings.weight_decay)
-    )
+    optimizer = processes.prepare(build_optimizer(learning, learning_rate=rate, weight_decay=settings.weight_decay))
+    wrapped = learning if is_sharded else processes.prepare(model)
     steps, warmup_steps = settings.epochs * len(loader), round(settings.warmup_epochs * len(loader))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -112,6 +117,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         out / RESUME_FILE,
         data=data_key(dataset),
         model=model,
+        learning=wrapped,
         parts={"optimizer": optimizer, "schedule": schedule, "scaler": scaler},
     )
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -137,10 +143,14 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         log.warn("there are no videos to validate on: the last epoch is taken for the best")
     processes.wait_for_everyone()
     learner = _Learner(processes, wrapped, optimizer, schedule, scaler, settings)
+    board = new_board(out / BOARD_FOLDER, position.epoch) if writes and settings.tensorboard else None
     try:
         while position.epoch <= settings.epochs and not _out_of_patience(position, settings):
             _one_epoch(learner, loader, position, state, log)
-            _close_epoch(learner, model, dataset, out, position, log)
+            with gathered(wrapped, model):
+                entry = _close_epoch(learner, model, dataset, out, position, log)
+            if board:
+                write_figures(board, entry)
             state.save(position, writes=writes)
     except KeyboardInterrupt:
         if processes.num_processes == 1:
@@ -150,6 +160,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
             f"interrupted in epoch {position.epoch}; {out} holds {held}; to go on: the same DATA and --out, and --resume"
         )
         raise
+    finally:
+        if board:
+            board.close()
     for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
     left_out = tuple(map(str, excluded))
@@ -189,6 +202,7 @@ def _one_epoch(learner: _Learner, loader: TrainLoader, position: Position, state
         title=f"epoch {position.epoch}/{settings.epochs}",
         unit="clips",
         per_item=settings.batch_size,
+        memory=lambda: peak_memory(learner.processes.device),
     )
     seconds = position.seconds
     for clips, labels in batches:
@@ -245,8 +259,8 @@ def take_step(learner: _Learner, clips: Tensor, labels: Tensor) -> tuple[float, 
 
 def _close_epoch(
     learner: _Learner, model: VideoClassifier, dataset: VideoDataset, out: Path, position: Position, log: Log
-) -> None:
-    """Validate, write the weights and the log line of the epoch in progress, and go on to the next."""
+) -> dict[str, Any]:
+    """Validate, write the weights and the log line of the epoch in progress, which is returned, and go on to the next."""
     settings, writes, epoch = learner.settings, learner.processes.is_main_process, position.epoch
     if not position.clips:
         raise DatasetError("none of the training videos can be read")
@@ -291,10 +305,11 @@ def _close_epoch(
         f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {position.clips / position.seconds:.0f} clips/s, "
         f"{peak_memory(learner.processes.device) / 2**30:.1f} GiB"
     )
+    entry |= {"seconds": round(position.seconds, 3), "peak_memory": peak_memory(learner.processes.device)}
     if writes:
-        measured = {"seconds": round(position.seconds, 3), "peak_memory": peak_memory(learner.processes.device)}
-        append_json(out / LOG_FILE, {**entry, **measured})
+        append_json(out / LOG_FILE, entry)
     position.epoch, position.batch, position.loss, position.clips, position.seconds = epoch + 1, 0, 0.0, 0, 0.0
+    return entry
 
 
 def _out_of_patience(position: Position, settings: TrainConfig) -> bool:
@@ -337,7 +352,14 @@ def _can_start_in(folder: Path) -> bool:
     names = {
         path.name for path in folder.iterdir() if not path.name.endswith(".partial")
     }  # a crash while writing leaves one
-    return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE}
+    return not names or RECIPE_FILE in names <= {
+        RECIPE_FILE,
+        CONFIG_FILE,
+        CARD_FILE,
+        WEIGHTS_FILE,
+        LAST_FILE,
+        BOARD_FOLDER,
+    }
 
 
 def _make_folder(folder: Path) -> None:
