@@ -193,6 +193,10 @@ class TrainConfig:
             self.sharding == "none" or self.precision != "fp16",
             "sharding goes with precision fp32 or bf16: the scale of fp16's gradients is not shared",
         )
+        _require(
+            self.sharding == "none" or self.accumulate == 1,
+            f"sharding goes with accumulate 1, or processes with fewer clips would not meet the others; got {self.accumulate}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,8 +54,10 @@ def gathered(learning: nn.Module, model: VideoClassifier) -> Iterator[None]:
             torch.distributed.broadcast(buffer, 0)
             mine.copy_(buffer)
     model.to(next(learning.parameters()).device)
-    yield
-    model.cpu()
+    try:
+        yield
+    finally:
+        model.cpu()
 
 
 @torch.no_grad()

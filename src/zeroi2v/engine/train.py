@@ -131,7 +131,10 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         position = state.load(processes.process_index, processes.num_processes)
         if writes:
             keep_json_lines(out / LOG_FILE, position.epoch - 1)
-        log.say(f"going on in epoch {position.epoch}, after {position.batch} of its {len(loader)} batches")
+        if position.epoch > settings.epochs:
+            log.say(f"all {settings.epochs} epochs are done; to train on, begin a run with --start-from {out}")
+        else:
+            log.say(f"going on in epoch {position.epoch}, after {position.batch} of its {len(loader)} batches")
     elif writes:
         _make_folder(out)
         write_recipe(recipe, out / RECIPE_FILE)
