@@ -174,3 +174,10 @@ def test_a_wrong_recipe_is_named_with_its_file(text: str, message: str, tmp_path
         read_recipe(tmp_path / "wrong.toml")
     assert message in str(caught.value)
     assert "wrong.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [{"precision": "fp16"}, {"accumulate": 2}])
+def test_sharding_refuses_what_it_cannot_do(other: dict[str, Any]) -> None:
+    TrainConfig(**other)
+    with pytest.raises(ConfigError, match=f"sharding goes with {next(iter(other))}"):
+        TrainConfig(sharding="full", **other)

@@ -85,6 +85,7 @@ class DataConfig:
     split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
     videos: str | None = None  # folder of the videos, if they are not beside the lists
     classes: str | None = None  # file of class names, one a line, for lists and tar files that hold numbers
+    multi_label: bool = False  # a video may have several labels; each class is then a question of its own
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
@@ -144,7 +145,7 @@ class PixelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How many views of a video are evaluated; their softmax outputs are averaged."""
+    """How many views of a video are evaluated; their scores are averaged."""
 
     clips: int = 1
     crops: Literal[1, 3] = 1  # the centre, or three along the longer side
@@ -181,6 +182,8 @@ class TrainConfig:
     patience: int = 0  # end after so many validations without a better one; 0: never
     save_every_minutes: float = 10.0  # where the run stands, within an epoch too; 0: after each epoch alone
     start_from: str | None = None  # the folder of an earlier run, whose weights these start as
+    sharding: Literal["none", "full"] = "none"  # full: of several processes each keeps a part of the weights (FSDP)
+    tensorboard: bool = False  # write the figures of each epoch into RUN/tensorboard too
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -198,6 +201,14 @@ class TrainConfig:
         _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
+        _require(
+            self.sharding == "none" or self.precision != "fp16",
+            "sharding goes with precision fp32 or bf16: the scale of fp16's gradients is not shared",
+        )
+        _require(
+            self.sharding == "none" or self.accumulate == 1,
+            f"sharding goes with accumulate 1, or processes with fewer clips would not meet the others; got {self.accumulate}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +240,8 @@ class Recipe:
     def __post_init__(self) -> None:
         few = self.train.few_frames
         _require(few <= self.clip.frames, f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}")
+        smoothed = self.data.multi_label and self.train.label_smoothing > 0
+        _require(not smoothed, "label_smoothing is for one label a video: with data.multi_label it must be 0")
 
     def clip_in_epoch(self, epoch: int) -> ClipConfig:
         """How a training clip is cut in an epoch, from 1 on: at first, if asked for, fewer frames of as long a stretch of the video."""

@@ -84,16 +84,16 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
 }
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
+    *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
     *(
-        "train.validate_every",
-        "train.patience",
-        "train.accumulate",
+        "train.save_every_minutes",
+        "train.exclude",
         "train.checkpointing",
-        "train.workers",
-        "train.broken",
+        "train.sharding",
+        "train.tensorboard",
+        "clip.decoder",
     ),
-    *("train.save_every_minutes", "train.exclude", "clip.decoder"),
-    *("data.format", "data.split", "data.videos", "data.classes"),
+    *("data.format", "data.split", "data.videos", "data.classes", "data.multi_label"),
 }
 
 

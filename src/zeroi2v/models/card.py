@@ -33,6 +33,7 @@ def model_card(model: VideoClassifier) -> str:
         "input": f"{model.frames} frames of {model.image_size} x {model.image_size} pixels, {sampling(model.clip)}",
         "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
         "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
+        "scores": "sigmoid, a video may have several labels" if model.multi_label else "softmax, a video has one label",
     }
     if spatial := spatial_blocks(model.tower):
         rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)

@@ -91,6 +91,7 @@ class VideoClassifier(nn.Module):
         self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
         self.clip = ClipConfig(frames=self.frames)
         self.views = ViewsConfig()
+        self.multi_label = False  # whether a video may have several labels: scores are then sigmoid, not softmax
         self.merged = False
         self.results: dict[str, float] = {}  # how well it did, for its card: name -> figure
 
