@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, MergeError, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text, parse_heads
 from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
 from zeroi2v.method.strategies import STRATEGIES, Strategy
-from zeroi2v.models import towers
+from zeroi2v.models import peers, towers
 from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,16 @@ class VideoClassifier(nn.Module):
         entry, self._channel_axis = towers.token_entry(tower, blocks)
         entry.register_forward_pre_hook(self._add_temporal_embedding)
         self._adapter_hooks = []
+        if (peer := peers.peer_of(strategy)) is not None:
+            peer.attach(tower, adapters, count)
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
                 shift = ClassTokenShift(ratio, count)
                 block.projection.register_forward_pre_hook(shift.hook)
                 if "up" in block.sites:
                     block.sites["up"].module.register_forward_pre_hook(shift.hook)
-            self._adapter_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
+            if peer is None:
+                self._adapter_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
             head_count = block.layout.head_count
             moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
             if moves:
@@ -171,6 +174,10 @@ class VideoClassifier(nn.Module):
 
         MergeError names an adapter that no linear can absorb.
         """
+        if (peer := peers.peer_of(self.strategy)) is not None:
+            raise MergeError(
+                f"strategy {self.config.strategy} cannot be merged: {peer.remains}; strategy 'zeroi2v' can"
+            )
         merged = copy.deepcopy(self)
         with torch.no_grad():
             blocks = towers.find_blocks(merged.tower, merged.config.tower)
@@ -210,6 +217,7 @@ class VideoClassifier(nn.Module):
                 "hr_qkv",
             ):  # not the rule for so many frames
                 self.config = dataclasses.replace(self.config, heads=tuple(map(layout_text, self.heads)))
+        peers.resize(self.tower, self.adapters, self._count.frames)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
@@ -272,6 +280,9 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
     strategy = STRATEGIES[config.strategy]
+    for name in strategy.meaningless:
+        if getattr(config, name) != getattr(ModelConfig, name):
+            raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
     sites = chosen_sites(strategy, config.sites)
     by_name = config.pretrained and config.weights is None
     tower = towers.build_tower(config.tower, pretrained=by_name, options=config.tower_options)
@@ -297,7 +308,8 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if config.ratio is not None and not ratio:
         raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
     head_counts = [block.layout.head_count for block in blocks]
-    if config.operator not in ("stdha", "hr_qkv"):
+    peer = peers.peer_of(strategy)
+    if config.operator not in ("stdha", "hr_qkv") or (peer and config.heads is None):
         heads = parse_heads([], head_counts=head_counts, frames=count.frames)
     elif ratio:
         heads = heads_of_ratio(ratio, head_counts)
@@ -305,19 +317,19 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         heads = parse_heads(config.heads, head_counts=head_counts, frames=count.frames)
     if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
         raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
-    adapters = [
-        build_adapters(
-            block,
-            strategy,
-            sites,
-            layout,
-            count,
-            ratio=config.adapter_ratio,
-            scale=config.adapter_scale,
-            dropout=config.adapter_dropout,
-        )
-        for block, layout in zip(blocks, heads, strict=True)
-    ]
+    shape: dict[str, Any] = {
+        "ratio": strategy.adapter_ratio if config.adapter_ratio is None else config.adapter_ratio,
+        "scale": strategy.adapter_scale if config.adapter_scale is None else config.adapter_scale,
+        "dropout": config.adapter_dropout,
+    }
+    if peer is None:
+        adapters = [
+            build_adapters(block, strategy, sites, layout, count, **shape)
+            for block, layout in zip(blocks, heads, strict=True)
+        ]
+    else:
+        peers.check(config, tower, heads)
+        adapters = peer.build(tower, sites, count, **shape)
     model = VideoClassifier(
         tower,
         blocks,
