@@ -6,7 +6,7 @@ every block, `attach` hooks that into the tower. Everything else, from training 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,19 +17,16 @@ from torch import nn
 from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.heads import HeadLayout
-from zeroi2v.method.relocate import ClipCount
 from zeroi2v.method.strategies import Strategy
 from zeroi2v.models.peers import aim, evl, joint, st_adapter
-
-Adapters = Sequence[Mapping[str, Any]]  # what is added to each block, by name
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One of the methods. `build` takes the tower, the sites and the clip's shape; ratio, scale and dropout by name."""
+    """One of the methods. `build` takes the tower, the sites, the clip's shape, and by name ratio, scale and dropout."""
 
-    build: Callable[..., list[dict[str, nn.Module]]]
-    attach: Callable[[VisionTransformer, Adapters, ClipCount], None]
+    build: Callable[..., list[dict[str, nn.Module]]]  # gives what is added to each block, by name
+    attach: Callable[..., None]  # takes the tower, what `build` gave, and the clip's shape
     remains: str  # why merging cannot take it out
 
 
@@ -65,5 +62,5 @@ def resize(tower: nn.Module, adapters: nn.ModuleList, frames: int) -> None:
     """Let what a peer added take clips of so many frames, of the tower's present size. Only EVL's decoder depends on either."""
     for module in adapters.modules():
         if isinstance(module, evl.Decoder):
-            grid: Any = tower.patch_embed
-            module.resize(frames=frames, grid=grid.grid_size)
+            patches: Any = tower.patch_embed
+            module.resize(frames=frames, grid=patches.grid_size)

@@ -87,7 +87,8 @@ class DecoderLayer(nn.Module):
         before = self.cross_attention(queries[:, 1:], keys[:, :-1], self.before)
         after = self.cross_attention(queries[:, :-1], keys[:, 1:], self.after)
         patches = F.pad(before, (0, 0, 0, 0, 1, 0)) + F.pad(after, (0, 0, 0, 0, 0, 1))
-        return tokens + mixed + self.frame_embedding[:, None] + F.pad(patches, (0, 0, self.prefix, 0))
+        out: Tensor = tokens + mixed + self.frame_embedding[:, None] + F.pad(patches, (0, 0, self.prefix, 0))
+        return out
 
     def cross_attention(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         """Attention from patch to patch of two frames, the mean over heads, times a weight for each step: (B, T - 1, P, D)."""
