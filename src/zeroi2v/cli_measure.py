@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import sys
 from typing import Any
 
-from zeroi2v.cli import Parser, output_options, print_json
+from zeroi2v.cli import Parser, count, output_options, print_json, set_option
 from zeroi2v.errors import ConfigError, nearest
 
 
@@ -17,6 +18,22 @@ def add_commands(command: Any, commands: Any, parser: Parser) -> None:
     text = "only names that match, such as '*clip*' (default: all)"
     one.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=text)
     one.add_argument("--partly", action="store_true", help="those where some attention blocks stay spatial")
+    output_options(one)
+
+    notes = (
+        "Counted without computing: no weights are fetched and no GPU is needed. docs/costs.md says what is counted.\n"
+        "--table 3, 4, 5, 10 or 11 prints that table of the paper, our counts beside its figures."
+    )
+    one = command(commands, parser, "cost", cost, "count parameters, multiply-adds and memory", notes)
+    one.add_argument("--model", metavar="RUN", help="run folder, model folder or Hub name")
+    one.add_argument("--tower", metavar="NAME", help="image transformer (default: the embedded zeroi2v_tiny)")
+    one.add_argument("--strategy", metavar="NAME", help="what is adapted (default: zeroi2v)")
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: 8)")
+    one.add_argument("--classes", type=count, default=400, metavar="N", help="without --model (default: %(default)s)")
+    one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: the model's, or 1)")
+    one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: the model's, or 1)")
+    one.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help="a table of the paper instead")
+    set_option(one, "change a setting of [model], [clip] or [views], as often as you like")
     output_options(one)
 
 
@@ -35,4 +52,30 @@ def towers(arguments: argparse.Namespace) -> int:
         print("\n".join(found))
         if not arguments.quiet:
             print(f"{len(found)} towers; their pretrained weights: docs/weights.md", file=sys.stderr)
+    return 0
+
+
+def cost(arguments: argparse.Namespace) -> int:
+    """`zeroi2v cost`"""
+    from zeroi2v.analysis.costs_shown import compare_table, model_costs
+
+    given = {
+        "model.tower": arguments.tower,
+        "model.strategy": arguments.strategy,
+        "clip.frames": arguments.frames,
+        "views.clips": arguments.clips,
+        "views.crops": arguments.crops,
+    }
+    changes = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None] + arguments.settings
+    if arguments.table:
+        if arguments.model or changes:
+            raise ConfigError("--table counts the paper's models; give it alone")
+        value, lines = compare_table(arguments.table)
+    else:
+        value, lines = model_costs(arguments.model, changes, num_classes=arguments.classes)
+    if arguments.json:
+        print_json(value)
+    else:
+        for line in lines:
+            print(line, flush=True)
     return 0
