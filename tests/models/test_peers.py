@@ -17,6 +17,7 @@ from tests.towers_for_tests import TOWERS, noisy, random_clip, small_model
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v import VideoClassifier
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
+from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.train import train
 from zeroi2v.errors import ConfigError, MergeError, TowerError
 
@@ -226,15 +227,22 @@ def test_every_frame_counts_and_clips_of_a_batch_do_not_meet(name: str, tower: s
         torch.testing.assert_close(after[1], before[1])
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
+    return blocks_dataset(tmp_path_factory.mktemp("videos"), train=4, val=1, frames=12)
+
+
 @pytest.mark.parametrize("name", PEERS)
-def test_a_step_of_training_moves_what_the_strategy_names_alone(name: str, tmp_path: Path) -> None:
+def test_a_step_of_training_moves_what_the_strategy_names_alone(
+    name: str, dataset: VideoDataset, tmp_path: Path
+) -> None:
     settings, parts = PEERS[name]
     recipe = Recipe(
         model=ModelConfig(**settings),
         clip=ClipConfig(frames=T),
         train=TrainConfig(epochs=2, batch_size=4, warmup_epochs=0, workers=0, precision="fp32"),
     )
-    run = train(recipe, blocks_dataset(tmp_path / "videos", train=4, val=1, frames=12), tmp_path / "run")
+    run = train(recipe, dataset, tmp_path / "run")
     model = zeroi2v.load(run.folder)
     before = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=T, pretrained=True, **settings).state_dict()
     moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}

@@ -106,11 +106,12 @@ def compare_table(number: int) -> Shown:
 
     def lines() -> Iterator[str]:
         yield f"Table {number}: {table.title}"
-        yield f"{'':20} {'views':8}" + "".join(f"  {name:>21}" for name in wide)
-        for row, entry in zip(table.rows, rows, strict=True):
-            yield f"{row.method:20} {row.views:8}" + "".join(
-                f"  {_cell(column, figure, entry['counted']):>21}" for column, figure in entry["printed"].items()
-            )
+        cells = [[_cell(name, figure, row["counted"]) for name, figure in row["printed"].items()] for row in rows]
+        widths = [max(map(len, column)) for column in zip(wide, *cells, strict=True)]
+        yield f"{'':20} {'views':8}" + "".join(f"  {name:>{width}}" for name, width in zip(wide, widths, strict=True))
+        for row, line in zip(table.rows, cells, strict=True):
+            figures = (f"  {cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+            yield f"{row.method:20} {row.views:8}" + "".join(figures)
             for text in filter(None, (*map(": ".join, row.exceptions.items()), row.note)):
                 yield f"    {text}"
         yield "Without ours: quoted from the paper."

@@ -34,9 +34,10 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that are made and not yet freed while it is active; `given` are no part of it."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
         self.known = {tensor.untyped_storage()._cdata for tensor in given}
-        self.live = self.peak = 0
+        self.live: int = 0
+        self.peak: int = 0
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), settings: Mapping[str, Any] | None = None
