@@ -47,7 +47,14 @@ def measured(strategy: str, clips: int, *, backward: bool) -> int:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux alone tells a process's memory so")
-@pytest.mark.parametrize(("strategy", "backward"), [("zeroi2v", True), ("evl", True), ("zeroi2v", False)])
+@pytest.mark.parametrize(
+    ("strategy", "backward"),
+    [
+        ("zeroi2v", True),
+        pytest.param("evl", True, marks=pytest.mark.slow),
+        pytest.param("zeroi2v", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_estimate_is_what_a_process_takes(strategy: str, backward: bool) -> None:
     clips = 64
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=8, strategy=strategy)

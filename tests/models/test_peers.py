@@ -274,7 +274,9 @@ def test_a_saved_peer_is_rebuilt_also_after_another_length(name: str, tower: str
     model.save_pretrained(tmp_path)
     loaded = zeroi2v.load(tmp_path)
     assert torch.equal(loaded(clip), model(clip))
-    assert loaded.config.strategy == PEERS[name][0]["strategy"]
+    strategy = PEERS[name][0]["strategy"]
+    assert loaded.config.strategy == strategy
+    assert f"adapted to video with strategy {strategy}," in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_evls_decoder_is_resized_with_its_tower(tmp_path: Path) -> None:

@@ -41,12 +41,8 @@ def test_we_count_what_the_table_prints(number: int, row: Row) -> None:
                 f"{column}: {printed} printed, {ours[column]:.2f} counted, exception: {column in row.exceptions}"
             )
     assert not wrong
-
-
-def test_zero_cost_is_exact() -> None:
-    zero = [row.values[1] for row in BUILT if "ZeroI2V" in row.values[1].method and "Swin" not in row.values[1].method]
-    assert len(zero) == 14
-    assert all(counted(row)[EXTRA] == 0 for row in {row.views: row for row in zero}.values())
+    if "ZeroI2V ViT" in row.method:  # Swin's patch embedding takes two frames
+        assert ours[EXTRA] == 0
 
 
 def test_every_row_of_ours_and_of_the_peers_is_built_or_says_why_not() -> None:

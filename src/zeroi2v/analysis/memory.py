@@ -84,4 +84,4 @@ def _peak(model: VideoClassifier, clips: int, *, backward: bool) -> int:
             logits = functional_call(model, weights, (clip,))
             if backward:
                 logits.sum().backward()
-        return counted.peak
+        return int(counted.peak)
