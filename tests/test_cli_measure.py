@@ -50,3 +50,60 @@ def test_show_draws_into_a_folder_and_refuses_in_one_line(
         assert error.count("\n") == 1
         assert complaint in error
     assert not (tmp_path / "no").exists()
+
+
+def test_cost_counts_what_the_library_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tower", "zeroi2v_tiny", "--frames", "4", "--classes", "5", "--clips", "2", "--crops", "3"]
+    assert main(["cost", *options, "--set", "heads=[-1]", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["views"] == "4x3x2"
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=4, heads=[-1])
+    for kind, one in (("adapted", model), ("merged", model.eval().merge())):
+        found = zeroi2v.cost(one)
+        assert answer[kind]["params"] == found.params
+        assert answer[kind]["new_params"] == found.new_params
+        assert answer[kind]["gmacs_per_view"] == found.gmacs
+        assert answer[kind]["gmacs"] == 6 * found.gmacs
+        assert answer[kind]["extra_gmacs"] == 6 * found.extra_gmacs
+    assert answer["adapted"]["trainable_params"] == zeroi2v.cost(model).trainable_params
+    assert answer["merged"]["extra_gmacs"] == 0
+    model.save_pretrained(tmp_path)
+    assert main(["cost", "--model", str(tmp_path), "--clips", "2", "--crops", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == answer
+
+
+def test_cost_shows_why_a_peer_has_no_merged_column(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--strategy", "evl"]) == 0
+    text = capsys.readouterr().out
+    assert "strategy evl cannot be merged" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--table", "5"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ZeroI2V", "ViT-B/16", "8x1x3", "422", "/", "421.5", "28.89", "40.08", "83", "67.7"] in rows
+    assert ["UniFormer-B", "32x1x4", "1036", "245.38", "4.24", "82.9", "-"] in rows
+    assert main(["cost", "--table", "5", "--json"]) == 0
+    last = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert last["printed"]["GFLOPs"] == 422
+    assert last["counted"]["GFLOPs"] == pytest.approx(421.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--table", "5", "--frames", "8"], "give it alone"),
+        (["--strategy", "evll"], "did you mean 'evl'"),
+        (["--set", "framse=8"], "did you mean"),
+        (["--strategy", "aim", "--set", "heads=[-1]"], "spatial heads alone"),
+    ],
+)
+def test_cost_refuses_what_it_cannot_count(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cost", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1

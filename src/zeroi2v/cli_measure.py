@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from zeroi2v.cli import Parser, model_option, output_options, print_json
+from zeroi2v.cli import Parser, count, model_option, output_options, print_json, set_option
 from zeroi2v.errors import ConfigError, nearest
 
 
@@ -27,6 +28,22 @@ def add_commands(command: Any, commands: Any, parser: Parser) -> None:
     one.add_argument("--label", metavar="NAME", help="class that Grad-CAM explains (default: the predicted one)")
     text = "folder for show.png, show.mp4 and show.html, which are replaced (default: %(default)s)"
     one.add_argument("--out", type=Path, default=Path("show"), metavar="FOLDER", help=text)
+    output_options(one)
+
+    notes = (
+        "Counted without computing: no weights are fetched and no GPU is needed. docs/costs.md says what is counted.\n"
+        "--table 3, 4, 5, 10 or 11 prints that table of the paper, our counts beside its figures."
+    )
+    one = command(commands, parser, "cost", cost, "count parameters, multiply-adds and memory", notes)
+    one.add_argument("--model", metavar="RUN", help="run folder, model folder or Hub name")
+    one.add_argument("--tower", metavar="NAME", help="image transformer (default: the embedded zeroi2v_tiny)")
+    one.add_argument("--strategy", metavar="NAME", help="what is adapted (default: zeroi2v)")
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: 8)")
+    one.add_argument("--classes", type=count, default=400, metavar="N", help="without --model (default: %(default)s)")
+    one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: the model's, or 1)")
+    one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: the model's, or 1)")
+    one.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help="a table of the paper instead")
+    set_option(one, "change a setting of [model], [clip] or [views], as often as you like")
     output_options(one)
 
 
@@ -63,4 +80,30 @@ def show(arguments: argparse.Namespace) -> int:
             heads = ", ".join(map(str, group["heads"]))
             print(f"offset {group['offset']:+d}: heads {heads}; frame by frame they read {group['reads']}")
         print(f"{result['label']} ({result['score']:.1%}): {', '.join(result['files'])}")
+    return 0
+
+
+def cost(arguments: argparse.Namespace) -> int:
+    """`zeroi2v cost`"""
+    from zeroi2v.analysis.costs_shown import compare_table, model_costs
+
+    given = {
+        "model.tower": arguments.tower,
+        "model.strategy": arguments.strategy,
+        "clip.frames": arguments.frames,
+        "views.clips": arguments.clips,
+        "views.crops": arguments.crops,
+    }
+    changes = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None] + arguments.settings
+    if arguments.table:
+        if arguments.model or changes:
+            raise ConfigError("--table counts the paper's models; give it alone")
+        value, lines = compare_table(arguments.table)
+    else:
+        value, lines = model_costs(arguments.model, changes, num_classes=arguments.classes)
+    if arguments.json:
+        print_json(value)
+    else:
+        for line in lines:
+            print(line, flush=True)
     return 0

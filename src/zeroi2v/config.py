@@ -42,11 +42,11 @@ class ModelConfig:
     ratio: float | None = (
         None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
     )
-    strategy: str = "zeroi2v"  # a row of Table 2
+    strategy: str = "zeroi2v"  # a row of Table 2, or a method that the paper compares with
     sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
     adapted_blocks: int | None = None  # how many blocks have them, the last ones; nothing below trains; None: all
-    adapter_ratio: float = 0.25  # bottleneck width / channels of the tower
-    adapter_scale: float = 1.0  # factor of the adapter's branch
+    adapter_ratio: float | None = None  # bottleneck width / channels of the tower; None: the strategy's, mostly 0.25
+    adapter_scale: float | None = None  # factor of the adapter's branch; None: the strategy's, mostly 1
     adapter_dropout: float = 0.0  # between the adapter's two linears
     classifier_dropout: float = 0.0
     temporal_embedding: Literal["trained", "zero"] = "trained"  # zero: the heads alone can tell the order of frames
@@ -66,11 +66,13 @@ class ModelConfig:
             f"heads goes with operator stdha or hr_qkv without ratio, got operator {self.operator}, ratio {self.ratio}",
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
-        _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
         _require(
             self.adapted_blocks is None or self.adapted_blocks >= 1,
             f"adapted_blocks must be at least 1, or none for all, got {self.adapted_blocks}",
         )
+        if self.adapter_ratio is not None:
+            holds = 0 < self.adapter_ratio <= 4
+            _require(holds, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
         _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
         for name in ("adapter_dropout", "classifier_dropout"):
             value = getattr(self, name)

@@ -173,7 +173,7 @@ def test_adapters_in_the_upper_blocks_merge_and_are_saved(tmp_path: Path) -> Non
     [
         ({"adapted_blocks": 4}, "has 3 attention blocks, got 4"),
         ({"adapted_blocks": 0}, "at least 1, or none for all, got 0"),
-        ({"adapted_blocks": 1, "strategy": "linear_probe"}, "linear_probe has no adapters"),
+        ({"adapted_blocks": 1, "strategy": "linear_probe"}, "linear_probe has no adapters of its own"),
     ],
 )
 def test_adapted_blocks_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

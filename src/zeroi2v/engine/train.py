@@ -90,6 +90,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         model.drop_patches(settings.token_share)
     if settings.checkpointing:
         model.checkpoint_blocks()
+    model.take_frames(recipe.clip_in_epoch(1).frames)  # what cannot be is said before anything is written
     torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
 
     def loader_of(epoch: int) -> TrainLoader:

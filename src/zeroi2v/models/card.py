@@ -42,6 +42,7 @@ def model_card(model: VideoClassifier) -> str:
     labels = ", ".join(model.labels[:SHOWN_LABELS])
     if len(model.labels) > SHOWN_LABELS:
         labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"
+    method = f"[ZeroI2V]({PAPER})" if model.strategy.peer is None else f"strategy {config.strategy}"
     head = {
         "library_name": "zeroi2v",
         "pipeline_tag": "video-classification",
@@ -54,7 +55,7 @@ def model_card(model: VideoClassifier) -> str:
         "",
         f"# {config.tower} for video, {len(model.labels)} classes",
         "",
-        f"An image transformer adapted to video with [ZeroI2V]({PAPER}), by the library zeroi2v.",
+        f"An image transformer adapted to video with {method}, by the library zeroi2v.",
         "",
         "```python",
         "import zeroi2v",

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, MergeError, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text, parse_heads
 from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
 from zeroi2v.method.strategies import STRATEGIES, Strategy
-from zeroi2v.models import shortcuts, towers
+from zeroi2v.models import peers, shortcuts, towers
 from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,11 @@ class VideoClassifier(nn.Module):
         self._entry, _ = towers.token_entry(tower, blocks)
         embedded, self._channel_axis = towers.token_entry(tower, blocks, first_adapted)
         embedded.register_forward_pre_hook(self._add_temporal_embedding)
-        self._training_hooks = shortcuts.spare_memory(tower, count, needs_patches=strategy.adapter == "st")
+        peer = peers.peer_of(strategy)
+        if peer is not None:
+            peer.attach(tower, adapters, count)
+        needs_patches = peer is not None or strategy.adapter == "st"
+        self._training_hooks = shortcuts.spare_memory(tower, count, needs_patches=needs_patches)
         every_move = []
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
@@ -76,7 +80,8 @@ class VideoClassifier(nn.Module):
                 block.projection.register_forward_pre_hook(shift.hook)
                 if "up" in block.sites:
                     block.sites["up"].module.register_forward_pre_hook(shift.hook)
-            self._training_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
+            if peer is None:
+                self._training_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
             head_count = block.layout.head_count
             moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
             every_move.append(moves)
@@ -186,6 +191,10 @@ class VideoClassifier(nn.Module):
 
         MergeError names an adapter that no linear can absorb.
         """
+        if (peer := peers.peer_of(self.strategy)) is not None:
+            raise MergeError(
+                f"strategy {self.config.strategy} cannot be merged: {peer.remains}; strategy 'zeroi2v' can"
+            )
         merged = copy.deepcopy(self)
         with torch.no_grad():
             blocks = towers.find_blocks(merged.tower, merged.config.tower)
@@ -224,16 +233,22 @@ class VideoClassifier(nn.Module):
                 "hr_qkv",
             ):  # not the rule for so many frames
                 self.config = dataclasses.replace(self.config, heads=tuple(map(layout_text, self.heads)))
+        peers.resize(self.tower, self.adapters, self._count.frames)
 
     def take_frames(self, frames: int) -> None:
         """Take clips of so few frames of the same videos from now on, or of all again: a training may begin with fewer.
 
         Offsets are scaled with the number of frames, and the temporal embedding is interpolated; neither changes for good.
+        ConfigError if the frames are no whole number of tubelets, or the strategy is a rival's, which may count on all.
         """
+        if frames != self.clip.frames and self.strategy.peer is not None:
+            raise ConfigError(f"few_frames: strategy {self.config.strategy} needs all frames of a clip")
         self._count.frames = frames_seen(frames, self._tubelet)
 
     def drop_patches(self, share: float) -> None:
-        """Let training steps see a random `share` of a clip's patches. ConfigError if the tower needs them all."""
+        """Let training steps see a random `share` of a clip's patches. ConfigError if the tower or the strategy needs them all."""
+        if self.strategy.peer is not None:
+            raise ConfigError(f"token_share: strategy {self.config.strategy} needs all patches of a frame")
         shortcuts.drop_patches(self.tower, self._entry, self._count, share, self.config.tower)
 
     def checkpoint_blocks(self) -> None:
@@ -301,6 +316,9 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
     strategy = STRATEGIES[config.strategy]
+    for name in strategy.meaningless:
+        if getattr(config, name) != getattr(ModelConfig, name):
+            raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
     sites = chosen_sites(strategy, config.sites)
     by_name = config.pretrained and config.weights is None
     tower = towers.build_tower(config.tower, pretrained=by_name, options=config.tower_options)
@@ -326,7 +344,8 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if config.ratio is not None and not ratio:
         raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
     head_counts = [block.layout.head_count for block in blocks]
-    if config.operator not in ("stdha", "hr_qkv"):
+    peer = peers.peer_of(strategy)
+    if config.operator not in ("stdha", "hr_qkv") or (peer and config.heads is None):
         heads = parse_heads([], head_counts=head_counts, frames=count.frames)
     elif ratio:
         heads = heads_of_ratio(ratio, head_counts)
@@ -334,22 +353,20 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         heads = parse_heads(config.heads, head_counts=head_counts, frames=count.frames)
     if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
         raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
+    shape: dict[str, Any] = {
+        "ratio": strategy.adapter_ratio if config.adapter_ratio is None else config.adapter_ratio,
+        "scale": strategy.adapter_scale if config.adapter_scale is None else config.adapter_scale,
+        "dropout": config.adapter_dropout,
+    }
     first_adapted = _first_adapted(config, strategy, len(blocks))
-    adapters = [
-        {}
-        if number < first_adapted
-        else build_adapters(
-            block,
-            strategy,
-            sites,
-            layout,
-            count,
-            ratio=config.adapter_ratio,
-            scale=config.adapter_scale,
-            dropout=config.adapter_dropout,
-        )
-        for number, (block, layout) in enumerate(zip(blocks, heads, strict=True))
-    ]
+    if peer is None:
+        adapters = [
+            build_adapters(block, strategy, sites, layout, count, **shape) if number >= first_adapted else {}
+            for number, (block, layout) in enumerate(zip(blocks, heads, strict=True))
+        ]
+    else:
+        peers.check(config, tower, heads)
+        adapters = peer.build(tower, sites, count, **shape)
     model = VideoClassifier(
         tower,
         blocks,
@@ -374,7 +391,7 @@ def _first_adapted(config: ModelConfig, strategy: Strategy, blocks: int) -> int:
     if config.adapted_blocks is None:
         return 0
     if strategy.adapter is None:
-        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters")
+        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out")
     if config.adapted_blocks > blocks:
         raise ConfigError(f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}")
     return blocks - config.adapted_blocks
