@@ -29,6 +29,7 @@ COMMANDS = [
     "predict",
     "merge",
     "towers",
+    "bench",
     "data synthetic",
     "data check",
     "data reencode",

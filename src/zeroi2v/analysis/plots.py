@@ -22,6 +22,7 @@ STYLE: Final = {
 }
 REFERENCE_COLOUR: Final = "#8c8c86"
 COLOUR: Final = "#2660a4"
+LONGEST: Final = 26  # letters of a name that leave room for its bar; the end of a path tells more than its beginning
 
 
 def bench_plot(result: dict[str, Any], path: Path) -> None:
@@ -30,7 +31,8 @@ def bench_plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     models = result["models"]
-    names = [model["name"] for model in models]
+    every = [model["name"] for model in models]
+    names = [name if len(name) <= LONGEST else "\N{HORIZONTAL ELLIPSIS}" + name[1 - LONGEST :] for name in every]
     places = range(len(models))
     colours = [REFERENCE_COLOUR, *[COLOUR] * (len(models) - 1)]
     panels = 2 if all("throughput" in model for model in models) else 1
