@@ -1,6 +1,6 @@
 """Is the merged model as fast as its image tower, and the others how much slower? The paper's comparison, ViT-B/16 with 8 frames.
 
-    python benchmarks/bench.py                                       # two CPU cores, fp32: about seven minutes
+    python benchmarks/bench.py                                       # two CPU cores, fp32: about six minutes
     python benchmarks/bench.py --name bench-cpu-again                # once more: how far do the ratios move?
     python benchmarks/bench.py --device cuda --dtype fp16 --rounds 196 --warmup 14 --name bench-cuda
     python benchmarks/bench.py --compare bench-cpu bench-cpu-again   # the ratios of two results side by side
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--max-batch", type=int)
+    parser.add_argument("--max-batch", type=int, help="default: 2 on a CPU, as memory allows on a GPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--compile", action="store_true")
@@ -116,7 +116,8 @@ def main() -> None:
         recipe = override(Recipe(), [f'model.tower="{arguments.tower}"', f"clip.frames={arguments.frames}"])
         how: dict[str, Any] = {"device": device, "dtype": arguments.dtype, "log": log}
         subjects = build_subjects(arguments.models, arguments.model, recipe, compiled=arguments.compile, **how)
-        limits = {"rounds": arguments.rounds, "warmup": arguments.warmup, "max_batch": arguments.max_batch}
+        largest = arguments.max_batch or (2 if arguments.device == "cpu" else None)
+        limits = {"rounds": arguments.rounds, "warmup": arguments.warmup, "max_batch": largest}
         result = bench(subjects, **how, **limits)
         write_bench(result, RESULTS / f"{arguments.name}.json", DOCS / "pictures" / f"{arguments.name}.svg")
         Console().print(bench_table(result))

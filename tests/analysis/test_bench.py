@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from benchmarks import bench as script
 from tests.towers_for_tests import small_model
 from zeroi2v.analysis import benchmark
-from zeroi2v.analysis.bench import Batches, Clips, Subject, bench, double_batches, write_bench
+from zeroi2v.analysis.bench import Batches, Clips, Subject, bench, build_subjects, double_batches, write_bench
 from zeroi2v.analysis.benchmark import balanced_orders, interleave, ratios, spread
 from zeroi2v.analysis.memory import free_bytes, peak_bytes
+from zeroi2v.config import Recipe
 from zeroi2v.engine.log import Log
 from zeroi2v.errors import ConfigError
 
@@ -136,6 +139,21 @@ def test_with_a_limit_doubling_ends_when_it_gains_nothing(clock: Clock) -> None:
     assert batches["one"].stopped_by == "no gain"
 
 
+def test_memory_that_ends_while_a_batch_is_timed_costs_only_that_batch(clock: Clock) -> None:
+    def run(clips: Tensor) -> None:
+        clock.spend(1)
+
+    def timed(clips: Tensor) -> None:
+        run(clips)
+        if len(clips) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    one = dataclasses.replace(subject("one", run), timed=timed)
+    result = bench([one], device=CPU, dtype="fp32", memory=1, log=QUIET)["models"][0]["throughput"]
+    assert [(batch["batch"], batch["clips_per_second"]) for batch in result["tried"]] == [(1, 1), (2, 2)]
+    assert result["stopped_by"] == "memory"
+
+
 def test_a_defect_is_not_taken_for_a_lack_of_memory() -> None:
     def broken(clips: Tensor) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -172,6 +190,20 @@ def test_an_interrupt_leaves_the_finished_rounds(clock: Clock) -> None:
         bench(two, device=CPU, dtype="fp32", warmup=1, log=QUIET)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_batches_end_where_its_memory_does() -> None:
+    device, allowed = torch.device("cuda"), 2**30
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(device).total_memory)
+    try:
+        subjects = build_subjects(["plain", "zeroi2v:merged"], [], Recipe(), device=device, dtype="fp16", log=QUIET)
+        result = bench(subjects, device=device, dtype="fp16", rounds=2, log=QUIET)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for model in result["models"]:
+        assert model["throughput"]["stopped_by"] == "memory"
+        assert allowed / 8 < model["throughput"]["tried"][-1]["peak_mib"] * 2**20 < allowed
+
+
 def test_the_peak_is_that_of_the_tensors_that_are_alive_at_once() -> None:
     rows, wide = 64, 256
     layers = nn.Sequential(nn.Linear(32, wide), nn.ReLU(), nn.Linear(wide, 32), nn.Flatten(0))
@@ -205,8 +237,6 @@ def test_the_picture_shows_every_model_and_the_same_figures_give_the_same_files(
         write_bench(result, tmp_path / folder / "bench.json", tmp_path / folder / "bench.svg")
     picture = (tmp_path / "one" / "bench.svg").read_text(encoding="utf-8")
     assert picture == (tmp_path / "two" / "bench.svg").read_text(encoding="utf-8")
-    from xml.etree import ElementTree
-
     shown = [element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert all(shown.count(name) == 2 for name in names)  # latency and throughput
     assert json.loads((tmp_path / "one" / "bench.json").read_text(encoding="utf-8")) == result

@@ -255,13 +255,14 @@ def double_batches(
     the peak of one clip, or a doubling gains little.
     """
     running = list(subjects)
+    per_clip = {one.name: batches[one.name].tried[0]["peak_mib"] * MIB + clips(one, 1).nbytes for one in subjects}
+    warmup = int(any(one.timed is not one.run for one in subjects))  # what is not compiled, its trial has warmed up
     for batch in (2**power for power in itertools.count(1)):
         peaks: dict[str, int] = {}
         for one in running:
-            need = batch * (int(batches[one.name].tried[0]["peak_mib"] * MIB) + clips(one, 1).nbytes)
             if max_batch and batch > max_batch:
                 batches[one.name].stopped_by = "max_batch"
-            elif (limit and need > limit) or (peak := _peak(one, batch, clips)) is None:
+            elif (limit and batch * per_clip[one.name] > limit) or (peak := _peak(one, batch, clips)) is None:
                 batches[one.name].stopped_by = "memory"
             else:
                 peaks[one.name] = peak
@@ -269,13 +270,19 @@ def double_batches(
         if not running:
             return
         log.say(f"batch {batch}: {', '.join(peaks)}")
-        calls = {one.name: _timed(one, clips(one, batch)) for one in running}
-        for name, times in interleave(calls, rounds=BATCH_ROUNDS, warmup=1).items():
+        try:
+            calls = {one.name: _timed(one, clips(one, batch)) for one in running}
+            series = interleave(calls, rounds=BATCH_ROUNDS, warmup=warmup)
+            del calls  # with the clips in it, which would stand in the way of twice as many
+        except torch.OutOfMemoryError:  # it fitted once, but not beside what the others left behind
+            for one in running:
+                batches[one.name].stopped_by = "memory"
+            return
+        for name, times in series.items():
             rate = batch * 1000 / statistics.median(times)
-            before = batches[name].tried[-1]["clips_per_second"]
-            batches[name].tried.append({"batch": batch, "clips_per_second": rate, "peak_mib": peaks[name] / MIB})
-            if limit and rate < GAIN * before:
+            if limit and rate < GAIN * batches[name].tried[-1]["clips_per_second"]:
                 batches[name].stopped_by = "no gain"
+            batches[name].tried.append({"batch": batch, "clips_per_second": rate, "peak_mib": peaks[name] / MIB})
         running = [one for one in running if batches[one.name].stopped_by != "no gain"]
 
 
