@@ -31,6 +31,7 @@ COMMANDS = [
     "predict",
     "merge",
     "towers",
+    "bench",
     "data synthetic",
     "data check",
     "data reencode",

@@ -6,6 +6,7 @@ Shapes: any number of tokens, n, m channels, a bottleneck of r.
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -89,10 +90,11 @@ def keeping_source(x: Tensor) -> AbstractContextManager[None]:
     if made is None:
         return nullcontext()
     norm, source, version = made
-    place, size = x.data_ptr(), x.numel()  # the graph keeps `pack`, so this must not keep x
+    normed = weakref.ref(x)  # the graph keeps `pack`, so this must not keep x
 
     def pack(kept: Tensor) -> Any:
-        return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
+        own = normed()
+        return kept.shape if own is not None and (kept is own or kept._base is own) else kept
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
