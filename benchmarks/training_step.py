@@ -25,9 +25,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
+from zeroi2v.analysis.memory import peak_bytes
 from zeroi2v.models.video import VideoClassifier, create_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,21 +104,9 @@ class Step:
         return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
     def peak_bytes(self) -> int:
-        """The most that one step has allocated at once, beyond what lay there before it."""
+        """The most memory that one step holds at once, beyond what lay there before it."""
         self.model.zero_grad(set_to_none=True)
-        if self.clip.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self()
-            return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self()
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        held = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
+        return peak_bytes(self, self.clip.device)
 
 
 def build(arguments: argparse.Namespace, **settings: Any) -> VideoClassifier:

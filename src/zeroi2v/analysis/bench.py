@@ -295,7 +295,8 @@ def _peak(subject: Subject, batch: int, clips: Clips) -> int | None:
     run = subject.run if clips.device.type == "cpu" else subject.timed
     try:
         inputs = clips(subject, batch)
-        return peak_bytes(lambda: run(inputs), clips.device)
+        with torch.no_grad():
+            return peak_bytes(lambda: run(inputs), clips.device)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise

@@ -96,9 +96,11 @@ def _peak(model: VideoClassifier, clips: int, *, backward: bool) -> int:
         return int(counted.peak)
 
 
-@torch.no_grad()  # inference mode would hide the operations that attention is made of
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most memory that a call held at one time beyond what was held before it; `MEANING` says of what kind."""
+    """The most memory that a call held at one time beyond what was held before it; `MEANING` says of what kind.
+
+    On a CPU inference mode would hide the operations that attention is made of: use no_grad.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
