@@ -110,7 +110,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device)) - int(before)
     with LiveBytes() as live:
         call()
-    return live.peak
+    return int(live.peak)
 
 
 def free_bytes() -> int:

@@ -30,7 +30,7 @@ class _AddLinear(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # takes one output's
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_z = of_weight = of_bias = None
@@ -60,7 +60,7 @@ class _QuickGELU(torch.autograd.Function):
         return (_STEEPNESS * x).sigmoid_().mul_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # takes one output's
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient, _STEEPNESS * x)  # type: ignore[no-any-return]
 
