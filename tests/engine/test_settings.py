@@ -108,10 +108,12 @@ def without_validation(dataset: VideoDataset) -> VideoDataset:
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    tables: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         table, _, name = key.partition(".")
-        recipe = dataclasses.replace(recipe, **{table: dataclasses.replace(getattr(recipe, table), **{name: value})})
-    return recipe
+        tables.setdefault(table, {})[name] = value
+    parts = {table: dataclasses.replace(getattr(recipe, table), **settings) for table, settings in tables.items()}
+    return dataclasses.replace(recipe, **parts)
 
 
 def last_weights(run: Run) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from zeroi2v.errors import ConfigError
 from zeroi2v.method.gradients import NormSource, quick_gelu
 from zeroi2v.method.relocate import ClipCount
-from zeroi2v.models.towers import prefix_tokens
+from zeroi2v.models.towers import find_blocks, prefix_tokens, token_entry
 
 
 def spare_memory(tower: nn.Module, count: ClipCount, *, needs_patches: bool) -> list[RemovableHandle]:
@@ -79,7 +79,7 @@ class PatchDropping:
         return (tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2])), *others)
 
 
-def drop_patches(tower: nn.Module, entry: nn.Module, count: ClipCount, share: float, name: str) -> None:
+def drop_patches(tower: nn.Module, count: ClipCount, share: float, name: str) -> None:
     """Let training steps see a share of the patches. ConfigError if the tower's attention counts on all of them."""
     plain = isinstance(tower, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention for block in tower.blocks
@@ -88,6 +88,7 @@ def drop_patches(tower: nn.Module, entry: nn.Module, count: ClipCount, share: fl
         raise ConfigError(
             f"token_share: {name} needs all of its patches: only a plain vision transformer does without some"
         )
+    entry, _ = token_entry(tower, find_blocks(tower, name))
     entry.register_forward_pre_hook(PatchDropping(count, share, prefix_tokens(tower)).hook)
 
 

@@ -65,7 +65,6 @@ class VideoClassifier(nn.Module):
 
         self._count = count
         self._tubelet = tubelet
-        self._entry, _ = towers.token_entry(tower, blocks)
         embedded, self._channel_axis = towers.token_entry(tower, blocks, first_adapted)
         embedded.register_forward_pre_hook(self._add_temporal_embedding)
         peer = peers.peer_of(strategy)
@@ -249,7 +248,7 @@ class VideoClassifier(nn.Module):
         """Let training steps see a random `share` of a clip's patches. ConfigError if the tower or the strategy needs them all."""
         if self.strategy.peer is not None:
             raise ConfigError(f"token_share: strategy {self.config.strategy} needs all patches of a frame")
-        shortcuts.drop_patches(self.tower, self._entry, self._count, share, self.config.tower)
+        shortcuts.drop_patches(self.tower, self._count, share, self.config.tower)
 
     def checkpoint_blocks(self) -> None:
         """Let training steps keep the input of each block alone. ConfigError if the tower has no way for it."""
