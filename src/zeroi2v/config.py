@@ -35,13 +35,9 @@ class ModelConfig:
     tower: str = "zeroi2v_tiny"
     pretrained: bool = True
     weights: str | None = None  # a file or folder of them instead of the pretrained ones (docs/weights.md)
-    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
-        None  # None: the layout of Table 6a for this tower
-    )
+    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None  # None: Table 6a's for this tower
     operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"  # the rows of Table 1a
-    ratio: float | None = (
-        None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
-    )
+    ratio: float | None = None  # share of the channels that move, half each way; stdha, hr_qkv: instead of heads
     strategy: str = "zeroi2v"  # a row of Table 2, or a method that the paper compares with
     sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
     adapted_blocks: int | None = None  # how many blocks have them, the last ones; nothing below trains; None: all
@@ -193,8 +189,6 @@ class TrainConfig:
         for name in ("patience", "save_every_minutes", "few_frames", "few_frames_epochs"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         _require(0 < self.token_share <= 1, f"token_share must be above 0 and at most 1, got {self.token_share}")
-        few = bool(self.few_frames)
-        _require(few == bool(self.few_frames_epochs), "few_frames and few_frames_epochs go together, or are both 0")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
@@ -241,6 +235,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         few = self.train.few_frames
+        together = bool(few) == bool(self.train.few_frames_epochs)
+        _require(together, "few_frames and few_frames_epochs go together, or are both 0")
         _require(few <= self.clip.frames, f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}")
         smoothed = self.data.multi_label and self.train.label_smoothing > 0
         _require(not smoothed, "label_smoothing is for one label a video: with data.multi_label it must be 0")

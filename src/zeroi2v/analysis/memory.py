@@ -6,6 +6,7 @@ optimiser's state and what an allocator rounds up are left out.
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Callable
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,27 +70,27 @@ def activation_memory(model: VideoClassifier, clips: int = 1) -> Memory:
 
     Counted on tensors without storage: nothing is computed. The operations are those of the CPU, with its fused attention.
     """
-    was_training = model.training
-    try:
-        return Memory(
-            training=_peak(model.train(), clips, backward=True), inference=_peak(model.eval(), clips, backward=False)
-        )
-    finally:
-        model.train(was_training)
+    shape = copy.deepcopy(model).to("meta")
+    return Memory(
+        training=_peak(shape.train(), clips, backward=True), inference=_peak(shape.eval(), clips, backward=False)
+    )
 
 
-def _peak(model: VideoClassifier, clips: int, *, backward: bool) -> int:
-    dtype = model.classifier.weight.dtype
+def _peak(shape: VideoClassifier, clips: int, *, backward: bool) -> int:
+    model = copy.deepcopy(shape)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        weights = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").requires_grad_(
-                backward and tensor.requires_grad
-            )
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        }
-        clip = torch.empty(clips, model.frames, 3, model.image_size, model.image_size, dtype=dtype, device="cpu")
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    made = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                    module._parameters[name] = nn.Parameter(made, weight.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+        size = (clips, model.frames, 3, model.image_size, model.image_size)
+        clip = torch.empty(size, dtype=model.classifier.weight.dtype, device="cpu")
         with LiveBytes() as counted, torch.set_grad_enabled(backward):
-            logits = functional_call(model, weights, (clip,))
+            logits = model(clip)
             if backward:
                 logits.sum().backward()
         return int(counted.peak)

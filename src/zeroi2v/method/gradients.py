@@ -45,7 +45,8 @@ class _AddLinear(torch.autograd.Function):
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     """x + scale * linear(z), for x (..., m) and z (..., r)."""
-    if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or x.dtype != linear.weight.dtype:
+    cast = x.dtype != linear.weight.dtype or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type))
+    if cast or torch.compiler.is_compiling():
         return torch.add(x, linear(z), alpha=scale)  # which cast as their operators do
     total: Tensor = _AddLinear.apply(x, z, linear.weight, linear.bias, scale)
     return total
