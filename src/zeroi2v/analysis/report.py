@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +13,18 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from PIL import Image
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from zeroi2v.analysis.page import page, picture
+from zeroi2v.data.folders import write_text
+
 Result: TypeAlias = Mapping[str, Any]
 
 MODELS: Final = {"tower": "image transformer", "adapted": "adapted, as trained", "merged": "merged, as used"}
-STYLE_FILE: Final = Path(__file__).with_name("report.css")
 STRIP_SIDE: Final = 96  # pixels: the shorter side of a frame in a strip, at most
 
 
@@ -52,29 +50,7 @@ def write_report(path: Path, result: Result, *, strips: Sequence[tuple[str, Tens
         _making(result, path.parent),
     )
     body = "\n".join(filter(None, sections))
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>zeroi2v quickstart: can an image transformer tell motion?</title>
-<style>
-{STYLE_FILE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page("zeroi2v quickstart: can an image transformer tell motion?", body))
 
 
 def terminal_report(result: Result) -> Group:
@@ -226,7 +202,7 @@ def _samples(result: Result, strips: Sequence[tuple[str, Tensor]]) -> str:
         spoken = f"{len(frames)} frames of a video of {label}"
         figures.append(
             f'<figure><div class="strip" role="img" aria-label="{escape(spoken)}">'
-            + "".join(_picture(frame, "") for frame in small)
+            + "".join(picture(frame, "") for frame in small)
             + f"</div><figcaption><b>{escape(label)}</b>{escape(backwards)}</figcaption></figure>"
         )
     return f"""<section><h2>What the videos show</h2>
@@ -320,7 +296,7 @@ def _looks(looks: Sequence[Look]) -> str:
         return ""
     asks, reads = "The frame that asks, one patch outlined", "The frame that the head reads, coloured where it looks"
     figures = "".join(
-        f'<figure><div class="look">{_picture(look.own, asks)}{_picture(look.read, reads)}</div>'
+        f'<figure><div class="look">{picture(look.own, asks)}{picture(look.read, reads)}</div>'
         f"<figcaption>{escape(look.caption)}</figcaption></figure>"
         for look in looks
     )
@@ -387,12 +363,3 @@ def _rows(rows: Sequence[Sequence[str]]) -> str:
     for name, *cells in rows:
         lines.append(f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
     return "</tr>".join([*lines, ""])
-
-
-def _picture(frame: Tensor, alt: str) -> str:
-    """A picture uint8 (3, H, W) as an element that holds its own pixels."""
-    height, width = frame.shape[-2:]
-    file = io.BytesIO()
-    Image.fromarray(frame.movedim(0, -1).cpu().numpy()).save(file, "JPEG", quality=90)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-    return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
