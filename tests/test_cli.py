@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ COMMANDS = [
     "predict",
     "merge",
     "towers",
+    "bench",
     "data synthetic",
     "data check",
     "data reencode",
@@ -238,6 +241,68 @@ def test_eval_takes_the_views_frames_and_size_that_it_is_told(
         model, result = found[-1]
         assert (model.views, model.frames, model.clip.frames, model.image_size) == (views, frames, frames, size)
         assert result.logits.shape == (1, views.clips * views.crops, 8)
+
+
+def test_eval_writes_the_confusion_that_it_counted(
+    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(motion_videos), "--model", str(run), "--json", "--quiet"]
+    status, out, _ = said(capsys, *words, "--confusion", str(tmp_path / "confusion.csv"))
+    found = json.loads(out)
+    with (tmp_path / "confusion.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    labels = zeroi2v.load(run).labels
+    assert (status, header, [row[0] for row in rows]) == (
+        0,
+        ["label", *(f"answer: {one}" for one in labels)],
+        [*labels],
+    )
+    counts = [[int(cell) for cell in row[1:]] for row in rows]
+    assert sum(map(sum, counts)) == 16
+    assert sum(counts[place][place] for place in range(8)) / 16 == found["top1"]
+    for place, label in enumerate(labels):
+        assert counts[place][place] / sum(counts[place]) == found["per_class"][label]
+
+
+def test_the_mean_of_three_splits_takes_each_run_on_its_own(
+    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the motion videos as UCF101 lists them: split n tests on 2 n videos, other ones each time."""
+    labels, data = zeroi2v.load(run).labels, tmp_path / "data"
+    (data / "ucfTrainTestlist").mkdir(parents=True)
+    videos = [one for label in labels for one in sorted((motion_videos / "val" / label).glob("*.mp4"))[:2]]
+    for video in videos:
+        (data / video.parent.name).mkdir(exist_ok=True)
+        (data / video.parent.name / video.name).symlink_to(video)
+    lists = {"classInd": [f"{number} {label}" for number, label in enumerate(labels, start=1)]}
+    tested = {split: videos[start : start + 2 * split] for split, start in ((1, 0), (2, 2), (3, 6))}
+    for split, own in tested.items():
+        lists[f"trainlist0{split}"] = [f"{one.parent.name}/{one.name}" for one in videos if one not in own]
+        lists[f"testlist0{split}"] = [f"{one.parent.name}/{one.name}" for one in own]
+    for name, lines in lists.items():
+        (data / "ucfTrainTestlist" / f"{name}.txt").write_text("\n".join(lines))
+    for split in tested:
+        shutil.copytree(run, tmp_path / f"run-{split}")
+        recipe = tmp_path / f"run-{split}" / "recipe.toml"
+        recipe.write_text(recipe.read_text().replace("split = 1", f"split = {split}"))
+    models = [word for split in tested for word in ("--model", str(tmp_path / f"run-{split}"))]
+    alone = {}
+    for split in tested:
+        status, out, _ = said(capsys, "eval", str(data), "--model", str(tmp_path / f"run-{split}"), "--json")
+        alone[split] = json.loads(out)
+        assert (status, alone[split]["videos"]) == (0, 2 * split)
+    status, out, _ = said(capsys, "eval", str(data), *models, "--json", "--quiet")
+    found = json.loads(out)
+    for split, one in zip(tested, found["models"], strict=True):
+        assert one == {"model": str(tmp_path / f"run-{split}"), "data.split": split, **alone[split]}
+    for name in ("top1", "top5"):
+        assert found[name] == pytest.approx(sum(alone[split][name] for split in tested) / 3)
+    status, out, _ = said(capsys, "eval", str(data), *models, "--set", "data.split=3", "--quiet")
+    lines = out.splitlines()
+    assert [line.rpartition(" on ")[2] for line in lines[:3]] == ["6 videos"] * 3, "what is said counts more"
+    assert lines[3].startswith("mean of 3 models: top-1 ")
+    status, _, err = said(capsys, "eval", str(data), *models, "--scores", str(tmp_path / "scores.csv"))
+    assert (status, err.count("\n"), "give one --model" in err) == (1, 1, True)
 
 
 def test_predict_goes_on_after_a_broken_video(

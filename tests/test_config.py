@@ -137,6 +137,9 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("epochs=2.5", "train.epochs must be a whole number, got 2.5"),
         ("epochs=true", "train.epochs must be a whole number, got True"),
         ("epochs=0", "epochs must be at least 1, got 0"),
+        ("few_frames=4", "few_frames and few_frames_epochs go together, or are both 0"),
+        ("token_share=0", "token_share must be above 0 and at most 1, got 0"),
+        ("adapted_blocks=0", "adapted_blocks must be at least 1, or none for all, got 0"),
         ("epochs.more=1", "has no settings of its own"),
         ("sampling=denser", "did you mean 'dense'"),
         ("crops=2", "views.crops must be one of 1, 3, got 2"),
@@ -171,3 +174,10 @@ def test_a_wrong_recipe_is_named_with_its_file(text: str, message: str, tmp_path
         read_recipe(tmp_path / "wrong.toml")
     assert message in str(caught.value)
     assert "wrong.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [{"precision": "fp16"}, {"accumulate": 2}])
+def test_sharding_refuses_what_it_cannot_do(other: dict[str, Any]) -> None:
+    TrainConfig(**other)
+    with pytest.raises(ConfigError, match=f"sharding goes with {next(iter(other))}"):
+        TrainConfig(sharding="full", **other)

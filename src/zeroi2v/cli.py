@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line."""
-    from zeroi2v import cli_data, cli_measure  # they take the functions below from here
+    from zeroi2v import cli_data, cli_eval, cli_measure  # they take the functions below from here
 
     parser = Parser(
         prog="zeroi2v",
@@ -96,30 +96,11 @@ def build_parser() -> Parser:
     set_option(one, "change one setting, as often as you like")
     output_options(one)
 
-    one = command(
-        commands,
-        parser,
-        "eval",
-        evaluate,
-        "measure a model on labelled videos",
-        "Uses the val split if DATA has one, else every video.",
-    )
-    data_argument(one)
-    set_option(one)
-    _model_option(one)
-    one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: as trained)")
-    one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: as trained)")
-    text = "what decodes video files (default: %(default)s)"
-    one.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
-    text = "write every video's scores into a table, .csv or .parquet"
-    one.add_argument("--scores", type=Path, metavar="FILE", help=text)
-    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: as trained)")
-    one.add_argument("--image-size", type=count, metavar="S", help="pixels a side of a frame (default: as trained)")
-    output_options(one)
+    cli_eval.add_commands(command, commands, parser)
 
     one = command(commands, parser, "predict", predict, "name what happens in videos")
     one.add_argument("videos", nargs="+", metavar="VIDEO", help="video file, or folder of the images of one clip")
-    _model_option(one)
+    model_option(one)
     one.add_argument("--top-k", type=count, default=5, metavar="K", help="labels per video (default: %(default)s)")
     output_options(one)
 
@@ -188,7 +169,7 @@ def output_options(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
 
 
-def _model_option(parser: Parser) -> None:
+def model_option(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="RUN", help="run folder, model folder or Hub name")
 
 
@@ -264,6 +245,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """`zeroi2v train`"""
     from zeroi2v.config import override, read_recipe
+    from zeroi2v.engine.evaluate import FIGURE_NAMES
     from zeroi2v.engine.train import RECIPE_FILE
     from zeroi2v.models.checkpoints import model_recipe
 
@@ -291,61 +273,17 @@ def train(arguments: argparse.Namespace) -> int:
         run = train_model(recipe, dataset, arguments.out, resume=arguments.resume, log=log)
     except VideoError as error:
         raise VideoError(error.path, f"{error.reason}; mend it, or leave such videos out with --broken skip") from error
-    top1 = run.best_top1
+    figure = "mAP" if recipe.data.multi_label else "top1"
     if arguments.json:
         left_out = {**dict.fromkeys(map(str, dataset.missing), "no such file"), **run.broken}
         broken = [{"video": path, "error": reason} for path, reason in left_out.items()]
-        answer = {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, "top1": top1}
+        answer = {"run": str(run.folder), "epochs": run.epochs, "best_epoch": run.best_epoch, figure: run.best}
         print_json({**answer, "broken": broken, "excluded": [*run.excluded]})
     else:
-        found = "" if top1 is None else f", top-1 {top1:.1%} on the validation videos"
+        found = "" if run.best is None else f", {FIGURE_NAMES[figure]} {run.best:.1%} on the validation videos"
         print(f"{run.folder}: epoch {run.best_epoch} of {run.epochs} is the best{found}")
         print(f"Next: zeroi2v predict VIDEO --model {run.folder}")
     return 0
-
-
-def evaluate(arguments: argparse.Namespace) -> int:
-    """`zeroi2v eval`"""
-    import dataclasses
-
-    from zeroi2v.config import data_settings
-    from zeroi2v.data.datasets import relabel
-    from zeroi2v.engine.evaluate import best_device
-    from zeroi2v.engine.evaluate import evaluate as evaluate_model
-    from zeroi2v.engine.scores import check_table, write_scores
-    from zeroi2v.engine.train import worker_count
-    from zeroi2v.models.checkpoints import load
-
-    if arguments.scores:
-        check_table(arguments.scores)
-    model = load(arguments.model).to(best_device())
-    log = log_of(arguments)
-    if arguments.frames or arguments.image_size:
-        log.say(f"trained on {model.frames} frames of {model.image_size} pixels; its embeddings are resized")
-        model.resize(frames=arguments.frames, image_size=arguments.image_size)
-    asked = {"clips": arguments.clips, "crops": arguments.crops}
-    model.views = dataclasses.replace(
-        model.views, **{name: value for name, value in asked.items() if value is not None}
-    )
-    model.clip = dataclasses.replace(model.clip, decoder=arguments.decoder)
-    dataset = relabel(open_data(arguments.data, data_settings(arguments.settings), "keep"), model.labels)
-    if dataset.held_out:
-        print(
-            f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
-            file=sys.stderr,
-        )
-    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
-    if arguments.scores and speaks():
-        write_scores(found, model.labels, arguments.scores)
-    if arguments.json:
-        per_class = dict(zip(model.labels, found.per_class(), strict=True))
-        print_json({**found.to_dict(), "split": "all" if dataset.held_out else "val", "per_class": per_class})
-    else:
-        top5 = f", top-5 {found.top(5):.2%}" if len(model.labels) > 5 else ""
-        print(f"top-1 {found.top(1):.2%}{top5} on {len(found.videos)} videos")
-    for error in found.skipped:
-        print(f"error: {error}", file=sys.stderr)
-    return 1 if found.skipped else 0
 
 
 def predict(arguments: argparse.Namespace) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from zeroi2v.cli import (
     Parser,
+    count,
     data_argument,
     log_of,
+    model_option,
     open_data,
     output_options,
     print_json,
@@ -27,6 +31,61 @@ def add_commands(command: Any, commands: Any, parser: Parser) -> None:
     text = "only names that match, such as '*clip*' (default: all)"
     one.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=text)
     one.add_argument("--partly", action="store_true", help="those where some attention blocks stay spatial")
+    output_options(one)
+
+    one = command(commands, parser, "show", show, "draw where the heads of one block look in a video")
+    one.add_argument("video", type=Path, metavar="VIDEO", help="video file, or folder of the images of one clip")
+    model_option(one)
+    one.add_argument("--block", type=int, metavar="N", help="attention block, from 1 (default: the last)")
+    one.add_argument("--label", metavar="NAME", help="class that Grad-CAM explains (default: the predicted one)")
+    text = "folder for show.png, show.mp4 and show.html, which are replaced (default: %(default)s)"
+    one.add_argument("--out", type=Path, default=Path("show"), metavar="FOLDER", help=text)
+    output_options(one)
+
+    notes = (
+        "Counted without computing: no weights are fetched and no GPU is needed. docs/costs.md says what is counted.\n"
+        "--table 3, 4, 5, 10 or 11 prints that table of the paper, our counts beside its figures."
+    )
+    one = command(commands, parser, "cost", cost, "count parameters, multiply-adds and memory", notes)
+    one.add_argument("--model", metavar="RUN", help="run folder, model folder or Hub name")
+    one.add_argument("--tower", metavar="NAME", help="image transformer (default: the embedded zeroi2v_tiny)")
+    one.add_argument("--strategy", metavar="NAME", help="what is adapted (default: zeroi2v)")
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: 8)")
+    one.add_argument("--classes", type=count, default=400, metavar="N", help="without --model (default: %(default)s)")
+    one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: the model's, or 1)")
+    one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: the model's, or 1)")
+    one.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help="a table of the paper instead")
+    set_option(one, "change a setting of [model], [clip] or [views], as often as you like")
+    output_options(one)
+
+    text = "time models in turn: latency, throughput and memory"
+    notes = (
+        "MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, st_adapter ...), followed by :merged where its\n"
+        "adapters are to be folded first; the weights are random. All others are compared with the first. Ctrl-C keeps the\n"
+        "rounds that are finished. docs/speed.md says what the figures mean."
+    )
+    one = command(commands, parser, "bench", bench, text, notes)
+    one.add_argument("names", nargs="*", metavar="MODEL", help="what to time (default: plain zeroi2v:merged zeroi2v)")
+    text = (
+        "time a saved model too, as often as you like: run folder, model folder or Hub name, also followed by :merged"
+    )
+    one.add_argument("--model", action="append", default=[], metavar="RUN", dest="saved", help=text)
+    text = "image transformer (default: the first saved model's, or zeroi2v_tiny)"
+    one.add_argument("--tower", metavar="NAME", help=text)
+    one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: 8)")
+    one.add_argument("--device", choices=("cpu", "cuda"), help="where to run (default: the GPU if there is one)")
+    text = "of weights and clips (default: %(default)s)"
+    one.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help=text)
+    one.add_argument("--compile", action="store_true", help="time the models after torch.compile")
+    one.add_argument("--rounds", type=count, default=20, metavar="N", help="timed calls of each (default: %(default)s)")
+    text = "untimed calls of each before them (default: %(default)s)"
+    one.add_argument("--warmup", type=count, default=3, metavar="N", help=text)
+    text = "largest batch to try for throughput; 1 tries none (default: as memory allows)"
+    one.add_argument("--max-batch", type=count, metavar="N", help=text)
+    text = "memory that a batch may take on a CPU (default: half of what is free)"
+    one.add_argument("--memory", type=float, metavar="GIB", help=text)
+    one.add_argument("--out", type=Path, metavar="FOLDER", help="write bench.json and bench.svg there")
+    set_option(one, "change one setting of [model] for all that is built: adapter_ratio=0.5, operator=hr_qkv ...")
     output_options(one)
 
     notes = (
@@ -66,6 +125,106 @@ def towers(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(f"{len(found)} towers; their pretrained weights: docs/weights.md", file=sys.stderr)
     return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """`zeroi2v show`"""
+    from zeroi2v.analysis.show import show as draw
+    from zeroi2v.engine.evaluate import best_device
+    from zeroi2v.models.checkpoints import load
+
+    model = load(arguments.model).to(best_device())
+    result = draw(arguments.video, model, arguments.out, block=arguments.block, label=arguments.label)
+    if arguments.json:
+        print_json(result)
+    else:
+        for group in result["heads"]:
+            heads = ", ".join(map(str, group["heads"]))
+            print(f"offset {group['offset']:+d}: heads {heads}; frame by frame they read {group['reads']}")
+        print(f"{result['label']} ({result['score']:.1%}): {', '.join(result['files'])}")
+    return 0
+
+
+def cost(arguments: argparse.Namespace) -> int:
+    """`zeroi2v cost`"""
+    from zeroi2v.analysis.costs_shown import compare_table, model_costs
+
+    given = {
+        "model.tower": arguments.tower,
+        "model.strategy": arguments.strategy,
+        "clip.frames": arguments.frames,
+        "views.clips": arguments.clips,
+        "views.crops": arguments.crops,
+    }
+    changes = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None] + arguments.settings
+    if arguments.table:
+        if arguments.model or changes:
+            raise ConfigError("--table counts the paper's models; give it alone")
+        value, lines = compare_table(arguments.table)
+    else:
+        value, lines = model_costs(arguments.model, changes, num_classes=arguments.classes)
+    if arguments.json:
+        print_json(value)
+    else:
+        for line in lines:
+            print(line, flush=True)
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """`zeroi2v bench`"""
+    import torch
+    from rich.console import Console
+
+    from zeroi2v.analysis.bench import MERGED, PLAIN, bench_table, build_subjects, write_bench
+    from zeroi2v.analysis.bench import bench as measure
+    from zeroi2v.config import ClipConfig, ModelConfig, Recipe, override
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; leave it out, or say --device cpu")
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.memory is not None and not arguments.memory > 0:
+        raise ConfigError(f"--memory must be above 0 GiB, got {arguments.memory}")
+    if arguments.memory is not None and device.type == "cuda":
+        raise ConfigError("--memory is of a CPU; on a GPU batches are doubled until its own memory ends")
+    flags = {"model.tower": arguments.tower, "clip.frames": arguments.frames}
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    settings = [*given, *arguments.settings]
+    if arguments.saved and settings and not arguments.tower:
+        raise ConfigError(
+            "without --tower all is built like the first saved model; add --tower, or leave out --frames and --set"
+        )
+    recipe = override(Recipe(), settings)
+    if dataclasses.replace(recipe, model=ModelConfig()) != Recipe(clip=ClipConfig(frames=recipe.clip.frames)):
+        raise ConfigError("--set: only settings of [model] change what is timed; leave out the others")
+    names = arguments.names or ([PLAIN] if arguments.saved else [PLAIN, "zeroi2v" + MERGED, "zeroi2v"])
+    log = log_of(arguments)
+    subjects = build_subjects(
+        names,
+        arguments.saved,
+        None if arguments.saved and not arguments.tower else recipe,
+        device=device,
+        dtype=arguments.dtype,
+        compiled=arguments.compile,
+        log=log,
+    )
+    result = measure(
+        subjects,
+        device=device,
+        dtype=arguments.dtype,
+        rounds=arguments.rounds,
+        warmup=arguments.warmup,
+        max_batch=arguments.max_batch,
+        memory=arguments.memory,
+        log=log,
+    )
+    if arguments.out:
+        write_bench(result, arguments.out / "bench.json", arguments.out / "bench.svg")
+    if arguments.json:
+        print_json(result)
+    else:
+        Console().print(bench_table(result))
+    return 130 if result["interrupted"] else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -42,10 +42,11 @@ class ModelConfig:
     ratio: float | None = (
         None  # share of the channels that move, half of them back and half ahead; stdha, hr_qkv: instead of heads
     )
-    strategy: str = "zeroi2v"  # a row of Table 2
+    strategy: str = "zeroi2v"  # a row of Table 2, or a method that the paper compares with
     sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
-    adapter_ratio: float = 0.25  # bottleneck width / channels of the tower
-    adapter_scale: float = 1.0  # factor of the adapter's branch
+    adapted_blocks: int | None = None  # how many blocks have them, the last ones; nothing below trains; None: all
+    adapter_ratio: float | None = None  # bottleneck width / channels of the tower; None: the strategy's, mostly 0.25
+    adapter_scale: float | None = None  # factor of the adapter's branch; None: the strategy's, mostly 1
     adapter_dropout: float = 0.0  # between the adapter's two linears
     classifier_dropout: float = 0.0
     temporal_embedding: Literal["trained", "zero"] = "trained"  # zero: the heads alone can tell the order of frames
@@ -65,7 +66,13 @@ class ModelConfig:
             f"heads goes with operator stdha or hr_qkv without ratio, got operator {self.operator}, ratio {self.ratio}",
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
-        _require(0 < self.adapter_ratio <= 4, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
+        _require(
+            self.adapted_blocks is None or self.adapted_blocks >= 1,
+            f"adapted_blocks must be at least 1, or none for all, got {self.adapted_blocks}",
+        )
+        if self.adapter_ratio is not None:
+            holds = 0 < self.adapter_ratio <= 4
+            _require(holds, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
         _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
         for name in ("adapter_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -80,6 +87,7 @@ class DataConfig:
     split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
     videos: str | None = None  # folder of the videos, if they are not beside the lists
     classes: str | None = None  # file of class names, one a line, for lists and tar files that hold numbers
+    multi_label: bool = False  # a video may have several labels; each class is then a question of its own
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
@@ -139,7 +147,7 @@ class PixelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How many views of a video are evaluated; their softmax outputs are averaged."""
+    """How many views of a video are evaluated; their scores are averaged."""
 
     clips: int = 1
     crops: Literal[1, 3] = 1  # the centre, or three along the longer side
@@ -164,6 +172,10 @@ class TrainConfig:
     label_smoothing: float = 0.0
     gradient_clip: float = 0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor multiplies it natively
+    checkpointing: bool = False  # keep each block's input alone and work out the rest again: less memory, more time
+    token_share: float = 1.0  # of a clip's patches that a step sees, the same in all frames
+    few_frames: int = 0  # frames of a clip in the first few_frames_epochs; 0: as many as later
+    few_frames_epochs: int = 0
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
     exclude: str | None = None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
@@ -172,12 +184,17 @@ class TrainConfig:
     patience: int = 0  # end after so many validations without a better one; 0: never
     save_every_minutes: float = 10.0  # where the run stands, within an epoch too; 0: after each epoch alone
     start_from: str | None = None  # the folder of an earlier run, whose weights these start as
+    sharding: Literal["none", "full"] = "none"  # full: of several processes each keeps a part of the weights (FSDP)
+    tensorboard: bool = False  # write the figures of each epoch into RUN/tensorboard too
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("patience", "save_every_minutes"):
+        for name in ("patience", "save_every_minutes", "few_frames", "few_frames_epochs"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        _require(0 < self.token_share <= 1, f"token_share must be above 0 and at most 1, got {self.token_share}")
+        few = bool(self.few_frames)
+        _require(few == bool(self.few_frames_epochs), "few_frames and few_frames_epochs go together, or are both 0")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
@@ -186,6 +203,14 @@ class TrainConfig:
         _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
+        _require(
+            self.sharding == "none" or self.precision != "fp16",
+            "sharding goes with precision fp32 or bf16: the scale of fp16's gradients is not shared",
+        )
+        _require(
+            self.sharding == "none" or self.accumulate == 1,
+            f"sharding goes with accumulate 1, or processes with fewer clips would not meet the others; got {self.accumulate}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +238,19 @@ class Recipe:
     pixels: PixelsConfig = field(default_factory=PixelsConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        few = self.train.few_frames
+        _require(few <= self.clip.frames, f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}")
+        smoothed = self.data.multi_label and self.train.label_smoothing > 0
+        _require(not smoothed, "label_smoothing is for one label a video: with data.multi_label it must be 0")
+
+    def clip_in_epoch(self, epoch: int) -> ClipConfig:
+        """How a training clip is cut in an epoch, from 1 on: at first, if asked for, fewer frames of as long a stretch of the video."""
+        if epoch > self.train.few_frames_epochs:
+            return self.clip
+        few, whole = self.train.few_frames, self.clip.frames
+        return dataclasses.replace(self.clip, frames=few, stride=round(self.clip.stride * whole / few))
 
 
 def read_recipe(path: Path) -> Recipe:

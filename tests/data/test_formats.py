@@ -367,8 +367,8 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (["a.mp4 0 2"], "line 1: labels 0, 2; a video has one label here, so split the list"),
-        (["clip 40 0 2"], "line 1: labels 0, 2; a video has one label here, so split the list"),
+        (["a.mp4 0 2"], "line 1: labels 0, 2; if a video may have several labels, set data.multi_label"),
+        (["clip 40 0 2"], "line 1: labels 0, 2; if a video may have several labels, set data.multi_label"),
         (["a.mp4 0", "b.mp4"], "line 2: expected a path and the number of its class, got 'b.mp4'"),
         (["a.mp4 0", "b.mp4 run"], "line 2: expected a path and the number of its class, got 'b.mp4 run'"),
         (["clip 0 3"], "line 1: the number of frames must be at least 1"),

@@ -24,7 +24,16 @@ from zeroi2v.errors import CheckpointError
 RECIPE = Recipe(
     model=ModelConfig(adapter_dropout=0.1),
     clip=ClipConfig(frames=4),
-    train=TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.5, workers=0, save_every_minutes=1e-6),
+    train=TrainConfig(
+        epochs=2,
+        batch_size=8,
+        warmup_epochs=0.5,
+        workers=0,
+        save_every_minutes=1e-6,
+        token_share=0.5,  # drawn anew in every step
+        few_frames=2,  # in the first of the two epochs
+        few_frames_epochs=1,
+    ),
 )
 
 

@@ -10,12 +10,13 @@ import torch
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.engine.evaluate import Evaluation
-from zeroi2v.engine.scores import check_table, write_scores
+from zeroi2v.engine.scores import check_table, write_confusion, write_scores
 from zeroi2v.errors import ConfigError
 
 LABELS = ("run", 'jump, "high"', "é")
 LOGITS = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 0.0, 3.0]], [[0.0, 1.0, 0.0]]])
-FOUND = Evaluation(LOGITS, torch.tensor([0, 1, 1]), tuple(Video(Path(f"{n}.mp4"), 0) for n in "abc"), ())
+VIDEOS = tuple(Video(Path(f"{name}.mp4"), label) for name, label in {"a": 0, "b": 1, "c": 1}.items())
+FOUND = Evaluation(LOGITS, torch.tensor([0, 1, 1]), VIDEOS, ())
 
 
 def test_a_csv_table_holds_every_score(tmp_path: Path) -> None:
@@ -37,6 +38,18 @@ def test_a_parquet_table_is_the_same(tmp_path: Path) -> None:
     table = parquet.read_table(tmp_path / "scores.parquet").to_pydict()
     assert table["answer"] == ["run", "é", LABELS[1]]
     torch.testing.assert_close(torch.tensor(table["score: run"]), LOGITS[:, 0].softmax(-1)[:, 0])
+
+
+def test_the_confusion_table_has_a_row_per_class(tmp_path: Path) -> None:
+    write_confusion(FOUND, LABELS, tmp_path / "confusion.csv")
+    with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        rows = [*csv.reader(file)]
+    assert rows == [
+        ["label", *(f"answer: {label}" for label in LABELS)],
+        ["run", "1", "0", "0"],
+        [LABELS[1], "0", "1", "1"],
+        ["é", "0", "0", "0"],
+    ]
 
 
 def test_a_class_without_videos_has_no_accuracy() -> None:

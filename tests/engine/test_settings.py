@@ -33,6 +33,7 @@ CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run en
     "model.operator": "hr_qkv",
     "model.strategy": "gelu_adapter",
     "model.sites": ("qkv",),
+    "model.adapted_blocks": 1,
     "model.adapter_ratio": 0.5,
     "model.adapter_scale": 0.5,
     "model.adapter_dropout": 0.5,
@@ -66,10 +67,15 @@ CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run en
     "train.gradient_clip": 1e-6,
     "train.precision": "bf16",
     "train.seed": 1,
+    "train.token_share": 0.5,
+    "train.few_frames": 2,
+    "train.few_frames_epochs": 2,
 }
 BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
+    "train.few_frames": {"train.few_frames": 3, "train.few_frames_epochs": 1},
+    "train.few_frames_epochs": {"train.epochs": 2, "train.few_frames": 2, "train.few_frames_epochs": 1},
     **{
         f"pixels.augment_{name}": {"pixels.augment_operations": 4, "pixels.augment_probability": 1.0}
         for name in ("operations", "magnitude", "jitter", "probability", "place")
@@ -79,8 +85,15 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
     *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
     *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
-    *("train.save_every_minutes", "train.exclude", "clip.decoder"),
-    *("data.format", "data.split", "data.videos", "data.classes"),
+    *(
+        "train.save_every_minutes",
+        "train.exclude",
+        "train.checkpointing",
+        "train.sharding",
+        "train.tensorboard",
+        "clip.decoder",
+    ),
+    *("data.format", "data.split", "data.videos", "data.classes", "data.multi_label"),
 }
 
 
@@ -134,6 +147,29 @@ def test_every_setting_is_listed() -> None:
     assert {*CHANGES} | ELSEWHERE == {
         f"{table}.{setting}" for table, settings in dataclasses.asdict(RECIPE).items() for setting in settings
     }
+
+
+def test_checkpointing_changes_no_weight(dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    recipe = changed(RECIPE, {"train.checkpointing": True})
+    found = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
+    for name, weight in plain.items():
+        torch.testing.assert_close(found[name], weight, msg=name)
+
+
+def test_a_run_that_begins_with_few_frames_ends_with_all(dataset: VideoDataset, tmp_path: Path) -> None:
+    seen: list[int] = []
+    step = training.take_step
+
+    def noted(learner: Any, clips: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        seen.append(clips.shape[1])
+        return step(learner, clips, labels)
+
+    settings = {"train.epochs": 3, "train.few_frames": 2, "train.few_frames_epochs": 1, "train.batch_size": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "take_step", noted)
+        run = train(changed(RECIPE, settings), dataset, tmp_path / "run")  # validates after each epoch, on all frames
+    assert seen == [2, 4, 4]
+    assert zeroi2v.load(run.folder).frames == 4
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,25 +18,57 @@ import torch
 REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round. Every round makes every call once; the rounds go through all orders in turn."""
+def balanced_orders(count: int) -> list[tuple[int, ...]]:
+    """Orders in which each of `count` calls has every place, and comes right after each other call, equally often (Williams, 1949).
+
+    There are `count` of them where it is even, and twice as many where it is odd: then each is followed by its reverse.
+    """
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]  # 0, 1, -1, 2, -2 ...
+    rows = [tuple((step + shift) % count for step in zigzag) for shift in range(count)]
+    return [order for row in rows for order in ((row, row[::-1]) if count % 2 else (row,))]
+
+
+def timed_rounds(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
+) -> Iterator[dict[str, float]]:
+    """Milliseconds of each call, round by round, after `warmup` rounds that are not told.
+
+    Every round makes every call once; the rounds go through the balanced orders in turn.
+    """
     names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    orders = itertools.cycle(itertools.permutations(names))
+    orders = itertools.cycle(balanced_orders(len(names)))
     for turn, order in enumerate(itertools.islice(orders, warmup + rounds)):
-        for name in order:
+        times = {}
+        for name in (names[place] for place in order):
             _synchronize()
             start = time.perf_counter()
             calls[name]()
             _synchronize()
-            if turn >= warmup:
-                times[name].append((time.perf_counter() - start) * 1000)
-    return times
+            times[name] = (time.perf_counter() - start) * 1000
+        if turn >= warmup:
+            yield times
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """The milliseconds of `timed_rounds`, as one series for each call."""
+    told = list(timed_rounds(calls, rounds=rounds, warmup=warmup))
+    return {name: [times[name] for times in told] for name in calls}
+
+
+def ratios(times: Mapping[str, list[float]], over: str, under: str) -> list[float]:
+    """One call's time divided by another's in the same round, for every round."""
+    return [a / b for a, b in zip(times[over], times[under], strict=True)]
 
 
 def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
     """The median over the rounds of one call's time divided by another's in the same round."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+    return statistics.median(ratios(times, over, under))
+
+
+def spread(series: Sequence[float]) -> dict[str, float]:
+    """The median of a series, its quartiles and its 95th percentile, interpolated between neighbours."""
+    cuts = statistics.quantiles(series if len(series) > 1 else [*series, *series], n=20, method="inclusive")
+    return {"median": cuts[9], "q1": cuts[4], "q3": cuts[14], "p95": cuts[18]}
 
 
 def _synchronize() -> None:

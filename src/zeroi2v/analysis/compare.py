@@ -24,14 +24,14 @@ from typing import Any, Final
 
 import torch
 
-from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
+from zeroi2v.analysis.benchmark import balanced_orders, interleave, median_ratio, provenance
 from zeroi2v.analysis.compare_page import compare_page
 from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.config import Recipe, override, read_recipe, to_dict
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.folders import write_text
 from zeroi2v.data.loader import start_worker
-from zeroi2v.engine.evaluate import best_device
+from zeroi2v.engine.evaluate import FIGURE_NAMES, best_device
 from zeroi2v.engine.log import Log, append_json, keep_json_lines, read_json_lines
 from zeroi2v.engine.resume import data_key
 from zeroi2v.engine.train import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
@@ -41,7 +41,7 @@ from zeroi2v.models.video import VideoClassifier, build_model
 
 ROWS_FILE: Final = "rows.jsonl"
 LATENCY_SECONDS: Final = 5.0  # that measuring the latency of one row takes, about, where its rounds allow
-LATENCY_ROUNDS: Final = (5, 60)  # at least, at most
+LATENCY_CYCLES: Final = 10  # of the balanced orders, at most
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,15 @@ def compare(
 
     What is finished there already is taken as it is. ConfigError or DatasetError before anything is trained.
     """
+    trials = plan(rows, budget, seeds)
 
     def write(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         result = {
             **provenance(),
             "machines": [json.loads(one) for one in dict.fromkeys(json.dumps(entry["machine"]) for entry in entries)],
             "seeds": list(seeds),
+            "trainings": {"finished": len(entries), "planned": len(trials)},
+            "figure": "mAP" if budget.data.multi_label else "top1",
             "videos": {"train": len(dataset.train), "val": len(dataset.val)},
             "classes": len(dataset.classes),
             "budget": to_dict(budget),
@@ -91,7 +94,7 @@ def compare(
         write_text(out / "compare.html", compare_page(result))
         return result
 
-    return write(run_trials(plan(rows, budget, seeds), dataset, out, each=write, log=log))
+    return write(run_trials(trials, dataset, out, each=write, log=log))
 
 
 def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Trial]:
@@ -116,6 +119,8 @@ def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Tria
             raise ConfigError(f"row {row.name}: {error}") from error
         if recipes[row.name].train.seed != budget.train.seed:
             raise ConfigError(f"row {row.name}: train.seed is for --seeds to say, the same for all rows")
+        if recipes[row.name].data != budget.data:
+            raise ConfigError(f"row {row.name}: [data] is the same for all rows; set it with --set")
     return [
         Trial(name, seed, override(recipe, [f"train.seed={seed}", f"train.validate_every={recipe.train.epochs}"]))
         for seed in seeds
@@ -168,15 +173,16 @@ def run_trials(
                 process.start()
                 sender.close()
                 running[receiver] = process, trial
-            for receiver in wait(list(running)):
-                process, trial = running.pop(receiver)  # type: ignore[index]  # wait returns what it was given
-                entry = _answer(receiver, process, trial)  # type: ignore[arg-type]
+            answered = wait(list(running))
+            for receiver in [one for one in running if one in answered]:
+                process, trial = running.pop(receiver)
+                entry = _answer(receiver, process, trial)
                 append_json(out / ROWS_FILE, entry)
                 for name in (RESUME_FILE, LAST_FILE):  # what stays is the model
                     (out / trial.folder / name).unlink(missing_ok=True)
                 found[trial.row, trial.seed] = entry
                 log.say(
-                    f"{trial}: top-1 {entry['top1']:.1%} after {entry['seconds']:.0f} s of training; "
+                    f"{trial}: {FIGURE_NAMES[entry['figure']]} {entry['score']:.1%} after {entry['seconds']:.0f} s of training; "
                     f"{len(missing) + len(running)} to go"
                 )
                 each(in_order())
@@ -193,16 +199,17 @@ def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
         raise DatasetError(f"{dataset.source}: a comparison needs videos to validate on")
     if out.exists() and not (out / ROWS_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: already there and not from a comparison; choose another --out")
-    for trial in trials:
-        begun = out / trial.folder / RECIPE_FILE
-        if begun.is_file():
-            changed = _difference(to_dict(read_recipe(begun)), to_dict(trial.recipe))
-            if changed:
-                raise ConfigError(f"{out}: {trial} was begun with {changed}; keep that, or choose another --out")
     key = _data(dataset)
-    for entry in read_json_lines(out / ROWS_FILE):
-        if entry["data"] != key:
-            raise ConfigError(f"{out}: its rows were trained on other videos; choose another --out")
+    finished = {(entry["row"], entry["seed"]): entry for entry in read_json_lines(out / ROWS_FILE)}
+    if any(entry["data"] != key for entry in finished.values()):
+        raise ConfigError(f"{out}: its rows were trained on other videos; choose another --out")
+    for trial in trials:
+        entry, begun = finished.get((trial.row, trial.seed)), out / trial.folder / RECIPE_FILE
+        if entry is None and not begun.is_file():
+            continue
+        before = entry["recipe"] if entry else to_dict(read_recipe(begun))
+        if changed := _difference(before, to_dict(trial.recipe)):
+            raise ConfigError(f"{out}: {trial} was begun with {changed}; keep that, or choose another --out")
     for trial in {trial.row: trial for trial in trials}.values():
         config = dataclasses.replace(trial.recipe.model, pretrained=False, weights=None)
         try:
@@ -213,7 +220,8 @@ def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
 
 
 def _difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> str:
-    """The settings that differ, in words; '' if none."""
+    """The settings that differ, in words; '' if none. One was perhaps read from JSON, which has no tuples."""
+    before, now = json.loads(json.dumps([before, now]))
     return ", ".join(
         f"{table}.{name} = {value!r}, not {now[table][name]!r}"
         for table, settings in before.items()
@@ -283,7 +291,8 @@ def _measure(trial: Trial, dataset: VideoDataset, folder: Path, *, latency: bool
     entry = {
         "row": trial.row,
         "seed": trial.seed,
-        "top1": run.best_top1,
+        "figure": "mAP" if model.multi_label else "top1",
+        "score": run.best,
         "trainable_params": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "params": sum(weight.numel() for weight in model.parameters()),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
@@ -319,8 +328,9 @@ def measure_latency(model: VideoClassifier) -> dict[str, Any]:
     else:
         calls["merged"] = lambda: merged(clip)
     once = sum(series[0] for series in interleave(calls, rounds=1, warmup=1).values()) / 1000
-    least, most = LATENCY_ROUNDS
-    times = interleave(calls, rounds=max(least, min(most, round(LATENCY_SECONDS / once))))
+    cycle = len(balanced_orders(len(calls)))
+    cycles = max(1, min(LATENCY_CYCLES, round(LATENCY_SECONDS / once / cycle)))
+    times = interleave(calls, rounds=cycles * cycle, warmup=1)
     return {
         "rounds": len(times["tower"]),
         "tower_ms": statistics.median(times["tower"]),
@@ -333,19 +343,19 @@ def measure_latency(model: VideoClassifier) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line for each row that has an entry: accuracy seed by seed, means and medians of the rest."""
+    """One line for each row that has an entry: the score of each seed, means and medians of the rest."""
     lines = []
     for row in rows:
         own = [entry for entry in entries if entry["row"] == row.name]
         if not own:
             continue
-        top1 = [entry["top1"] for entry in own]
+        scores = [entry["score"] for entry in own]
         line: dict[str, Any] = {
             "row": row.name,
             "settings": list(row.settings),
             "seeds": [entry["seed"] for entry in own],
-            "top1": top1,
-            "mean_top1": statistics.mean(top1),
+            "scores": scores,
+            "mean_score": statistics.mean(scores),
             "trainable_params": own[0]["trainable_params"],
             "seconds": statistics.mean(entry["seconds"] for entry in own),
             "peak_memory": max(entry["peak_memory"] for entry in own),

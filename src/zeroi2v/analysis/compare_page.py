@@ -16,9 +16,9 @@ from rich.text import Text
 
 from zeroi2v.analysis.page import page
 from zeroi2v.analysis.report import body_rows, duration, percent, terminal_table
+from zeroi2v.engine.evaluate import FIGURE_NAMES
 
-COLUMNS: Final = (
-    "top-1 (lowest to highest)",
+COLUMNS: Final = (  # after the name and the score
     "trainable parameters",
     "training",
     "peak memory",
@@ -30,11 +30,11 @@ DOES_NOT_MERGE: Final = "does not merge"
 
 
 def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Name and cells of each row, best first, in the order of COLUMNS."""
+    """Name, score and cells of each row, best first, in the order of `columns`."""
     return [
         (
             line["row"],
-            accuracy(line["top1"]),
+            accuracy(line["scores"]),
             f"{line['trainable_params']:,}",
             duration(line["seconds"]),
             memory(line["peak_memory"]),
@@ -42,14 +42,20 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             DOES_NOT_MERGE if line["merged_ms"] is None else f"{line['merged_ms']:.1f}",
             "" if line["merged_ms"] is None else f"{line['merged_over_tower']:.2f}",
         )
-        for line in sorted(result["rows"], key=lambda line: -line["mean_top1"])
+        for line in sorted(result["rows"], key=lambda line: -line["mean_score"])
     ]
 
 
-def accuracy(top1: Sequence[float]) -> str:
+def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heads of the table, after the row's name."""
+    spread = " (lowest to highest)" if len(result["seeds"]) > 1 else ""
+    return (FIGURE_NAMES[result["figure"]] + spread, *COLUMNS)
+
+
+def accuracy(scores: Sequence[float]) -> str:
     """The mean over seeds, and the lowest and highest where there are several."""
-    mean = percent(sum(top1) / len(top1))
-    return mean if len(top1) == 1 else f"{mean} ({100 * min(top1):.1f} to {100 * max(top1):.1f})"
+    mean = percent(sum(scores) / len(scores))
+    return mean if len(scores) == 1 else f"{mean} ({100 * min(scores):.1f} to {100 * max(scores):.1f})"
 
 
 def memory(size: float) -> str:
@@ -58,22 +64,25 @@ def memory(size: float) -> str:
 
 def chance(result: Mapping[str, Any]) -> float:
     """What the number of validation videos alone leaves open: the widest half of a 95 % interval of any row's accuracy."""
-    widest = max(line["mean_top1"] * (1 - line["mean_top1"]) for line in result["rows"])
+    widest = max(line["mean_score"] * (1 - line["mean_score"]) for line in result["rows"])
     return 1.96 * math.sqrt(widest / int(result["videos"]["val"]))
 
 
 def terminal(result: Mapping[str, Any]) -> Group:
     """The table and what it leaves open."""
-    return Group(terminal_table("row", COLUMNS, table_rows(result)), Text(f"\n{_reading(result)}"))
+    return Group(terminal_table("row", columns(result), table_rows(result)), Text(f"\n{_reading(result)}"))
 
 
 def _reading(result: Mapping[str, Any]) -> str:
-    seeds, val = len(result["seeds"]), result["videos"]["val"]
-    of = f"Mean of {seeds} seeds" if seeds > 1 else "One seed, so no spread between seeds is known"
-    return (
-        f"{of}; the last epoch's model, on {val:,} validation videos, whose number alone leaves "
-        f"{100 * chance(result):.1f} points either way open (95 %)."
+    seeds, val, done = len(result["seeds"]), result["videos"]["val"], result["trainings"]
+    so_far = (
+        "" if done["finished"] == done["planned"] else f"So far {done['finished']} of {done['planned']} trainings. "
     )
+    of = f"Mean of {seeds} seeds" if seeds > 1 else "One seed, so no spread between seeds is known"
+    text = f"{so_far}{of}; the last epoch's model, on {val:,} validation videos"
+    if result["figure"] != "top1":
+        return text + "."
+    return f"{text}, whose number alone leaves {100 * chance(result):.1f} points either way open (95 %)."
 
 
 def compare_page(result: Mapping[str, Any]) -> str:
@@ -82,19 +91,19 @@ def compare_page(result: Mapping[str, Any]) -> str:
 
 
 def _header(result: Mapping[str, Any]) -> str:
-    best = max(result["rows"], key=lambda line: line["mean_top1"])
+    best = max(result["rows"], key=lambda line: line["mean_score"])
     train, videos = result["budget"]["train"], result["videos"]
     return f"""<header>
 <p class="quiet">zeroi2v {escape(str(result["versions"]["zeroi2v"]))} compare, {escape(str(result["date"]))}</p>
 <h1>What does best on these videos, and at what cost?</h1>
 <p class="lead">{len(result["rows"])} ways to adapt <code>{escape(result["budget"]["model"]["tower"])}</code>, each trained on the same
 {videos["train"]:,} videos of {result["classes"]} classes for {train["epochs"]} epochs, with {len(result["seeds"])} seeds. Best:
-<b>{escape(best["row"])}</b>, {escape(accuracy(best["top1"]))}.</p>
+<b>{escape(best["row"])}</b>, {escape(accuracy(best["scores"]))}.</p>
 </header>"""
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in COLUMNS)
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns(result))
     return f"""<section><h2>All rows</h2>
 <p>{escape(_reading(result))} Training: the epochs alone, without loading libraries and validating. Peak memory: of the training
 process with its libraries, without those that decode; on a GPU, what the GPU held. Latency: one clip in full precision, as trained
@@ -122,18 +131,18 @@ class Point:
 
     name: str
     cost: float
-    top1: Sequence[float]
+    scores: Sequence[float]
     merges: bool
 
     @property
     def mean(self) -> float:
-        return sum(self.top1) / len(self.top1)
+        return sum(self.scores) / len(self.scores)
 
 
 def points(lines: Iterable[Mapping[str, Any]], costs: Iterable[float]) -> list[Point]:
     """The rows with the cost of each."""
     return [
-        Point(line["row"], cost, line["top1"], line["merged_ms"] is not None)
+        Point(line["row"], cost, line["scores"], line["merged_ms"] is not None)
         for line, cost in zip(lines, costs, strict=True)
     ]
 
@@ -142,7 +151,7 @@ def scatter(drawn: Sequence[Point], axis: str, text: Callable[[float], str]) -> 
     """Accuracy over cost as a picture; the names stand beside their points and clear of each other."""
     left, right, top, gap = 48, 392, 12, 14
     bottom = top + max(190, gap * (len(drawn) + 1))
-    lowest, highest = min(min(one.top1) for one in drawn), max(max(one.top1) for one in drawn)
+    lowest, highest = min(min(one.scores) for one in drawn), max(max(one.scores) for one in drawn)
     levels = ticks(max(0.0, lowest - 0.03), min(1.0, highest + 0.03))
     costs = ticks(min(one.cost for one in drawn), max(one.cost for one in drawn))
 
@@ -155,8 +164,8 @@ def scatter(drawn: Sequence[Point], axis: str, text: Callable[[float], str]) -> 
     marks = [f'<path class="grid" d="M{left} {down(level)}H{right}"/>' for level in levels]
     words = [f'<text x="{left - 8}" y="{down(level) + 4}" class="end">{percent(level, 0)}</text>' for level in levels]
     for cost, side in ((costs[0], ""), (costs[-1], "end")):
-        x = left if not side else right
-        words.append(f'<text x="{x}" y="{bottom + 18}" class="{side}">{text(cost)}</text>')
+        words_at = left if not side else right
+        words.append(f'<text x="{words_at}" y="{bottom + 18}" class="{side}">{text(cost)}</text>')
     words.append(f'<text x="{(left + right) / 2}" y="{bottom + 36}" class="middle">{escape(axis)}</text>')
     free = float(top)
     ordered = sorted(drawn, key=lambda one: -one.mean)
@@ -167,7 +176,7 @@ def scatter(drawn: Sequence[Point], axis: str, text: Callable[[float], str]) -> 
         free = line + gap
         toward = -1 if x > (left + right) / 2 else 1
         side = "end" if toward < 0 else ""
-        marks.append(f'<path class="spread" d="M{x} {down(min(one.top1))}V{down(max(one.top1))}"/>')
+        marks.append(f'<path class="spread" d="M{x} {down(min(one.scores))}V{down(max(one.scores))}"/>')
         marks.append(f'<path class="grid" d="M{x} {y}L{x + 9 * toward} {line - 4}"/>')
         kind = "" if one.merges else ' class="ring"'
         marks.append(f'<circle cx="{x}" cy="{y}" r="4"{kind}/>')

@@ -1,20 +1,18 @@
-"""Where does a head look? The attention maps of one block, and how one of them is drawn over a frame.
+"""How is a map of patches drawn over a frame?
 
-Shapes: B clips, T frames, H heads, N tokens per frame, g patches along a side of a frame.
+Shapes: H x W pixels of a frame, g patches along a side of it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from zeroi2v.errors import ConfigError, TowerError
-from zeroi2v.models.towers import find_blocks, prefix_tokens
-from zeroi2v.models.video import VideoClassifier
+from zeroi2v.errors import ConfigError
 
 SIDE: Final = 192  # pixels that a drawn frame has at least along each side
 COLOURS: Final = (  # from no attention to the most; their lightness rises evenly, so that they also read in grey
@@ -22,55 +20,6 @@ COLOURS: Final = (  # from no attention to the most; their lightness rises evenl
     *((0.87, 0.32, 0.23), (0.99, 0.65, 0.04), (0.99, 1.00, 0.64)),
 )
 GREY: Final = (0.299, 0.587, 0.114)  # weights of red, green and blue in the lightness of a pixel
-
-
-@torch.no_grad()
-def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
-    """Softmax attention of every head of one attention block: (B, T, H, N, N), each row adding up to 1.
-
-    Row i of [b, t, h] says how the query of token i of frame t spreads over the tokens of the frame that head h reads.
-    The model may be adapted or merged and is left as it was. ConfigError if there is no such block, TowerError if its
-    attention does not make such a map.
-    """
-    blocks = find_blocks(model.tower, model.config.tower)
-    if not 0 <= block < len(blocks):
-        raise ConfigError(f"block must be 0 to {len(blocks) - 1} for {model.config.tower}, got {block}")
-    attention: Any = model.tower.get_submodule(blocks[block].name)
-    where = f"{model.config.tower}: {type(attention).__name__} of block {block}"
-    drop, fused = getattr(attention, "attn_drop", None), getattr(attention, "fused_attn", None)
-    if not isinstance(drop, nn.Module) or not isinstance(fused, bool):
-        raise TowerError(f"{where} has no explicit attention map")
-    seen: list[Tensor] = []
-    hook = drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    training = model.training
-    try:
-        attention.fused_attn = False  # the explicit route passes its softmax through `attn_drop`
-        model.eval()
-        tokens = model.tokens(clip).shape[2]
-    finally:
-        attention.fused_attn = fused
-        model.train(training)
-        hook.remove()
-    wanted = (len(model.tower_input(clip)), blocks[block].layout.head_count, tokens, tokens)
-    if len(seen) != 1 or seen[0].shape != wanted:
-        raise TowerError(f"{where} makes no single map per head")
-    maps: Tensor = seen[0].unflatten(0, (clip.shape[0], -1))
-    return maps
-
-
-def patch_map(attention_row: Tensor, model: VideoClassifier) -> Tensor:
-    """One row of an attention map (N,) on the grid of patches: (g, g), without class and register tokens.
-
-    It adds up to less than 1 where those tokens were looked at. ConfigError if the row does not fit.
-    """
-    prefix = prefix_tokens(model.tower)
-    patches = attention_row[prefix:]
-    grid = math.isqrt(len(patches))
-    if attention_row.ndim != 1 or grid == 0 or grid * grid != len(patches):
-        shape = tuple(attention_row.shape)
-        raise ConfigError(f"a row must be (N,), {prefix} tokens before a square grid of patches, got {shape}")
-    on_grid: Tensor = patches.unflatten(0, (grid, grid))
-    return on_grid
 
 
 def enlarge(frame: Tensor) -> Tensor:
@@ -101,14 +50,14 @@ def outline(picture: Tensor, patch: tuple[int, int], grid: int) -> Tensor:
     return marked
 
 
-def overlay(frame: Tensor, heat: Tensor) -> Tensor:
+def overlay(frame: Tensor, heat: Tensor, *, most: float | None = None) -> Tensor:
     """The enlarged frame in grey, the heat map (g, g) in colour over it: uint8.
 
-    Where the map is 0 the frame stays grey; then purple, orange, and pale yellow at the map's own maximum.
+    Where the map is 0 the frame stays grey; then purple, orange, and pale yellow at `most`, or else at the map's own maximum.
     """
     picture = enlarge(frame)
     share = heat.detach().to(picture.device, torch.float32).clamp(min=0)
-    share = share / share.max().clamp(min=torch.finfo(share.dtype).tiny)
+    share = (share / max(share.max().item() if most is None else most, torch.finfo(share.dtype).tiny)).clamp(max=1)
     share = F.interpolate(share[None, None], picture.shape[-2:], mode="nearest-exact")[0, 0]  # one value per patch
     grey = torch.einsum("chw,c->hw", picture.float() / 255, torch.tensor(GREY, device=picture.device))
     low, high = grey.aminmax()

@@ -6,14 +6,14 @@ video, and so is a stretch of a tar file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 from zeroi2v.config import DataConfig
-from zeroi2v.data.folders import Entry, Listing, first_names
+from zeroi2v.data.folders import LABEL_SEPARATOR, Entry, Listing, first_names
 from zeroi2v.data.formats import read_source
 from zeroi2v.errors import ConfigError, DatasetError, nearest
 
@@ -23,7 +23,19 @@ class Video:
     """One video of a dataset."""
 
     path: Path  # a file, a folder of images, or the `tar_address` of a file in a tar file
-    label: int  # index into the dataset's classes
+    label: int  # index into the dataset's classes; where a video may have several labels, the first of them
+    others: tuple[int, ...] = ()  # the further ones, rising
+
+    @classmethod
+    def of(cls, path: Path, labels: Iterable[int]) -> Video:
+        """A video with these labels, at least one."""
+        label, *others = sorted(labels)
+        return cls(path, label, (*others,))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Every label."""
+        return (self.label, *self.others)
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,12 @@ def open_dataset(
     disk are an error, left out, or kept, as others that cannot be read are. DatasetError says what is wrong with the source, with
     file and line.
     """
+    config = config or DataConfig()
     if not 0 <= val_share < 1:
         raise ConfigError(f"val_share must be at least 0 and below 1, got {val_share}")
-    name, listing = read_source(source, config or DataConfig())
+    name, listing = read_source(source, config)
     classes = listing.classes or tuple(sorted({entry.label for entry in listing.entries}))
-    entries, repeated = _checked(source, listing, classes)
+    entries, labels, repeated = _checked(source, listing, classes, config.multi_label)
     absent = [entry.path for entry in entries if not entry.found]
     if absent and (missing == "stop" or len(absent) == len(entries)):
         count = f"{len(absent)} of its {len(entries)} videos are missing"
@@ -106,7 +119,7 @@ def open_dataset(
     for entry in entries:
         videos = splits.setdefault(entry.split or "train", [])
         if entry.found or missing == "keep":
-            videos.append(Video(Path(entry.path), numbers[entry.label]))
+            videos.append(Video.of(Path(entry.path), (numbers[name] for name in labels[entry.path])))
     if "val" not in splits and "test" in splits:
         splits["val"] = splits.pop("test")
     held_out = "val" not in splits
@@ -125,14 +138,22 @@ def open_dataset(
     )
 
 
-def _checked(source: Path, listing: Listing, classes: Sequence[str]) -> tuple[list[Entry], list[str]]:
-    """The entries, each video once, and what was said twice. DatasetError for lines that cannot be used, or contradict each other."""
+def _checked(
+    source: Path, listing: Listing, classes: Sequence[str], multi_label: bool
+) -> tuple[list[Entry], dict[str, set[str]], list[str]]:
+    """The first entry of each video, the labels of each path, and what was said twice.
+
+    DatasetError for lines that cannot be used, or contradict each other.
+    """
     for name in classes:
+        if multi_label and LABEL_SEPARATOR in name:
+            raise DatasetError(f"{source}: the class name {name!r} holds a bar, which separates labels; rename it")
         if not name.isprintable():
             raise DatasetError(f"{source}: the class name {name!r} has characters that are no text; rename it")
     known = {*classes}
     wrong, repeated = [*listing.wrong], []
     first: dict[str, Entry] = {}
+    labels: dict[str, set[str]] = {}
     for entry in listing.entries:
         earlier = first.setdefault(entry.path, entry)
         if not entry.label:
@@ -141,16 +162,18 @@ def _checked(source: Path, listing: Listing, classes: Sequence[str]) -> tuple[li
             near = nearest(entry.label, classes) if len(wrong) < 3 else ""  # no more are shown
             wrong.append(f"{entry.where}: no class is called {entry.label!r}{near}")
         elif earlier is entry:
-            continue
-        elif (earlier.label, earlier.split) == (entry.label, entry.split):
+            labels[entry.path] = {entry.label}
+        elif earlier.split != entry.split or (earlier.label != entry.label and not multi_label):
+            what = "label" if earlier.label != entry.label and not multi_label else "split"
+            wrong.append(f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}")
+        elif entry.label in labels.setdefault(entry.path, set()):
             repeated.append(f"{entry.where}: {entry.path} is also at {earlier.where}")
         else:
-            what = "label" if earlier.label != entry.label else "split"
-            wrong.append(f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}")
+            labels[entry.path].add(entry.label)
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DatasetError("; ".join(wrong[:3]) + more)
-    return [*first.values()], repeated
+    return [*first.values()], labels, repeated
 
 
 def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
@@ -160,14 +183,14 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
             raise DatasetError(f"{dataset.source}: the model has no class {name!r}{nearest(name, labels)}")
     numbers = [labels.index(name) for name in dataset.classes]
     splits = {
-        split: tuple(replace(video, label=numbers[video.label]) for video in videos)
+        split: tuple(Video.of(video.path, (numbers[label] for label in video.labels)) for video in videos)
         for split, videos in dataset.splits.items()
     }
     return replace(dataset, classes=tuple(labels), splits=splits)
 
 
 def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Video], list[Video]]:
-    """The videos that stay, and those held out: `share` of each class, at least one and never all."""
+    """The videos that stay, and those held out: `share` of each class, by first label, at least one and never all."""
     by_class: dict[int, list[Video]] = {}
     for video in sorted(videos, key=lambda video: video.path.parts):
         by_class.setdefault(video.label, []).append(video)

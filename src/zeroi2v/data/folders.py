@@ -27,6 +27,7 @@ _TENSORS = (".h5", ".mat", ".npy", ".npz", ".parquet", ".pkl", ".pt", ".pth")
 _ARCHIVES = (".7z", ".bz2", ".gz", ".part", ".rar", ".tar", ".tgz", ".tmp", ".xz", ".zip")
 _SOUNDS = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".wav")
 _NOT_VIDEOS: Final = IMAGE_SUFFIXES.union(_DOCUMENTS, _TABLES, _TENSORS, _ARCHIVES, _SOUNDS)
+LABEL_SEPARATOR: Final = "|"  # between the labels of a video, where it may have several
 _LABELS: Final = ("cls", "txt", "json")  # endings of a label in a tar file; the first that is there counts
 _LABEL_KEYS: Final = ("label", "class", "cls")  # where an object of a .json has it
 _MOST_NUMBERS: Final = 100_000  # classes of a source that has numbers but no names for them
@@ -35,7 +36,7 @@ _DEPTH: Final = 3  # folders below the first in which a video of a list may lie
 
 
 class Entry(NamedTuple):
-    """One video as its source describes it."""
+    """One label of one video as its source describes it; a video with several labels has an entry for each."""
 
     path: str
     label: str  # name of its class
@@ -244,15 +245,20 @@ def tar_files(source: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def read_shards(source: Path, classes: tuple[str, ...] | None) -> Listing:
+def labels_in(text: str, multi_label: bool) -> list[str]:
+    """The labels that a text names: itself, or with `multi_label` what stands between bars."""
+    return [label.strip() for label in text.split(LABEL_SEPARATOR)] if multi_label else [text]
+
+
+def read_shards(source: Path, classes: tuple[str, ...] | None, multi_label: bool) -> Listing:
     """The videos in tar files, each beside its label: key.mp4 and key.cls, key.txt or key.json. `classes` names the numbers.
 
-    Without `classes`, numbers are classes called "0", "1" ... in that order. The tar files are read through once; a video's
-    path says at which bytes it lies.
+    With `multi_label` a label may be several, between bars or in a JSON list. Without `classes`, numbers are classes called "0",
+    "1" ... in that order. The tar files are read through once; a video's path says at which bytes it lies.
     """
     listing = Listing([], classes)
     for split, archive in tar_files(source):
-        _read_shard(archive, split, listing)
+        _read_shard(archive, split, listing, multi_label)
     return name_numbers(listing)
 
 
@@ -277,10 +283,10 @@ def name_numbers(listing: Listing) -> Listing:
     return replace(listing, entries=entries, classes=classes)
 
 
-def _read_shard(archive: Path, split: str, listing: Listing) -> None:
+def _read_shard(archive: Path, split: str, listing: Listing, multi_label: bool) -> None:
     """Add the videos of one tar file."""
     videos: dict[str, Path] = {}
-    labels: dict[tuple[str, str], str] = {}  # (key, ending) -> label
+    labels: dict[tuple[str, str], list[str]] = {}  # (key, ending) -> labels
     try:
         with tarfile.open(archive, "r:") as tar:  # "r:": never a compressed one, of which no bytes can be picked
             while member := tar.next():
@@ -296,7 +302,8 @@ def _read_shard(archive: Path, split: str, listing: Listing) -> None:
                         listing.wrong.append(f"{where}: {member.size} bytes are too many for a label")
                         continue
                     content = tar.extractfile(member)
-                    labels[key, ending] = _label(content.read() if content else b"", ending, where, listing.wrong)
+                    text = content.read() if content else b""
+                    labels[key, ending] = _labels(text, ending, where, listing.wrong, multi_label)
                 elif f".{ending.rpartition('.')[2]}" not in _NOT_VIDEOS:
                     if key in videos or member.issparse():
                         listing.wrong.append(
@@ -317,28 +324,31 @@ def _read_shard(archive: Path, split: str, listing: Listing) -> None:
         if not ending:
             listing.wrong.append(f"{archive}, {key}: no label beside the video; expected {key}.cls, .txt or .json")
         else:
-            listing.entries.append(Entry(str(path), labels[key, ending], split, f"{archive}, {key}.{ending}"))
+            where = f"{archive}, {key}.{ending}"
+            listing.entries += [Entry(str(path), label, split, where) for label in labels[key, ending]]
     for key, ending in labels:
         if ending == "cls" and key not in videos:
-            label, where = labels[key, ending], f"{archive}, {key}.cls"
-            listing.entries.append(Entry(str(archive / key), label, split, where, found=False))
+            name, where = str(archive / key), f"{archive}, {key}.cls"
+            listing.entries += [Entry(name, label, split, where, found=False) for label in labels[key, ending]]
 
 
-def _label(content: bytes, ending: str, where: str, wrong: list[str]) -> str:
-    """The text of a label in a tar file; what is odd about it goes to `wrong`."""
+def _labels(content: bytes, ending: str, where: str, wrong: list[str], multi_label: bool) -> list[str]:
+    """The label, or labels, in a file of a tar file; what is odd about it goes to `wrong`."""
     try:
         value: Any = content.decode("utf-8-sig").strip()
         if ending == "json":
             value = json.loads(value)
     except ValueError as error:
         wrong.append(f"{where}: not {'JSON' if ending == 'json' else 'text'} in UTF-8: {error}")
-        return ""
+        return []
     if isinstance(value, dict):
         value = next((value[key] for key in _LABEL_KEYS if key in value), None)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        wrong.append(f"{where}: no text or whole number under {', '.join(_LABEL_KEYS)}")
-        return ""
-    return str(value)
+    values = value if multi_label and isinstance(value, list) else [value]
+    if not values or any(isinstance(one, bool) or not isinstance(one, str | int) for one in values):
+        several = "; several labels need data.multi_label" if isinstance(value, list) and not multi_label else ""
+        wrong.append(f"{where}: no text or whole number under {', '.join(_LABEL_KEYS)}{several}")
+        return []
+    return [label for one in values for label in labels_in(str(one), multi_label)]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from zeroi2v.data.folders import (
     Listing,
     first_line,
     first_names,
+    labels_in,
     list_folder,
     name_numbers,
     place,
@@ -286,7 +287,7 @@ def _mmaction_folder(source: Source, split: str, file: Path, names: FileNames) -
 
 
 def _mmaction(source: Source) -> Listing:
-    """Lines of path and label, or of folder, number of frames and label. DatasetError if a line has several labels."""
+    """Lines of path and label, or of folder, number of frames and label. DatasetError if a line has several labels unasked."""
     listing, names = Listing([], source.classes()), FileNames()
     lists = _mmaction_lists(source)
     splits = [split for split, _ in lists]
@@ -304,12 +305,12 @@ def _mmaction(source: Source) -> Listing:
             has_ending = os.path.splitext(name)[1].strip(".0123456789")
             if len(numbers) > 1 and not has_ending and int(numbers.pop(0)) < 1:
                 listing.wrong.append(f"{where}: the number of frames must be at least 1")
-            if len(numbers) > 1:
+            if len(numbers) > 1 and not source.config.multi_label:
                 raise DatasetError(
-                    f"{where}: labels {', '.join(numbers)}; a video has one label here, so split the list"
+                    f"{where}: labels {', '.join(numbers)}; if a video may have several labels, set data.multi_label"
                 )
             path = os.path.normpath(os.path.join(folder, name))
-            listing.entries.append(Entry(path, numbers[0], split, where, names.has(path)))
+            listing.entries += [Entry(path, number, split, where, names.has(path)) for number in numbers]
     return name_numbers(listing)
 
 
@@ -343,7 +344,8 @@ def _manifest(source: Source) -> Listing:
             listing.wrong.append(f"{where}: split {split!r} is none of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
         else:
             path = os.path.normpath(os.path.join(folder, values["path"]))
-            listing.entries.append(Entry(path, values["label"], SPLITS.get(split, ""), where, names.has(path)))
+            for label in labels_in(values["label"], source.config.multi_label):
+                listing.entries.append(Entry(path, label, SPLITS.get(split, ""), where, names.has(path)))
     return listing
 
 
@@ -364,7 +366,9 @@ FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source r
     "hmdb51": Format(lambda source: any(map(_HMDB_LIST.fullmatch, source.lists)), _hmdb51),
     "diving48": Format(lambda source: "Diving48_vocab.json" in source.lists, _diving48),
     "mmaction": Format(_is_mmaction, _mmaction),
-    "webdataset": Format(_is_shards, lambda source: read_shards(source.path, source.classes())),
+    "webdataset": Format(
+        _is_shards, lambda source: read_shards(source.path, source.classes(), source.config.multi_label)
+    ),
     "manifest": Format(lambda source: source.path.is_file(), _manifest),
     "folder": Format(lambda source: True, lambda source: read_class_folders(source.path)),
 }

@@ -1,13 +1,13 @@
 """How do videos become batches of clips, for training, for evaluation, and how are they checked, in parallel?
 
-Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side. Clips are uint8.
+Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side, K classes. Clips are uint8.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ def train_loader(
     seed: int,
     workers: int,
     broken: Literal["stop", "skip"],
+    multi_label: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> TrainLoader:
     """Batches of random clips. `labels` are the names of the classes; `workers` processes decode, 0: this one does.
@@ -56,14 +57,24 @@ def train_loader(
     flipped = {
         labels.index(one): labels.index(other) for pair in pixels.flip_pairs for one, other in (pair, pair[::-1])
     }
-    samples = _TrainSamples(videos, clip, pixels, size, seed, flipped)
+    samples = _TrainSamples(videos, clip, pixels, size, seed, flipped, len(labels) if multi_label else None)
     return TrainLoader(
         samples, _EpochBatches(len(videos), batch_size, seed, share), workers=workers, stop=broken == "stop"
     )
 
 
+def targets(labels: Iterable[int], several_of: int | None) -> Tensor:
+    """What a video's labels are to the loss and the figures: the label, int64; or of K classes, `several_of`, 1.0 where it has them."""
+    if several_of is None:
+        (label,) = labels
+        return torch.tensor(label)
+    has = torch.zeros(several_of)
+    has[[*labels]] = 1.0
+    return has
+
+
 class TrainLoader:
-    """Batches of clips (B, T, 3, S, S) and labels (B,) int64, for one epoch after another.
+    """Batches of clips (B, T, 3, S, S) and labels (B,) int64, or several labels (B, K) float32, for one epoch after another.
 
     What sample `index` of an epoch looks like follows from seed, epoch and index alone. The last batch may be smaller, and where
     broken videos are left out any batch may be, even empty.
@@ -71,6 +82,7 @@ class TrainLoader:
 
     def __init__(self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool) -> None:
         self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
+        self.clip = samples.clip
         self._batches, self._stop = batches, stop
         self._loader = _loader(
             samples, workers, batch_sampler=batches, collate_fn=_batch, persistent_workers=workers > 0
@@ -95,15 +107,16 @@ class TrainLoader:
 
 
 @dataclass(frozen=True)
-class _TrainSamples(Dataset[tuple[Tensor, int] | VideoError]):
+class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
     videos: Sequence[Video]
     clip: ClipConfig
     pixels: PixelsConfig
     size: int
     seed: int
     flipped: dict[int, int]  # label -> label after a flip, where it is another
+    several_of: int | None  # K where a video may have several labels
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | VideoError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | VideoError:
         epoch, index = key
         video = self.videos[index]
         rng = Random(f"{self.seed}/{epoch}/{index}")
@@ -118,7 +131,8 @@ class _TrainSamples(Dataset[tuple[Tensor, int] | VideoError]):
         except VideoError as error:
             return error
         pixels, is_flipped = train_pixels(frames, self.size, self.pixels, rng)
-        return pixels, self.flipped.get(video.label, video.label) if is_flipped else video.label
+        labels = (self.flipped.get(label, label) if is_flipped else label for label in video.labels)
+        return pixels, targets(labels, self.several_of)
 
 
 @dataclass
@@ -143,11 +157,13 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size][own::shares]]
 
 
-def _batch(samples: Sequence[tuple[Tensor, int] | VideoError]) -> tuple[Tensor, Tensor, list[VideoError]]:
+def _batch(samples: Sequence[tuple[Tensor, Tensor] | VideoError]) -> tuple[Tensor, Tensor, list[VideoError]]:
     errors = [sample for sample in samples if isinstance(sample, VideoError)]
     read = [sample for sample in samples if not isinstance(sample, VideoError)]
-    clips = default_collate([pixels for pixels, _ in read]) if read else torch.empty(0, dtype=torch.uint8)
-    return clips, torch.tensor([label for _, label in read], dtype=torch.int64), errors
+    if not read:
+        return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), errors
+    clips, labels = default_collate(read)
+    return clips, labels, errors
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from zeroi2v.config import ReencodeConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
-from zeroi2v.data.folders import write_text
+from zeroi2v.data.folders import LABEL_SEPARATOR, write_text
 from zeroi2v.data.loader import start_worker
 from zeroi2v.errors import DatasetError, VideoError
 
@@ -63,7 +63,8 @@ def reencode(
     for split, videos in dataset.splits.items():
         for video in videos:
             if video.path not in broken:
-                rows.writerow((copies[video.path].relative_to(out), dataset.classes[video.label], split))
+                labels = LABEL_SEPARATOR.join(dataset.classes[label] for label in video.labels)
+                rows.writerow((copies[video.path].relative_to(out), labels, split))
     write_text(out / MANIFEST_FILE, text.getvalue())
 
 

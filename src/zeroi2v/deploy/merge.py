@@ -9,7 +9,7 @@ import torch
 
 from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import open_dataset, relabel
-from zeroi2v.engine.evaluate import best_device, evaluate
+from zeroi2v.engine.evaluate import best_device, data_for, evaluate
 from zeroi2v.engine.log import Log
 from zeroi2v.engine.train import worker_count
 from zeroi2v.errors import ConfigError, MergeError
@@ -36,6 +36,7 @@ def merge_folder(
     if data is None:
         before, after = random_logits(adapted), random_logits(merged)
     else:
+        config = data_for(adapted, config or DataConfig())
         videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation
         found = [evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)]
         if found[0].skipped:

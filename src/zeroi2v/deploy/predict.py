@@ -10,14 +10,14 @@ import torch
 
 from zeroi2v.data.loader import read_views
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine.evaluate import best_device
+from zeroi2v.engine.evaluate import best_device, view_scores
 from zeroi2v.errors import ConfigError
 from zeroi2v.models.checkpoints import load
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label and its score: softmax, averaged over the views."""
+    """A label and its score, averaged over the views: softmax, or sigmoid of a model for several labels a video."""
 
     label: str
     score: float
@@ -38,7 +38,8 @@ class Predictor:
         model = self.model
         views = read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)  # (V, T, 3, S, S)
         mean, std = model.normalisation
-        scores = model(normalise(views.to(self.device), mean, std)).float().softmax(-1).mean(0)
+        logits = model(normalise(views.to(self.device), mean, std)).float()
+        scores = view_scores(logits, multi_label=model.multi_label)
         best = scores.topk(min(top_k, len(model.labels)))
         return [
             Prediction(model.labels[index], score)

@@ -6,20 +6,23 @@ Shapes: n videos, V views each (clips * crops), K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import Video
-from zeroi2v.data.loader import view_loader
+from zeroi2v.data.loader import targets, view_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.log import Log
 from zeroi2v.engine.processes import from_all, join_processes, place
-from zeroi2v.errors import DatasetError, VideoError
+from zeroi2v.errors import ConfigError, DatasetError, VideoError
 from zeroi2v.models.video import VideoClassifier
+
+FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for people
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,27 @@ class Evaluation:
     """Logits of the videos that could be read, in their order, and the errors of those that could not."""
 
     logits: Tensor  # (n, V, K) float32
-    labels: Tensor  # (n,) int64
+    labels: Tensor  # (n,) int64; (n, K) float32, 1 where a video has the label, if it may have several
     videos: tuple[Video, ...]
     skipped: tuple[VideoError, ...]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels."""
+        return self.labels.ndim == 2
+
     @cached_property
     def scores(self) -> Tensor:
-        """Softmax, averaged over views: (n, K)."""
-        return self.logits.softmax(-1).mean(1)
+        """Of every class, averaged over views: (n, K)."""
+        return view_scores(self.logits, multi_label=self.multi_label)
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """How good the answers are: numbers of 0..1, by the names of FIGURE_NAMES. The first is what to choose a model by."""
+        if self.multi_label:
+            known = [precision for precision in self.per_class() if precision is not None]
+            return {"mAP": sum(known) / len(known)}
+        return {"top1": self.top(1), "top5": self.top(5)}
 
     def top(self, k: int) -> float:
         """Share of the videos whose label is among the k highest scores (all of them where there are fewer classes)."""
@@ -54,7 +70,9 @@ class Evaluation:
         return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
     def per_class(self) -> list[float | None]:
-        """Top-1 of each class's own videos; None for a class without any."""
+        """Top-1 of each class's own videos, or with several labels its average precision; None for a class without any."""
+        if self.multi_label:
+            return [average_precision(scores, has) for scores, has in zip(self.scores.T, self.labels.T, strict=True)]
         cells = self.confusion()
         return [
             right / total if total else None
@@ -64,13 +82,38 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """What `zeroi2v eval --json` prints of it."""
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
-        return {"top1": self.top(1), "top5": self.top(5), "videos": len(self.videos), "skipped": skipped}
+        return {**self.figures, "videos": len(self.videos), "skipped": skipped}
+
+
+def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Softmax, or sigmoid where a video may have several labels, averaged over views: (..., V, K) to (..., K)."""
+    return (logits.sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
+
+
+def average_precision(scores: Tensor, has: Tensor) -> float | None:
+    """Of the videos that have a label (n), the mean of the share that has it among all that score as high or higher; None without any.
+
+    That is the area under the steps of precision over recall; videos of equal score come in together.
+    """
+    own = scores[has > 0].sort().values
+    if not len(own):
+        return None
+    higher = len(scores) - torch.searchsorted(scores.sort().values, own)  # itself included
+    higher_own = len(own) - torch.searchsorted(own, own)
+    return (higher_own.double() / higher).mean().item()
 
 
 def best_device() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
     device: torch.device = join_processes().device
     return device
+
+
+def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
+    """The settings to open a model's videos by: with several labels each where it knows such. ConfigError if it does not, and they do."""
+    if config.multi_label and not model.multi_label:
+        raise ConfigError("data.multi_label: the model was trained with one label a video")
+    return replace(config, multi_label=model.multi_label)
 
 
 @torch.no_grad()
@@ -113,10 +156,10 @@ def evaluate(
         raise DatasetError(
             f"none of the {len(videos)} videos can be read; the first: {skipped[0] if skipped else 'there is none'}"
         )
-    order = sorted(logits)
+    order, several_of = sorted(logits), len(model.labels) if model.multi_label else None
     return Evaluation(
         logits=torch.stack([logits[index] for index in order]),
-        labels=torch.tensor([videos[index].label for index in order]),
+        labels=torch.stack([targets(videos[index].labels, several_of) for index in order]),
         videos=tuple(videos[index] for index in order),
         skipped=tuple(skipped),
     )

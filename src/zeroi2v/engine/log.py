@@ -1,15 +1,17 @@
-"""What does a person, or a program, see of a long task? Progress on standard error, and one JSON line per epoch in a file."""
+"""What does a person, or a program, see of a long task? Progress on standard error, and each epoch as a line of JSON and in TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from zeroi2v.errors import ConfigError
 
 Item = TypeVar("Item")
 
@@ -31,11 +33,19 @@ class Log:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def track(
-        self, items: Iterable[Item], *, total: int, title: str, done: int = 0, unit: str = "", per_item: int = 1
+        self,
+        items: Iterable[Item],
+        *,
+        total: int,
+        title: str,
+        done: int = 0,
+        unit: str = "",
+        per_item: int = 1,
+        memory: Callable[[], int] | None = None,
     ) -> Iterator[Item]:
         """Go through the items behind a progress bar, `done` of `total` being done already.
 
-        `unit` and `per_item` give its speed, for instance in clips per second.
+        `unit` and `per_item` give its speed, for instance in clips per second; `memory` gives bytes to show beside it.
         """
         columns = (
             SpinnerColumn(),
@@ -43,18 +53,42 @@ class Log:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[memory]}"),
             TimeRemainingColumn(),
         )
         hidden = self.quiet or not self.console.is_terminal
         with Progress(
             *columns, console=self.console, transient=True, disable=hidden, redirect_stdout=False, redirect_stderr=False
         ) as progress:
-            task = progress.add_task(title, total=total, completed=done, rate="")
+            task = progress.add_task(title, total=total, completed=done, rate="", memory="")
             for item in items:
                 yield item
                 speed = progress.tasks[task].speed
                 rate = f"{speed * per_item:.0f} {unit}/s" if speed and unit else ""
-                progress.update(task, advance=1, rate=rate)
+                used = f"{memory() / 2**30:.1f} GiB" if memory else ""
+                progress.update(task, advance=1, rate=rate, memory=used)
+
+
+def require_tensorboard() -> Any:
+    """The class that writes TensorBoard's events. ConfigError if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("train.tensorboard needs tensorboard: pip install tensorboard") from error
+    return SummaryWriter
+
+
+def new_board(folder: Path, epoch: int) -> Any:
+    """A TensorBoard writer that goes on with this epoch: what the folder has of it and later ones counts no more."""
+    return require_tensorboard()(str(folder), purge_step=epoch)
+
+
+def write_figures(board: Any, entry: Mapping[str, Any]) -> None:
+    """Write the numbers of a line of the log as points of its epoch, and see them onto the disk."""
+    numbers = {name: value for name, value in entry.items() if name != "epoch" and isinstance(value, int | float)}
+    for name, value in {**numbers, "clips_per_second": entry["clips"] / entry["seconds"]}.items():
+        board.add_scalar(name, value, entry["epoch"])
+    board.flush()
 
 
 def append_json(path: Path, entry: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
-"""How do the weights move? AdamW on what trains, linear warm-up, cosine to zero (Table 7 and the official training code)."""
+"""What is minimised, and how do the weights move? AdamW on what trains, linear warm-up, cosine to zero (Table 7, the official code)."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from zeroi2v.models.video import VideoClassifier
 
@@ -14,6 +15,13 @@ DECAYED = (
     nn.Conv2d,
     nn.Conv3d,
 )  # weight decay is for these and for adapters; norms and embeddings have none
+
+
+def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
+    """Cross-entropy with labels (B,), or where a video may have several (B, K), binary cross-entropy, the mean over K; summed over B."""
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
 
 def build_optimizer(model: VideoClassifier, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

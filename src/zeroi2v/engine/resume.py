@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.processes import from_all
+from zeroi2v.engine.shard import gathered, scatter, whole
 from zeroi2v.errors import CheckpointError
 from zeroi2v.models.checkpoints import own_state, replace_files
 from zeroi2v.models.video import VideoClassifier
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Position:
     clips: int = 0
     seconds: float = 0.0
     best_epoch: int = 0
-    best_top1: float = -1.0
+    best: float = -1.0  # the figure of that epoch, the higher the better
     validations_since_best: int = 0
     broken: dict[str, str] = field(default_factory=dict)  # path -> reason
 
@@ -43,9 +44,11 @@ class Position:
 class TrainingState:
     """The parts of a run that move, and the file that keeps them."""
 
-    def __init__(self, path: Path, *, data: str, model: VideoClassifier, parts: dict[str, Any]) -> None:
-        """`parts`: what has a state_dict, by name. `data`: `data_key` of the videos."""
-        self.path, self.data, self.model, self.parts = path, data, model, parts
+    def __init__(
+        self, path: Path, *, data: str, model: VideoClassifier, learning: nn.Module, parts: dict[str, Any]
+    ) -> None:
+        """`parts`: what has a state_dict, by name. `learning`: the model, or what it is in parts. `data`: `data_key` of the videos."""
+        self.path, self.data, self.model, self.learning, self.parts = path, data, model, learning, parts
 
     def save(self, position: Position, *, writes: bool) -> None:
         """Replace the file, in the one process that `writes`; all of them must call this.
@@ -53,17 +56,19 @@ class TrainingState:
         CheckpointError if it cannot be written; the one before stays.
         """
         generators = from_all([_generators()])
-        if not writes:
-            return
-        state = {
-            "format": FORMAT,
-            "data": self.data,
-            "position": dataclasses.asdict(position),
-            "weights": dict(own_state(self.model)),
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "generators": generators,
-        }
-        replace_files({self.path: lambda path: torch.save(state, path)})
+        parts = {name: whole(part.state_dict()) for name, part in self.parts.items()}
+        with gathered(self.learning, self.model):
+            if not writes:
+                return
+            state = {
+                "format": FORMAT,
+                "data": self.data,
+                "position": dataclasses.asdict(position),
+                "weights": dict(own_state(self.model)),
+                "parts": parts,
+                "generators": generators,
+            }
+            replace_files({self.path: lambda path: torch.save(state, path)})
 
     def load(self, process: int, processes: int) -> Position:
         """Put every part back to where it was. CheckpointError if the file is none of this run's."""
@@ -88,6 +93,7 @@ class TrainingState:
                 weights[name].copy_(tensor)
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
+        scatter(self.model, self.learning, self.parts["optimizer"])
         cpu, *gpu = state["generators"][process]
         torch.set_rng_state(cpu)
         if gpu:
@@ -104,5 +110,6 @@ def data_key(dataset: VideoDataset) -> str:
     """A hash of the training videos' names and labels, in order, and of the classes: the same when the folder has moved."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode(errors="surrogateescape"))
     for video in dataset.train:
-        digest.update(f"\n{video.path.name}\t{video.label}".encode(errors="surrogateescape"))
+        labels = "|".join(map(str, video.labels))
+        digest.update(f"\n{video.path.name}\t{labels}".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 RUN/recipe.toml        every setting of the run                 RUN/log.jsonl   one line per epoch
 RUN/config.json, RUN/model.safetensors, RUN/README.md   the best epoch's model, what `zeroi2v.load(RUN)` gives
 RUN/last.safetensors   the last epoch's weights                 RUN/resume.pt   where the run stands (resume.py)
+RUN/tensorboard        the figures of the log, if `train.tensorboard`
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -28,11 +28,12 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine.evaluate import Evaluation, evaluate
-from zeroi2v.engine.log import Log, append_json, keep_json_lines
-from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
+from zeroi2v.engine.evaluate import FIGURE_NAMES, Evaluation, evaluate
+from zeroi2v.engine.log import Log, append_json, keep_json_lines, new_board, require_tensorboard, write_figures
+from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share, summed_loss
 from zeroi2v.engine.processes import from_all, join_processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key
+from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.models.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, start_from, write_model, write_weights
 from zeroi2v.models.video import VideoClassifier, build_model
@@ -40,6 +41,7 @@ from zeroi2v.models.video import VideoClassifier, build_model
 RECIPE_FILE: Final = "recipe.toml"
 LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
+BOARD_FOLDER: Final = "tensorboard"
 RESUME_FILE: Final = "resume.pt"
 
 
@@ -49,7 +51,9 @@ class Run:
 
     folder: Path
     best_epoch: int
-    best_top1: float | None  # of the best epoch; None without validation videos
+    best: (
+        float | None
+    )  # top-1 of the best epoch, or mAP where videos have several labels; None without validation videos
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
     excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
@@ -71,32 +75,45 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         raise ConfigError(
             f"{out}: already there and not empty; choose another --out, remove it, or go on with --resume"
         )
+    if settings.tensorboard:
+        require_tensorboard()
     excluded: list[Path] = []
     if settings.exclude is not None:
         dataset, excluded = leave_out(dataset, Path(settings.exclude))
     torch.manual_seed(settings.seed)
     model = build_model(recipe.model, num_classes=len(dataset.classes), frames=recipe.clip.frames)
     model.labels, model.clip, model.views = dataset.classes, recipe.clip, recipe.views
+    model.multi_label = recipe.data.multi_label
     if settings.start_from is not None:
         start_from(model, settings.start_from)
+    if settings.token_share < 1:
+        model.drop_patches(settings.token_share)
+    if settings.checkpointing:
+        model.checkpoint_blocks()
+    model.take_frames(recipe.clip_in_epoch(1).frames)  # what cannot be is said before anything is written
     torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
-    loader = train_loader(
-        dataset.train,
-        clip=recipe.clip,
-        pixels=recipe.pixels,
-        size=model.image_size,
-        labels=dataset.classes,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=worker_count(settings.workers),
-        broken=settings.broken,
-        share=(processes.process_index, processes.num_processes),
-    )
-    model.to(processes.device)
+
+    def loader_of(epoch: int) -> TrainLoader:
+        return train_loader(
+            dataset.train,
+            clip=recipe.clip_in_epoch(epoch),
+            pixels=recipe.pixels,
+            size=model.image_size,
+            labels=dataset.classes,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=worker_count(settings.workers),
+            broken=settings.broken,
+            multi_label=model.multi_label,
+            share=(processes.process_index, processes.num_processes),
+        )
+
+    loader = loader_of(1)  # the number of batches is the same in every epoch
+    is_sharded = settings.sharding == "full" and processes.num_processes > 1
+    learning = shard(model, processes.device) if is_sharded else model.to(processes.device)
     rate = settings.learning_rate * model.strategy.learning_rate_share
-    wrapped, optimizer = processes.prepare(
-        model, build_optimizer(model, learning_rate=rate, weight_decay=settings.weight_decay)
-    )
+    optimizer = processes.prepare(build_optimizer(learning, learning_rate=rate, weight_decay=settings.weight_decay))
+    wrapped = learning if is_sharded else processes.prepare(model)
     steps, warmup_steps = settings.epochs * len(loader), round(settings.warmup_epochs * len(loader))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -109,6 +126,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         out / RESUME_FILE,
         data=data_key(dataset),
         model=model,
+        learning=wrapped,
         parts={"optimizer": optimizer, "schedule": schedule, "scaler": scaler},
     )
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -122,7 +140,10 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         position = state.load(processes.process_index, processes.num_processes)
         if writes:
             keep_json_lines(out / LOG_FILE, position.epoch - 1)
-        log.say(f"going on in epoch {position.epoch}, after {position.batch} of its {len(loader)} batches")
+        if position.epoch > settings.epochs:
+            log.say(f"all {settings.epochs} epochs are done; to train on, begin a run with --start-from {out}")
+        else:
+            log.say(f"going on in epoch {position.epoch}, after {position.batch} of its {len(loader)} batches")
     elif writes:
         _make_folder(out)
         write_recipe(recipe, out / RECIPE_FILE)
@@ -134,10 +155,18 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         log.warn("there are no videos to validate on: the last epoch is taken for the best")
     processes.wait_for_everyone()
     learner = _Learner(processes, wrapped, optimizer, schedule, scaler, settings)
+    board = new_board(out / BOARD_FOLDER, position.epoch) if writes and settings.tensorboard else None
     try:
         while position.epoch <= settings.epochs and not _out_of_patience(position, settings):
+            frames = recipe.clip_in_epoch(position.epoch).frames
+            if frames != loader.clip.frames:
+                loader = loader_of(position.epoch)
+            learning.take_frames(frames)
             _one_epoch(learner, loader, position, state, log)
-            _close_epoch(learner, model, dataset, out, position, log)
+            with gathered(wrapped, model):
+                entry = _close_epoch(learner, model, dataset, out, position, log)
+            if board:
+                write_figures(board, entry)
             state.save(position, writes=writes)
     except KeyboardInterrupt:
         if processes.num_processes == 1:
@@ -147,6 +176,9 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
             f"interrupted in epoch {position.epoch}; {out} holds {held}; to go on: the same DATA and --out, and --resume"
         )
         raise
+    finally:
+        if board:
+            board.close()
     for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
     left_out = tuple(map(str, excluded))
@@ -155,7 +187,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     return Run(
         folder=out,
         best_epoch=position.best_epoch,
-        best_top1=position.best_top1 if position.best_top1 >= 0 else None,
+        best=position.best if position.best >= 0 else None,
         broken=position.broken,
         epochs=position.epoch - 1,
         excluded=left_out,
@@ -186,6 +218,7 @@ def _one_epoch(learner: _Learner, loader: TrainLoader, position: Position, state
         title=f"epoch {position.epoch}/{settings.epochs}",
         unit="clips",
         per_item=settings.batch_size,
+        memory=lambda: peak_memory(learner.processes.device),
     )
     seconds = position.seconds
     for clips, labels in batches:
@@ -227,12 +260,7 @@ def take_step(learner: _Learner, clips: Tensor, labels: Tensor) -> tuple[float, 
         with waits:
             with torch.autocast(processes.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                 logits = learner.model(normalise(pixels.to(processes.device), mean, std))
-            losses = F.cross_entropy(
-                logits.float(),
-                targets.to(processes.device),
-                label_smoothing=settings.label_smoothing,
-                reduction="sum",
-            )
+            losses = summed_loss(logits.float(), targets.to(processes.device), label_smoothing=settings.label_smoothing)
             loss = losses * (weight * processes.num_processes / count)  # gradients are averaged over processes
             learner.scaler.scale(loss).backward()
             total += weight * losses.detach().double().cpu()
@@ -247,8 +275,8 @@ def take_step(learner: _Learner, clips: Tensor, labels: Tensor) -> tuple[float, 
 
 def _close_epoch(
     learner: _Learner, model: VideoClassifier, dataset: VideoDataset, out: Path, position: Position, log: Log
-) -> None:
-    """Validate, write the weights and the log line of the epoch in progress, and go on to the next."""
+) -> dict[str, Any]:
+    """Validate, write the weights and the log line of the epoch in progress, which is returned, and go on to the next."""
     settings, writes, epoch = learner.settings, learner.processes.is_main_process, position.epoch
     if not position.clips:
         raise DatasetError("none of the training videos can be read")
@@ -265,9 +293,10 @@ def _close_epoch(
         "device": learner.processes.device.type,
         "processes": learner.processes.num_processes,
     }
+    model.take_frames(model.clip.frames)
     if writes:
         write_weights(model, out / LAST_FILE, {"epoch": str(epoch)})
-    found = None
+    found, name, figure = None, "", -1.0
     if dataset.val and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
         found = evaluate(
             model, dataset.val, batch_size=settings.batch_size, workers=worker_count(settings.workers), log=log
@@ -275,29 +304,29 @@ def _close_epoch(
         if found.skipped and settings.broken == "stop":
             raise found.skipped[0]
         position.broken |= {error.path: error.reason for error in found.skipped}
-        entry |= {"top1": found.top(1), "top5": found.top(5)}
+        entry |= found.figures
+        name, figure = next(iter(found.figures.items()))
     if found is None:
-        better = not dataset.val or position.best_top1 < 0
+        better = not dataset.val or position.best < 0
     else:
-        better = found.top(1) >= position.best_top1
-        position.validations_since_best = (
-            0 if found.top(1) > position.best_top1 else position.validations_since_best + 1
-        )
+        better = figure >= position.best
+        position.validations_since_best = 0 if figure > position.best else position.validations_since_best + 1
     if better:
         model.results = {} if found is None else {**figures(found), "epoch": epoch}
         if writes:
             write_model(model, out, {"epoch": str(epoch)})
         position.best_epoch = epoch
-        position.best_top1 = position.best_top1 if found is None else found.top(1)
-    validated = f", validation top-1 {found.top(1):.1%}" if found else ""
+        position.best = max(position.best, figure)
+    validated = f", validation {FIGURE_NAMES[name]} {figure:.1%}" if found else ""
     log.say(
         f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}{validated}, {position.clips / position.seconds:.0f} clips/s, "
         f"{peak_memory(learner.processes.device) / 2**30:.1f} GiB"
     )
+    entry |= {"seconds": round(position.seconds, 3), "peak_memory": peak_memory(learner.processes.device)}
     if writes:
-        measured = {"seconds": round(position.seconds, 3), "peak_memory": peak_memory(learner.processes.device)}
-        append_json(out / LOG_FILE, {**entry, **measured})
+        append_json(out / LOG_FILE, entry)
     position.epoch, position.batch, position.loss, position.clips, position.seconds = epoch + 1, 0, 0.0, 0, 0.0
+    return entry
 
 
 def _out_of_patience(position: Position, settings: TrainConfig) -> bool:
@@ -324,7 +353,8 @@ def peak_memory(device: torch.device) -> int:
 
 def figures(found: Evaluation) -> dict[str, float]:
     """What a model's card says of a validation."""
-    return {"validation top-1": found.top(1), "validation top-5": found.top(5), "validation videos": len(found.videos)}
+    named = {f"validation {FIGURE_NAMES[name]}": value for name, value in found.figures.items()}
+    return {**named, "validation videos": len(found.videos)}
 
 
 def worker_count(asked: int) -> int:
@@ -339,7 +369,14 @@ def _can_start_in(folder: Path) -> bool:
     names = {
         path.name for path in folder.iterdir() if not path.name.endswith(".partial")
     }  # a crash while writing leaves one
-    return not names or RECIPE_FILE in names <= {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE}
+    return not names or RECIPE_FILE in names <= {
+        RECIPE_FILE,
+        CONFIG_FILE,
+        CARD_FILE,
+        WEIGHTS_FILE,
+        LAST_FILE,
+        BOARD_FOLDER,
+    }
 
 
 def _make_folder(folder: Path) -> None:

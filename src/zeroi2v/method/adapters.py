@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zeroi2v.errors import MergeError
 from zeroi2v.method.fold import Affine, add, affine, compose, identity_like, scaled
+from zeroi2v.method.gradients import add_linear, keeping_source
 from zeroi2v.method.relocate import ClipCount
 
 
@@ -29,10 +30,25 @@ class _Bottleneck(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
+    def inner(self, x: Tensor) -> Tensor:
+        """dropout(D(x)): (..., r), what U is applied to."""
+        with keeping_source(x):
+            down = self.down(x)
+        inner: Tensor = self.dropout(self.between(down))
+        return inner
+
+    def between(self, down: Tensor) -> Tensor:
+        """What happens in the bottleneck: nothing, so that all of it is linear."""
+        return down
+
     def branch(self, x: Tensor) -> Tensor:
         """U(dropout(D(x))), not yet scaled."""
-        out: Tensor = self.up(self.dropout(self.down(x)))
+        out: Tensor = self.up(self.inner(x))
         return out
+
+    def added(self, total: Tensor, x: Tensor) -> Tensor:
+        """total + scale * U(dropout(D(x)))."""
+        return add_linear(total, self.inner(x), self.up, self.scale)
 
     def affine_branch(self) -> Affine:
         """s U D x + s (U b_D + b_U), in float64: what the scaled branch computes without dropout."""
@@ -44,7 +60,7 @@ class LoRA(_Bottleneck):
 
     def beside_hook(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """A forward hook."""
-        return torch.add(output, self.branch(inputs[0]), alpha=self.scale)
+        return self.added(output, inputs[0])
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         """W + s U D."""
@@ -58,7 +74,7 @@ class LinearAdapter(_Bottleneck):
         super().__init__(channels, width, channels, scale=scale, dropout=dropout, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.branch(x), alpha=self.scale)
+        return self.added(x, x)
 
     def before_hook(self, site: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook: W (I + U D) x."""
@@ -79,9 +95,8 @@ class LinearAdapter(_Bottleneck):
 class GELUAdapter(LinearAdapter):
     """x + scale * U(dropout(GELU(D(x)))), which no linear layer can absorb."""
 
-    def branch(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(self.dropout(F.gelu(self.down(x))))
-        return out
+    def between(self, down: Tensor) -> Tensor:
+        return F.gelu(down)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         raise MergeError("a GELU adapter is not linear and cannot be merged; strategy 'zeroi2v' can")
@@ -103,6 +118,9 @@ class STAdapter(LinearAdapter):
         nn.init.ones_(self.conv.weight[:, :, 1])
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.prefix, self.count = prefix, count
+
+    def added(self, total: Tensor, x: Tensor) -> Tensor:
+        return torch.add(total, self.branch(x), alpha=self.scale)
 
     def branch(self, x: Tensor) -> Tensor:
         inner = self.down(x[:, self.prefix :])

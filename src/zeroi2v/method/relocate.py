@@ -111,12 +111,34 @@ def _shift(channels: Tensor, offset: int) -> None:
     target.copy_(source.clone())  # they overlap
 
 
+def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:
+    """For each frame, head and channel of v, the frame that it is taken from: (T, H, D) int64."""
+    rows = layout.rows()
+    own = torch.arange(frames)[:, None].repeat(1, sum(part.numel() for part in rows))
+    return relocate(own, clips=1, frames=frames, layout=layout, moves=moves)[:, rows[2]]
+
+
+def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
+    """The offset of each head's channels of v: (H, D) int64, 0 where they stay. A whole head's are all alike."""
+    furthest = max((abs(move.offset) for move in moves), default=0)
+    return frames_read(layout, moves, 2 * furthest + 1)[furthest] - furthest
+
+
 class ClipCount:
-    """How many clips the tower sees at once. The model writes it, relocation reads it: windows make it unknowable from a shape."""
+    """What hooks must know of the call in progress. The model writes it, they read it: windows make B unknowable from a shape."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames  # of a clip, as attention sees them: T
-        self.clips = 1
+        self.whole = frames  # what the offsets were meant for, where a training begins with fewer
+        self.clips = 1  # B
+        self.trains = False  # whether it is a training step, which needs the frame features alone
+
+    def scaled(self, offset: int) -> int:
+        """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded up, so never 0."""
+        if self.frames == self.whole:
+            return offset
+        reach = -(-abs(offset) * self.frames // self.whole)
+        return reach if offset > 0 else -reach
 
 
 class TemporalHeads:
@@ -131,7 +153,7 @@ class TemporalHeads:
             clips=self.count.clips,
             frames=self.count.frames,
             layout=self.layout,
-            moves=self.moves,
+            moves=[move._replace(offset=self.count.scaled(move.offset)) for move in self.moves],
             queries=self.queries,
         )
 

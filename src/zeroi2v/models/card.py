@@ -33,6 +33,7 @@ def model_card(model: VideoClassifier) -> str:
         "input": f"{model.frames} frames of {model.image_size} x {model.image_size} pixels, {sampling(model.clip)}",
         "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
         "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
+        "scores": "sigmoid, a video may have several labels" if model.multi_label else "softmax, a video has one label",
     }
     if spatial := spatial_blocks(model.tower):
         rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
@@ -41,6 +42,7 @@ def model_card(model: VideoClassifier) -> str:
     labels = ", ".join(model.labels[:SHOWN_LABELS])
     if len(model.labels) > SHOWN_LABELS:
         labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"
+    method = f"[ZeroI2V]({PAPER})" if model.strategy.peer is None else f"strategy {config.strategy}"
     head = {
         "library_name": "zeroi2v",
         "pipeline_tag": "video-classification",
@@ -53,7 +55,7 @@ def model_card(model: VideoClassifier) -> str:
         "",
         f"# {config.tower} for video, {len(model.labels)} classes",
         "",
-        f"An image transformer adapted to video with [ZeroI2V]({PAPER}), by the library zeroi2v.",
+        f"An image transformer adapted to video with {method}, by the library zeroi2v.",
         "",
         "```python",
         "import zeroi2v",

@@ -86,6 +86,7 @@ def _config(model: VideoClassifier) -> dict[str, Any]:
         "model": to_dict(model.config),
         "merged": model.merged,
         "labels": list(model.labels),
+        "multi_label": model.multi_label,
         "results": model.results,
         # Who loads it may have no other decoder, and PyAV gives the same frames.
         "clip": to_dict(dataclasses.replace(model.clip, decoder="pyav")),
@@ -128,6 +129,7 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     try:
         rebuilt = build_model(recipe.model, num_classes=len(config["labels"]), frames=recipe.clip.frames)
         rebuilt.labels = tuple(config["labels"])
+        rebuilt.multi_label = bool(config.get("multi_label", False))
         rebuilt.clip, rebuilt.views = recipe.clip, recipe.views
         rebuilt.results = {str(name): float(value) for name, value in config["results"].items()}
         merged, taught = config["merged"], config["input"]
@@ -182,8 +184,8 @@ def _open(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], Recipe]
 def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
     """Let a model's weights start as those of a saved, adapted model of the same tower and settings.
 
-    Its classifier is taken over where the labels are the same, and starts anew where not; its temporal embedding is interpolated to
-    the model's frames. CheckpointError if the saved model is merged or of another shape.
+    Its classifier is taken over where the labels are the same, one or several a video in both, and starts anew where not; its
+    temporal embedding is interpolated to the model's frames. CheckpointError if the saved model is merged or of another shape.
     """
     source = load(folder)
     if source.merged:
@@ -192,7 +194,7 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
         )
     source.resize(frames=model.frames)
     own, taken = model.state_dict(), source.state_dict()
-    if source.labels != model.labels:
+    if (source.labels, source.multi_label) != (model.labels, model.multi_label):
         taken |= {key: own[key] for key in own if key.startswith("classifier.")}
     for key in sorted(own.keys() | taken.keys()):
         if key not in own or key not in taken or own[key].shape != taken[key].shape:

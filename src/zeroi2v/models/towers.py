@@ -252,16 +252,16 @@ def prefix_tokens(tower: nn.Module) -> int:
     return 0 if token is None else token.shape[1]  # PiT: (1, class and distillation, D)
 
 
-def token_entry(tower: nn.Module, blocks: Sequence[Block]) -> tuple[nn.Module, int]:
+def token_entry(tower: nn.Module, blocks: Sequence[Block], number: int = 0) -> tuple[nn.Module, int]:
     """The module whose input is every token after the position embedding, before any pre-norm; and which axis holds their channels.
 
     It is a vision transformer's pre-norm, and elsewhere the first attention block: what comes before, such as stages of
-    convolutions, has another width.
+    convolutions, has another width. With a `number` it is the block of that number, from 0.
     """
     children = [name for name, _ in tower.named_children()]
-    if "norm_pre" in children[: children.index(blocks[0].name.partition(".")[0])]:
+    if number == 0 and "norm_pre" in children[: children.index(blocks[0].name.partition(".")[0])]:
         return tower.get_submodule("norm_pre"), -1
-    first = owner(tower, blocks[0].name)
+    first = owner(tower, blocks[number].name)
     normed_as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())
     as_map = normed_as_map or isinstance(first, DaViTBlock)  # (B, D, H, W)
     return first, 1 if as_map else -1

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, MergeError, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text, parse_heads
 from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
 from zeroi2v.method.strategies import STRATEGIES, Strategy
-from zeroi2v.models import towers
+from zeroi2v.models import peers, shortcuts, towers
 from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class VideoClassifier(nn.Module):
         adapters: Sequence[Mapping[str, nn.Module]],
         count: ClipCount,
         tubelet: int,
+        first_adapted: int,
         num_classes: int,
         classifier_dropout: float,
     ) -> None:
@@ -55,7 +56,7 @@ class VideoClassifier(nn.Module):
         self.tower = tower
         self.heads = tuple(heads)
         self.strategy = strategy
-        self.temporal_embedding = nn.Parameter(torch.zeros(count.frames, blocks[0].width))
+        self.temporal_embedding = nn.Parameter(torch.zeros(count.frames, blocks[first_adapted].width))
         self.adapters = nn.ModuleList(nn.ModuleDict(dict(one)) for one in adapters)
         self.dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(towers.feature_width(tower), num_classes)
@@ -64,21 +65,30 @@ class VideoClassifier(nn.Module):
 
         self._count = count
         self._tubelet = tubelet
-        entry, self._channel_axis = towers.token_entry(tower, blocks)
-        entry.register_forward_pre_hook(self._add_temporal_embedding)
-        self._adapter_hooks = []
+        self._entry, _ = towers.token_entry(tower, blocks)
+        embedded, self._channel_axis = towers.token_entry(tower, blocks, first_adapted)
+        embedded.register_forward_pre_hook(self._add_temporal_embedding)
+        peer = peers.peer_of(strategy)
+        if peer is not None:
+            peer.attach(tower, adapters, count)
+        needs_patches = peer is not None or strategy.adapter == "st"
+        self._training_hooks = shortcuts.spare_memory(tower, count, needs_patches=needs_patches)
+        every_move = []
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
                 shift = ClassTokenShift(ratio, count)
                 block.projection.register_forward_pre_hook(shift.hook)
                 if "up" in block.sites:
                     block.sites["up"].module.register_forward_pre_hook(shift.hook)
-            self._adapter_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
+            if peer is None:
+                self._training_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
             head_count = block.layout.head_count
             moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
+            every_move.append(moves)
             if moves:
                 temporal = TemporalHeads(block.layout, moves, count, queries=operator in ("hr_qkv", "shift_qkv"))
                 block.projection.register_forward_hook(temporal.hook)
+        self.moves = tuple(every_move)  # per block, what of K and V leaves its own frame
         self._freeze(trains_temporal_embedding)
 
         # What a saved folder needs beside the weights; `create_model`, training and `merge` set these.
@@ -86,6 +96,7 @@ class VideoClassifier(nn.Module):
         self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
         self.clip = ClipConfig(frames=self.frames)
         self.views = ViewsConfig()
+        self.multi_label = False  # whether a video may have several labels: scores are then sigmoid, not softmax
         self.merged = False
         self.results: dict[str, float] = {}  # how well it did, for its card: name -> figure
 
@@ -137,12 +148,14 @@ class VideoClassifier(nn.Module):
 
     def features(self, clip: Tensor) -> Tensor:
         """The tower's feature of each frame, after its final norm: (B, T, D)."""
+        self._count.trains = self.training and torch.is_grad_enabled()
         pooled = self.tower(self.tower_input(clip))
         by_frame: Tensor = pooled.unflatten(0, (-1, self._count.frames))
         return by_frame
 
     def tokens(self, clip: Tensor) -> Tensor:
         """Every token that the tower pools, class and register tokens first: (B, T, N, D). A map is flattened to N = H * W."""
+        self._count.trains = False
         features = self.tower.forward_features(self.tower_input(clip))  # type: ignore[operator]  # timm's method
         by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(0, (-1, self._count.frames))
         return by_frame
@@ -163,14 +176,25 @@ class VideoClassifier(nn.Module):
     def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens, *others = inputs  # (B*T*W, ..., D), or a map (B*T, D, H, W)
         by_frame = tokens.movedim(self._channel_axis, -1).unflatten(0, (self._count.clips, self._count.frames, -1))
-        embedding = self.temporal_embedding.view(self._count.frames, *[1] * (by_frame.ndim - 3), -1)
+        embedding = self._embedding_of(self._count.frames).view(self._count.frames, *[1] * (by_frame.ndim - 3), -1)
         return ((by_frame + embedding).flatten(0, 2).movedim(-1, self._channel_axis), *others)
+
+    def _embedding_of(self, frames: int) -> Tensor:
+        """The temporal embedding for clips of so many frames, interpolated linearly: (T, D)."""
+        if frames == len(self.temporal_embedding):
+            return self.temporal_embedding
+        series = self.temporal_embedding.T[None]  # (1, D, T)
+        return nn.functional.interpolate(series, frames, mode="linear")[0].T
 
     def merge(self) -> VideoClassifier:
         """A copy whose linears have absorbed the adapters (equation 11, in float64, rounded once). Its tower is plain again.
 
         MergeError names an adapter that no linear can absorb.
         """
+        if (peer := peers.peer_of(self.strategy)) is not None:
+            raise MergeError(
+                f"strategy {self.config.strategy} cannot be merged: {peer.remains}; strategy 'zeroi2v' can"
+            )
         merged = copy.deepcopy(self)
         with torch.no_grad():
             blocks = towers.find_blocks(merged.tower, merged.config.tower)
@@ -178,9 +202,9 @@ class VideoClassifier(nn.Module):
             for block, adapters in zip(blocks, every_adapter, strict=True):
                 for name, adapter in adapters.items():
                     fold(block, name, adapter)
-        for hook in merged._adapter_hooks:
+        for hook in merged._training_hooks:
             hook.remove()
-        merged._adapter_hooks = []
+        merged._training_hooks = []
         merged.adapters = nn.ModuleList(nn.ModuleDict() for _ in blocks)
         merged.merged = True
         return merged
@@ -199,17 +223,37 @@ class VideoClassifier(nn.Module):
             towers.set_image_size(self.tower, image_size, self.config.tower)
             self.config = dataclasses.replace(self.config, pretrained=False)  # saved with its tower
         if clip.frames != self.frames:
-            series = self.temporal_embedding.T[None]  # (1, D, T)
             logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
-            resized = nn.functional.interpolate(series, seen, mode="linear")[0].T.contiguous()
+            resized = self._embedding_of(seen).contiguous()
             self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
-            self._count.frames = seen
+            self._count.frames = self._count.whole = seen
             self.clip = clip
             if self.config.ratio is None and self.config.operator in (
                 "stdha",
                 "hr_qkv",
             ):  # not the rule for so many frames
                 self.config = dataclasses.replace(self.config, heads=tuple(map(layout_text, self.heads)))
+        peers.resize(self.tower, self.adapters, self._count.frames)
+
+    def take_frames(self, frames: int) -> None:
+        """Take clips of so few frames of the same videos from now on, or of all again: a training may begin with fewer.
+
+        Offsets are scaled with the number of frames, and the temporal embedding is interpolated; neither changes for good.
+        ConfigError if the frames are no whole number of tubelets, or the strategy is a rival's, which may count on all.
+        """
+        if frames != self.clip.frames and self.strategy.peer is not None:
+            raise ConfigError(f"few_frames: strategy {self.config.strategy} needs all frames of a clip")
+        self._count.frames = frames_seen(frames, self._tubelet)
+
+    def drop_patches(self, share: float) -> None:
+        """Let training steps see a random `share` of a clip's patches. ConfigError if the tower or the strategy needs them all."""
+        if self.strategy.peer is not None:
+            raise ConfigError(f"token_share: strategy {self.config.strategy} needs all patches of a frame")
+        shortcuts.drop_patches(self.tower, self._entry, self._count, share, self.config.tower)
+
+    def checkpoint_blocks(self) -> None:
+        """Let training steps keep the input of each block alone. ConfigError if the tower has no way for it."""
+        shortcuts.checkpoint_blocks(self.tower, self.config.tower)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
@@ -272,6 +316,9 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if num_classes < 1:
         raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
     strategy = STRATEGIES[config.strategy]
+    for name in strategy.meaningless:
+        if getattr(config, name) != getattr(ModelConfig, name):
+            raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
     sites = chosen_sites(strategy, config.sites)
     by_name = config.pretrained and config.weights is None
     tower = towers.build_tower(config.tower, pretrained=by_name, options=config.tower_options)
@@ -297,7 +344,8 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     if config.ratio is not None and not ratio:
         raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
     head_counts = [block.layout.head_count for block in blocks]
-    if config.operator not in ("stdha", "hr_qkv"):
+    peer = peers.peer_of(strategy)
+    if config.operator not in ("stdha", "hr_qkv") or (peer and config.heads is None):
         heads = parse_heads([], head_counts=head_counts, frames=count.frames)
     elif ratio:
         heads = heads_of_ratio(ratio, head_counts)
@@ -305,19 +353,20 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         heads = parse_heads(config.heads, head_counts=head_counts, frames=count.frames)
     if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
         raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
-    adapters = [
-        build_adapters(
-            block,
-            strategy,
-            sites,
-            layout,
-            count,
-            ratio=config.adapter_ratio,
-            scale=config.adapter_scale,
-            dropout=config.adapter_dropout,
-        )
-        for block, layout in zip(blocks, heads, strict=True)
-    ]
+    shape: dict[str, Any] = {
+        "ratio": strategy.adapter_ratio if config.adapter_ratio is None else config.adapter_ratio,
+        "scale": strategy.adapter_scale if config.adapter_scale is None else config.adapter_scale,
+        "dropout": config.adapter_dropout,
+    }
+    first_adapted = _first_adapted(config, strategy, len(blocks))
+    if peer is None:
+        adapters = [
+            build_adapters(block, strategy, sites, layout, count, **shape) if number >= first_adapted else {}
+            for number, (block, layout) in enumerate(zip(blocks, heads, strict=True))
+        ]
+    else:
+        peers.check(config, tower, heads)
+        adapters = peer.build(tower, sites, count, **shape)
     model = VideoClassifier(
         tower,
         blocks,
@@ -329,8 +378,20 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         adapters=adapters,
         count=count,
         tubelet=config.tubelet,
+        first_adapted=first_adapted,
         num_classes=num_classes,
         classifier_dropout=config.classifier_dropout,
     )
     model.config = config
     return model
+
+
+def _first_adapted(config: ModelConfig, strategy: Strategy, blocks: int) -> int:
+    """The number of the first block, from 0, that has adapters; the temporal embedding joins there."""
+    if config.adapted_blocks is None:
+        return 0
+    if strategy.adapter is None:
+        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out")
+    if config.adapted_blocks > blocks:
+        raise ConfigError(f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}")
+    return blocks - config.adapted_blocks

@@ -1,0 +1,75 @@
+"""How does AIM adapt a block? "AIM: Adapting Image Models for Efficient Video Action Recognition", Yang et al., 2023.
+
+    x = x + A_t(MSA(LN1(x)))         temporal: the frozen attention once more, along the frames of each place
+    x = x + A_s(MSA(LN1(x)))         spatial: an adapter after the attention
+    x = x + MLP(y) + s * A_j(y)      joint: an adapter beside the MLP, y = LN2(x)
+
+A_s has a skip connection, A_t and A_j have none and start at zero: the block starts as it was. For Something-Something the authors
+put one more adapter, with a skip connection, before the temporal attention ("temporal_in").
+
+Shapes: B clips, T frames, N tokens per frame, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from zeroi2v.errors import ConfigError
+from zeroi2v.method.adapters import GELUAdapter
+from zeroi2v.method.relocate import ClipCount
+
+
+class Adaptation:
+    """Hooks of one block that call its adapters."""
+
+    def __init__(self, adapters: Mapping[str, GELUAdapter], count: ClipCount) -> None:
+        self.adapters, self.count = adapters, count
+
+    def temporal_hook(self, block: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A forward pre-hook of the block: x + A_t(MSA(LN1(x))), attention along the frames of each place."""
+        tokens, *others = inputs
+        by_frame = tokens.unflatten(0, (self.count.clips, self.count.frames))  # (B, T, N, D)
+        normed = block.norm1(by_frame.transpose(1, 2).flatten(0, 1))  # (B*N, T, D)
+        if "temporal_in" in self.adapters:
+            normed = self.adapters["temporal_in"](normed)
+        attended = block.attn.forward(normed)  # past the hook of the spatial adapter
+        out = self.adapters["temporal"].branch(attended)
+        by_place = out.unflatten(0, (self.count.clips, -1)).transpose(1, 2)  # (B, T, N, D)
+        return ((by_frame + by_place).flatten(0, 1), *others)
+
+    def joint_hook(self, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook of the MLP: MLP(y) + s A_j(y)."""
+        adapter = self.adapters["joint"]
+        return output.add(adapter.branch(inputs[0]), alpha=adapter.scale)
+
+
+def build(
+    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, *, ratio: float, scale: float, dropout: float
+) -> list[dict[str, nn.Module]]:
+    """The adapters of every block, by site. ConfigError if there is one before temporal attention but not after it."""
+    if "temporal_in" in sites and "temporal" not in sites:
+        raise ConfigError("sites: temporal_in comes before the attention over time; name temporal too")
+    width = max(1, int(ratio * tower.embed_dim))
+
+    def adapter(site: str) -> GELUAdapter:
+        own_scale = scale if site == "joint" else 1.0
+        return GELUAdapter(tower.embed_dim, width, scale=own_scale, dropout=dropout, bias=True)
+
+    return [{site: adapter(site) for site in sites} for _ in tower.blocks]
+
+
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+    """Hook them into their blocks."""
+    blocks: Any = tower.blocks
+    for block, own in zip(blocks, adapters, strict=True):
+        adaptation = Adaptation(own, count)
+        if "temporal" in own:
+            block.register_forward_pre_hook(adaptation.temporal_hook)
+        if "spatial" in own:
+            block.attn.register_forward_hook(own["spatial"].after_hook)
+        if "joint" in own:
+            block.mlp.register_forward_hook(adaptation.joint_hook)

@@ -1,0 +1,163 @@
+"""How does EVL read a frozen tower? "Frozen CLIP Models are Efficient Video Learners", Lin et al., 2022.
+
+A learnt query passes through a decoder with one layer for each of the tower's last four blocks. A layer gives the query cross
+attention over the block's tokens of all frames, after it has added to them what tells time: a depth-wise convolution over three
+frames, an embedding of the frame, and temporal cross attention, which is made of the tower's own queries and keys. The tower gets no
+gradient, because nothing before it trains.
+
+Shapes: B clips, T frames, N tokens per frame, P of them patches, D channels, H heads; R = (2h - 1)(2w - 1) steps from patch to patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from zeroi2v.method.relocate import ClipCount
+from zeroi2v.models.towers import prefix_tokens
+
+LAYERS = 4
+
+
+class DecoderLayer(nn.Module):
+    """One layer of the decoder, and the hooks that bring it the tokens, queries and keys of its block."""
+
+    steps: Tensor
+
+    def __init__(
+        self, channels: int, heads: int, *, frames: int, prefix: int, grid: tuple[int, int], dropout: float
+    ) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.convolution = nn.Conv1d(channels, channels, 3, padding=1, groups=channels)
+        nn.init.zeros_(self.convolution.weight)
+        nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
+        self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
+        count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.before = nn.Parameter(torch.zeros(count, channels))  # by the step from a patch to one in the frame before
+        self.after = nn.Parameter(torch.zeros(count, channels))
+        self.set_grid(grid)
+        self.query_norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(channels) for _ in range(3))
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * channels, channels)
+        )
+        self.seen: dict[str, Tensor] = {}  # of the call in progress
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Number the steps between the patches of a grid: `steps` (P, P)."""
+        self.grid = grid
+        rows, columns = (torch.arange(side) for side in grid)
+        places = torch.cartesian_prod(rows, columns)  # (P, 2)
+        apart = places[:, None] - places[None] + torch.tensor(grid) - 1
+        steps = apart[..., 0] * (2 * grid[1] - 1) + apart[..., 1]
+        self.register_buffer("steps", steps.to(self.before.device), persistent=False)
+
+    def take_tokens(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of the block: its tokens (B*T, N, D)."""
+        self.seen["tokens"] = output
+
+    def take_queries(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of what norms the queries: (B*T, H, N, D / H)."""
+        self.seen["queries"] = output
+
+    def take_keys(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """The same for the keys."""
+        self.seen["keys"] = output
+
+    def forward(self, query: Tensor, clips: int) -> Tensor:
+        """The query (B, 1, D) after this layer."""
+        seen = {name: tensor.unflatten(0, (clips, -1)) for name, tensor in self.seen.items()}
+        self.seen.clear()
+        memory = self.token_norm(self.in_time(**seen).flatten(1, 2))
+        query = query + self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
+        out: Tensor = query + self.mlp(self.mlp_norm(query))
+        return out
+
+    def in_time(self, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """The tokens (B, T, N, D) with what tells time added to them."""
+        series = tokens.permute(0, 2, 3, 1).flatten(0, 1)  # (B*N, D, T)
+        mixed = self.convolution(series).unflatten(0, (len(tokens), -1)).permute(0, 3, 1, 2)
+        queries, keys = queries[..., self.prefix :, :], keys[..., self.prefix :, :]
+        before = self.cross_attention(queries[:, 1:], keys[:, :-1], self.before)
+        after = self.cross_attention(queries[:, :-1], keys[:, 1:], self.after)
+        patches = F.pad(before, (0, 0, 0, 0, 1, 0)) + F.pad(after, (0, 0, 0, 0, 0, 1))
+        out: Tensor = tokens + mixed + self.frame_embedding[:, None] + F.pad(patches, (0, 0, self.prefix, 0))
+        return out
+
+    def cross_attention(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
+        """Attention from patch to patch of two frames, the mean over heads, times a weight for each step: (B, T - 1, P, D)."""
+        scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
+        attention = scores.softmax(-1).mean(2)  # (B, T - 1, P, P)
+        return torch.einsum("btqk,qkd->btqd", attention, weight[self.steps])
+
+
+class Decoder(nn.Module):
+    """The learnt query, its layers and the norm after them."""
+
+    def __init__(self, layers: Sequence[DecoderLayer], channels: int, count: ClipCount) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.query = nn.Parameter(torch.zeros(channels))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        self.norm = nn.LayerNorm(channels)
+        self.count = count
+
+    def hook(self, tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook of the tower: the clip's feature stands in for the feature of each of its frames."""
+        query = self.query.expand(self.count.clips, 1, -1)
+        for layer in self.layers:
+            query = layer(query, self.count.clips)
+        feature: Tensor = self.norm(query).expand(-1, self.count.frames, -1).flatten(0, 1)
+        return feature
+
+    @torch.no_grad()
+    def resize(self, *, frames: int, grid: tuple[int, int]) -> None:
+        """Take other clips: the frames' embeddings are interpolated linearly, the weights of the steps bilinearly."""
+        layers: Any = self.layers
+        for layer in layers:
+            if frames != len(layer.frame_embedding):
+                series = layer.frame_embedding.T[None]
+                layer.frame_embedding = nn.Parameter(F.interpolate(series, frames, mode="linear")[0].T.contiguous())
+            if grid != layer.grid:
+                old, new = ([2 * side - 1 for side in sides] for sides in (layer.grid, grid))
+                for name in ("before", "after"):
+                    table = getattr(layer, name).T.unflatten(1, old)[None]
+                    resized = F.interpolate(table, new, mode="bilinear")[0].flatten(1).T.contiguous()
+                    setattr(layer, name, nn.Parameter(resized))
+                layer.set_grid(grid)
+
+
+def build(
+    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, *, ratio: float, scale: float, dropout: float
+) -> list[dict[str, nn.Module]]:
+    """The decoder, kept with the last block; the others have nothing."""
+    blocks: Any = tower.blocks
+    layers = [
+        DecoderLayer(
+            tower.embed_dim,
+            block.attn.num_heads,
+            frames=count.frames,
+            prefix=prefix_tokens(tower),
+            grid=tower.patch_embed.grid_size,
+            dropout=dropout,
+        )
+        for block in blocks[-LAYERS:]
+    ]
+    return [*({} for _ in blocks[:-1]), {"decoder": Decoder(layers, tower.embed_dim, count)}]
+
+
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+    """Let each layer see its block, and the decoder answer for the tower."""
+    decoder = adapters[-1]["decoder"]
+    blocks: Any = tower.blocks
+    for block, layer in zip(blocks[-LAYERS:], decoder.layers, strict=True):
+        block.attn.q_norm.register_forward_hook(layer.take_queries)
+        block.attn.k_norm.register_forward_hook(layer.take_keys)
+        block.register_forward_hook(layer.take_tokens)
+    tower.register_forward_hook(decoder.hook)

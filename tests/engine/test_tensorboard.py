@@ -1,0 +1,75 @@
+"""TensorBoard's points are the log's numbers, each epoch once, also after a run went on."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.videos_for_tests import blocks_dataset
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
+from zeroi2v.engine import train as training
+from zeroi2v.engine.log import read_json_lines
+from zeroi2v.engine.train import train
+from zeroi2v.errors import ConfigError
+
+RECIPE = Recipe(
+    model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
+    clip=ClipConfig(frames=2),
+    train=TrainConfig(epochs=3, batch_size=2, warmup_epochs=0.5, workers=0, save_every_minutes=1e-6, tensorboard=True),
+)
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: for each name its steps and values."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_the_points_are_the_log_and_a_resumed_run_has_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run stops in epoch 3, and once more after epoch 2 was written and before where it stands was."""
+    dataset, run = blocks_dataset(tmp_path, train=4, val=1, frames=4), tmp_path / "run"
+    saves = 0
+    save = training.TrainingState.save
+
+    def stops(*arguments: Any, **options: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 6:  # epoch 1: two batches and its end; epoch 2: two batches, and now its end
+            raise OSError("killed")
+        save(*arguments, **options)
+
+    monkeypatch.setattr(training.TrainingState, "save", stops)
+    with pytest.raises(OSError, match="killed"):
+        train(RECIPE, dataset, run)
+    monkeypatch.undo()
+    assert [step for step, _ in points(run / "tensorboard")["loss"]] == [1, 2]
+    train(RECIPE, dataset, run, resume=True)
+    log, found = read_json_lines(run / "log.jsonl"), points(run / "tensorboard")
+    assert {*found} == {"loss", "learning_rate", "clips", "processes", "seconds", "peak_memory"} | {
+        "top1",
+        "top5",
+        "clips_per_second",
+    }
+    for name in ("loss", "learning_rate", "top1", "top5", "peak_memory"):
+        assert found[name] == [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in log]
+    speed = [(entry["epoch"], pytest.approx(entry["clips"] / entry["seconds"], rel=1e-6)) for entry in log]
+    assert found["clips_per_second"] == speed
+    assert [entry["epoch"] for entry in log] == [1, 2, 3]
+
+
+def test_without_the_package_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    dataset = blocks_dataset(tmp_path, train=4, val=1, frames=4)
+    with pytest.raises(ConfigError, match="needs tensorboard: pip install tensorboard"):
+        train(RECIPE, dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    off = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, tensorboard=False, epochs=1))
+    assert not (train(off, dataset, tmp_path / "run").folder / "tensorboard").exists()

@@ -1,0 +1,204 @@
+"""What a training step leaves out changes nothing where it should not, and what it should where it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zeroi2v
+from benchmarks.training_step import reference
+from tests.towers_for_tests import gather_inputs, noisy, random_clip, small_model
+from zeroi2v import VideoClassifier, create_model
+from zeroi2v.errors import ConfigError
+from zeroi2v.method import adapters, gradients
+
+CLIP = "vit_base_patch16_clip_quickgelu_224"
+PLAIN = "vit_tiny_patch16_224"
+
+
+def gradients_of(model: VideoClassifier, logits: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    logits.square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("tower", [CLIP, PLAIN])
+def test_a_training_step_has_the_gradients_of_the_papers_graph(tower: str) -> None:
+    model = noisy(small_model(tower, heads=[-1, 1])).double().train()
+    clip = random_clip(model)
+    torch.testing.assert_close(model(clip), reference(model, clip))
+    assert_same(gradients_of(model, model(clip)), gradients_of(model, reference(model, clip)))
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [
+        ("vit_small_plus_patch16_dinov3_qkvb", {}),
+        ("vit_base_patch16_siglip_224", {}),
+        ("vit_small_patch16_18x2_224", {}),
+        (PLAIN, {"strategy": "gelu_adapter"}),
+        (PLAIN, {"strategy": "lora", "sites": ["q", "v", "up", "down"]}),
+        (PLAIN, {"strategy": "st_adapter"}),
+        (PLAIN, {"strategy": "full"}),
+        (PLAIN, {"operator": "cls_shift", "ratio": 0.25}),
+        (PLAIN, {"sites": ["q", "k", "v", "proj", "up", "down"]}),
+    ],
+)
+def test_shortcuts_change_no_gradient(tower: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = noisy(small_model(tower, **settings)).double().train()
+    clip = random_clip(model)
+    ours = gradients_of(model, model(clip))
+
+    def plainly(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
+        return x + scale * linear(z)
+
+    monkeypatch.setattr(adapters, "add_linear", plainly)
+    monkeypatch.setattr(gradients.NormSource, "hook", lambda *_: None)
+    model.eval()  # dropouts are 0: what is left is that every token is worked out
+    assert_same(ours, gradients_of(model, model(clip)))
+
+
+def test_only_a_training_steps_feature_leaves_tokens_out() -> None:
+    model = small_model(CLIP)
+    last: Any = model.tower.blocks[-1]  # type: ignore[index]
+    clip, seen = random_clip(model), gather_inputs(last.mlp)
+    model.train()
+    model(clip)
+    model.tokens(clip)
+    with torch.no_grad():
+        model(clip)
+    model.eval()(clip)
+    assert [inputs.shape[1] for inputs in seen] == [1, 5, 5, 5]
+
+
+def patches_seen(model: VideoClassifier, clip: Tensor) -> Tensor:
+    """Which patches of each frame enter the first block, by an embedding that numbers them: (B, T, N)."""
+    tower: Any = model.tower
+    with torch.no_grad():
+        tower.pos_embed.copy_(torch.arange(tower.pos_embed.shape[1])[None, :, None].expand_as(tower.pos_embed))
+        for parameter in tower.patch_embed.parameters():
+            parameter.zero_()
+        tower.cls_token.zero_()
+    seen = gather_inputs(tower.blocks[0])
+    model(clip)
+    return seen[0][..., 0].unflatten(0, (len(clip), -1))
+
+
+def test_half_of_the_patches_are_dropped_alike_in_all_frames_of_a_clip() -> None:
+    model = create_model(
+        PLAIN, num_classes=3, frames=4, tower_options={"img_size": 96, "depth": 1}
+    ).train()  # 36 patches
+    model.drop_patches(0.5)
+    found = patches_seen(model, random_clip(model, clips=3))
+    assert found.shape == (3, 4, 1 + 18)
+    assert (found == found[:, :1]).all(), "the frames of a clip have the same patches"
+    assert (found[..., 0] == 0).all(), "the class token stays"
+    assert (found.diff(dim=-1) > 0).all(), "in order, none twice"
+    assert len({tuple(one.tolist()) for one in found[:, 0]}) == 3, "each clip has its own draw"
+    assert patches_seen(model.eval(), random_clip(model)).shape == (2, 4, 37)
+
+
+def test_dropping_no_more_than_nothing_changes_nothing() -> None:
+    model = noisy(small_model(PLAIN)).train()
+    clip = random_clip(model)
+    whole = model(clip)
+    model.drop_patches(1.0)
+    assert torch.equal(model(clip), whole)
+
+
+def test_a_tower_that_counts_on_its_patches_says_so() -> None:
+    model = create_model("swin_tiny_patch4_window7_224", num_classes=3, frames=2)
+    with pytest.raises(ConfigError, match=r"token_share: swin_tiny.* needs all of its patches"):
+        model.drop_patches(0.5)
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
+    model = noisy(small_model(CLIP)).double().train()
+    clip = random_clip(model)
+    plain = gradients_of(model, model(clip))
+    model.checkpoint_blocks()
+    assert_same(gradients_of(model, model(clip)), plain)
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(clip)
+    largest = model.tower_input(clip).shape[0] * 5 * 4 * 96  # the MLP's inside
+    assert max(kept) < largest
+
+
+def test_checkpointing_of_a_tower_without_it_is_refused() -> None:
+    model = create_model("pit_ti_224", num_classes=3, frames=2)
+    with pytest.raises(ConfigError, match="cannot be checkpointed"):
+        model.checkpoint_blocks()
+
+
+def test_nothing_below_the_adapted_blocks_takes_part_in_the_gradient() -> None:
+    model = noisy(small_model(CLIP, adapted_blocks=2)).train()
+    assert [len(one) for one in model.adapters] == [0, 4, 4]  # type: ignore[arg-type]
+    tower: Any = model.tower
+    wants: list[bool] = []
+    for block in tower.blocks:
+        block.register_forward_hook(lambda _, inputs, output: wants.append(output.requires_grad))
+    clip = random_clip(model)
+    gradients_of(model, model(clip))
+    assert wants == [False, True, True]
+    assert model.temporal_embedding.grad is not None
+    assert model.temporal_embedding.grad.any(), "it joins where the adapters begin"
+
+
+def test_adapters_in_the_upper_blocks_merge_and_are_saved(tmp_path: Path) -> None:
+    model = noisy(small_model(PLAIN, adapted_blocks=1))
+    clip = random_clip(model)
+    torch.testing.assert_close(model.merge()(clip), model(clip), rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(zeroi2v.load(tmp_path / "saved")(clip), model(clip))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapted_blocks": 4}, "has 3 attention blocks, got 4"),
+        ({"adapted_blocks": 0}, "at least 1, or none for all, got 0"),
+        ({"adapted_blocks": 1, "strategy": "linear_probe"}, "linear_probe has no adapters of its own"),
+    ],
+)
+def test_adapted_blocks_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_model(PLAIN, **settings)
+
+
+def test_fewer_frames_reach_as_far_in_time() -> None:
+    """Offsets -3, -2, -1, 1 of 8 frames are -2, -1, -1, 1 of 4, each twice as long."""
+    model = small_model(PLAIN, frames=8, heads=[[-3, -2, 1], [], []]).train()
+    with torch.no_grad():
+        model.temporal_embedding.normal_()
+    model.take_frames(4)
+    attention: Any = model.tower.blocks[0].attn  # type: ignore[index]
+    q: dict[str, Tensor] = {}
+    attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(before=output.clone()), prepend=True)
+    attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(after=output.clone()))
+    assert model(random_clip(model, clips=1)).shape == (1, 5)
+    before, after = (q[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after"))  # keys (T, N, H, D)
+    read = [[0, 1, 0, 1], [0, 0, 1, 2], [1, 2, 3, 3]]
+    for head, frames in enumerate(read):
+        assert torch.equal(after[:, :, head], before[frames][:, :, head])
+    entering = gather_inputs(attention.qkv)
+    by_hand = nn.functional.interpolate(model.temporal_embedding.T[None], 4, mode="linear")[0].T
+    torch.testing.assert_close(model._embedding_of(4), by_hand)
+    model.take_frames(8)
+    assert model(random_clip(model, clips=1)).shape == (1, 5)
+    assert entering[0].shape[0] == 8
