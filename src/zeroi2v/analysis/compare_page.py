@@ -12,54 +12,30 @@ from html import escape
 from typing import Any, Final
 
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from zeroi2v.analysis.page import page
-from zeroi2v.analysis.report import body_rows, duration, percent, terminal_table
+from zeroi2v.analysis.report import body_rows, duration, percent
 from zeroi2v.engine.evaluate import FIGURE_NAMES
 
-COLUMNS: Final = (  # after the name and the score
-    "trainable parameters",
-    "training",
-    "peak memory",
-    "latency, ms",
-    "merged, ms",
-    "merged / tower",
-)
 DOES_NOT_MERGE: Final = "does not merge"
 
 
-def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Name, score and cells of each row, best first, in the order of `columns`."""
-    return [
-        (
-            line["row"],
-            accuracy(line["scores"]),
-            f"{line['trainable_params']:,}",
-            duration(line["seconds"]),
-            memory(line["peak_memory"]),
-            f"{line['adapted_ms']:.1f}",
-            DOES_NOT_MERGE if line["merged_ms"] is None else f"{line['merged_ms']:.1f}",
-            "" if line["merged_ms"] is None else f"{line['merged_over_tower']:.2f}",
-        )
-        for line in sorted(result["rows"], key=lambda line: -line["mean_score"])
-    ]
+def best_first(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of the table in the order in which they are shown."""
+    return sorted(result["rows"], key=lambda line: -line["mean_score"])
 
 
-def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """The heads of the table, after the row's name."""
-    spread = " (lowest to highest)" if len(result["seeds"]) > 1 else ""
-    return (FIGURE_NAMES[result["figure"]] + spread, *COLUMNS)
+def extent(scores: Sequence[float]) -> str:
+    """The lowest and the highest of several seeds; '' for one."""
+    return "" if len(scores) == 1 else f"{100 * min(scores):.1f}-{100 * max(scores):.1f}"
 
 
 def accuracy(scores: Sequence[float]) -> str:
     """The mean over seeds, and the lowest and highest where there are several."""
     mean = percent(sum(scores) / len(scores))
-    return mean if len(scores) == 1 else f"{mean} ({100 * min(scores):.1f} to {100 * max(scores):.1f})"
-
-
-def memory(size: float) -> str:
-    return f"{size / 2**30:.2f}\u00a0GiB"
+    return mean if len(scores) == 1 else f"{mean} ({extent(scores)})"
 
 
 def chance(result: Mapping[str, Any]) -> float:
@@ -69,8 +45,26 @@ def chance(result: Mapping[str, Any]) -> float:
 
 
 def terminal(result: Mapping[str, Any]) -> Group:
-    """The table and what it leaves open."""
-    return Group(terminal_table("row", columns(result), table_rows(result)), Text(f"\n{_reading(result)}"))
+    """The table, narrow, and what it leaves open."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("row", no_wrap=True)
+    for name in (FIGURE_NAMES[result["figure"]], "seeds", "trains", "time", "GiB", "ms", "merged", "/ tower"):
+        table.add_column(name, justify="right")
+    for line in best_first(result):
+        merges = line["merged_ms"] is not None
+        table.add_row(
+            line["row"],
+            percent(line["mean_score"]),
+            extent(line["scores"]),
+            f"{line['trainable_params']:,}",
+            duration(line["seconds"]),
+            f"{line['peak_memory'] / 2**30:.2f}",
+            f"{line['adapted_ms']:.1f}",
+            f"{line['merged_ms']:.1f}" if merges else "-",
+            f"{line['merged_over_tower']:.2f}" if merges else "-",
+        )
+    note = f" -: {DOES_NOT_MERGE}." if any(line["merged_ms"] is None for line in result["rows"]) else ""
+    return Group(table, Text(f"\n{_reading(result)}{note}"))
 
 
 def _reading(result: Mapping[str, Any]) -> str:
@@ -103,13 +97,35 @@ def _header(result: Mapping[str, Any]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns(result))
+    columns = (
+        FIGURE_NAMES[result["figure"]] + (" (lowest to highest)" if len(result["seeds"]) > 1 else ""),
+        "trainable parameters",
+        "training",
+        "peak memory",
+        "latency, ms",
+        "merged, ms",
+        "merged / tower",
+    )
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    rows = [
+        (
+            line["row"],
+            accuracy(line["scores"]),
+            f"{line['trainable_params']:,}",
+            duration(line["seconds"]),
+            f"{line['peak_memory'] / 2**30:.2f}\u00a0GiB",
+            f"{line['adapted_ms']:.1f}",
+            DOES_NOT_MERGE if line["merged_ms"] is None else f"{line['merged_ms']:.1f}",
+            "" if line["merged_ms"] is None else f"{line['merged_over_tower']:.2f}",
+        )
+        for line in best_first(result)
+    ]
     return f"""<section><h2>All rows</h2>
 <p>{escape(_reading(result))} Training: the epochs alone, without loading libraries and validating. Peak memory: of the training
 process with its libraries, without those that decode; on a GPU, what the GPU held. Latency: one clip in full precision, as trained
 and merged, each beside the plain tower in turn.</p>
 <div class="wide"><table class="numbers"><thead><tr><td></td>{heads}</tr></thead>
-<tbody>{body_rows(table_rows(result))}</tbody></table></div></section>"""
+<tbody>{body_rows(rows)}</tbody></table></div></section>"""
 
 
 def _plots(result: Mapping[str, Any]) -> str:
@@ -175,7 +191,7 @@ def scatter(drawn: Sequence[Point], axis: str, text: Callable[[float], str]) -> 
         line = min(max(y + 4, free), latest)
         free = line + gap
         toward = -1 if x > (left + right) / 2 else 1
-        side = "end" if toward < 0 else ""
+        side = "name end" if toward < 0 else "name"
         marks.append(f'<path class="spread" d="M{x} {down(min(one.scores))}V{down(max(one.scores))}"/>')
         marks.append(f'<path class="grid" d="M{x} {y}L{x + 9 * toward} {line - 4}"/>')
         kind = "" if one.merges else ' class="ring"'

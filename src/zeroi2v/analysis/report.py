@@ -58,8 +58,8 @@ def terminal_report(result: Result) -> Group:
     verdict = Table.grid(padding=(0, 2))
     for number, meaning, explanation in three_numbers(result):
         verdict.add_row(Text(number, style="bold"), Text.assemble((meaning, "bold"), f". {explanation}\n"))
-    answers = terminal_table("correct", ["without order", "temporal heads"], pair_rows(result))
-    prices = terminal_table("one clip", ["parameters", "multiply-adds", "time, ms", "ratio"], cost_rows(result))
+    answers = _terminal_table("correct", ["without order", "temporal heads"], pair_rows(result))
+    prices = _terminal_table("one clip", ["parameters", "multiply-adds", "time, ms", "ratio"], cost_rows(result))
     guess, *_ = result["prediction"]["predictions"]
     difference = f"The largest difference of a logit is {result['merge']['largest_logit_difference']:.1e}."
     return Group(
@@ -72,7 +72,7 @@ def terminal_report(result: Result) -> Group:
     )
 
 
-def terminal_table(corner: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _terminal_table(corner: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(corner)
     for column in columns:
