@@ -177,29 +177,29 @@ def scatter(drawn: Sequence[Point], axis: str, text: Callable[[float], str]) -> 
     def down(share: float) -> float:
         return round(bottom - (share - levels[0]) / (levels[-1] - levels[0]) * (bottom - top), 1)
 
-    marks = [f'<path class="grid" d="M{left} {down(level)}H{right}"/>' for level in levels]
+    lines = [f'<path class="grid" d="M{left} {down(level)}H{right}"/>' for level in levels]
     words = [f'<text x="{left - 8}" y="{down(level) + 4}" class="end">{percent(level, 0)}</text>' for level in levels]
     for cost, side in ((costs[0], ""), (costs[-1], "end")):
-        words_at = left if not side else right
-        words.append(f'<text x="{words_at}" y="{bottom + 18}" class="{side}">{text(cost)}</text>')
+        place = left if not side else right
+        words.append(f'<text x="{place}" y="{bottom + 18}" class="{side}">{text(cost)}</text>')
     words.append(f'<text x="{(left + right) / 2}" y="{bottom + 36}" class="middle">{escape(axis)}</text>')
-    free = float(top)
+    marks, free = [], float(top)
     ordered = sorted(drawn, key=lambda one: -one.mean)
-    for place, one in enumerate(ordered):
+    for rank, one in enumerate(ordered):
         x, y = across(one.cost), down(one.mean)
-        latest = bottom - gap * (len(ordered) - 1 - place)  # so that those below find room
+        latest = bottom - gap * (len(ordered) - 1 - rank)  # so that those below find room
         line = min(max(y + 4, free), latest)
         free = line + gap
         toward = -1 if x > (left + right) / 2 else 1
         side = "name end" if toward < 0 else "name"
         marks.append(f'<path class="spread" d="M{x} {down(min(one.scores))}V{down(max(one.scores))}"/>')
-        marks.append(f'<path class="grid" d="M{x} {y}L{x + 9 * toward} {line - 4}"/>')
+        lines.append(f'<path class="grid" d="M{x} {y}L{x + 9 * toward} {line - 4}"/>')
         kind = "" if one.merges else ' class="ring"'
         marks.append(f'<circle cx="{x}" cy="{y}" r="4"{kind}/>')
         words.append(f'<text x="{x + 11 * toward}" y="{line}" class="{side}">{escape(one.name)}</text>')
     spoken = "; ".join(f"{one.name}: {percent(one.mean)} at {text(one.cost)}" for one in ordered)
     height = bottom + 44
-    return f'<svg viewBox="0 0 400 {height}" role="img" aria-label="{escape(spoken)}">{"".join([*marks, *words])}</svg>'
+    return f'<svg viewBox="0 0 400 {height}" role="img" aria-label="{escape(spoken)}">{"".join([*lines, *words, *marks])}</svg>'
 
 
 def ticks(low: float, high: float) -> list[float]:
