@@ -32,6 +32,7 @@ COMMANDS = [
     "merge",
     "towers",
     "bench",
+    "compare",
     "data synthetic",
     "data check",
     "data reencode",

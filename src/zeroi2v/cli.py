@@ -152,6 +152,17 @@ def open_data(path: Path, config: Any, missing: Any) -> Any:
     return dataset
 
 
+def with_flip_pairs(recipe: Any, dataset: Any, log: Any) -> Any:
+    """The recipe, told of the labels that a flip exchanges where the data set knows them and the recipe does not."""
+    from zeroi2v.config import override
+
+    if not dataset.flip_pairs or recipe.pixels.flip_pairs:
+        return recipe
+    pairs = json.dumps(dataset.flip_pairs, ensure_ascii=False)
+    log.say(f"{dataset.format}: a flip exchanges the labels {pairs}")
+    return override(recipe, [f"pixels.flip_pairs={pairs}"])
+
+
 def output_options(parser: Parser) -> None:
     """What every command says about its output."""
     parser.add_argument("--json", action="store_true", help="print one JSON value on standard output")
@@ -257,10 +268,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     log = log_of(arguments)
     dataset = open_data(arguments.data, recipe.data, recipe.train.broken)
-    if dataset.flip_pairs and not recipe.pixels.flip_pairs:
-        pairs = json.dumps(dataset.flip_pairs, ensure_ascii=False)
-        recipe = override(recipe, [f"pixels.flip_pairs={pairs}"])
-        log.say(f"{dataset.format}: a flip exchanges the labels {pairs}")
+    recipe = with_flip_pairs(recipe, dataset, log)
     try:
         run = train_model(recipe, dataset, arguments.out, resume=arguments.resume, log=log)
     except VideoError as error:

@@ -271,7 +271,7 @@ a model without order cannot avoid.</p>
 <div class="wide"><table class="numbers"><caption>Correct, when only the two classes of a pair compete: guessing
 gives 50&nbsp;%. The last row counts all classes.</caption><thead><tr><th scope="col">Classes</th>
 <th scope="col">Without order</th><th scope="col">With temporal heads</th></tr></thead>
-<tbody>{_rows(pair_rows(result))}</tbody></table></div></section>"""
+<tbody>{body_rows(pair_rows(result))}</tbody></table></div></section>"""
 
 
 def _confusion(result: Result, which: str, title: str) -> str:
@@ -318,7 +318,7 @@ def _merging(result: Result) -> str:
 tensors of the image transformer.</p>
 <div class="wide"><table class="numbers"><caption>{timing(result)}</caption><thead><tr><th scope="col">Model</th>
 <th scope="col">Para&shy;meters</th><th scope="col">Multiply-adds per clip</th><th scope="col">Time, ms</th>
-<th scope="col">Ratio</th></tr></thead><tbody>{_rows(cost_rows(result))}</tbody></table></div></section>"""
+<th scope="col">Ratio</th></tr></thead><tbody>{body_rows(cost_rows(result))}</tbody></table></div></section>"""
 
 
 def _prediction(result: Result) -> str:
@@ -357,7 +357,7 @@ def _reverse(result: Result) -> dict[str, str]:
     return {one: other for pair in result["pairs"] for one, other in (pair, pair[::-1])}
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
+def body_rows(rows: Sequence[Sequence[str]]) -> str:
     """The body of a table whose first column names the row."""
     lines = []
     for name, *cells in rows:
