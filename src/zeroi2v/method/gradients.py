@@ -63,7 +63,9 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, _STEEPNESS * x)  # type: ignore[no-any-return]
+        steep: Tensor = _STEEPNESS * x
+        torch.ops.aten.silu_backward.grad_input(gradient, steep, grad_input=steep)
+        return steep
 
 
 def quick_gelu(x: Tensor) -> Tensor:

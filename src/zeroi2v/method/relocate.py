@@ -9,10 +9,10 @@ Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,15 +92,44 @@ def relocate(
     moves = [move for move in moves if abs(move.offset) < frames]  # else every frame would leave the clip
     if not moves:
         return projected
-    by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
-    views = layout.views(by_frame)
-    if not queries:
-        views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
-    for view in views:
-        width = view.shape[-1]
-        for first_head, stop_head, start, stop, offset in moves:
-            _shift(view[..., first_head:stop_head, round(start * width) : round(stop * width)], offset)
+
+    def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
+        by_frame = tensor.view(clips, frames, -1, *tensor.shape[1:])
+        views = layout.views(by_frame)
+        if not queries:
+            views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
+        for view in views:
+            width = view.shape[-1]
+            for first_head, stop_head, start, stop, offset in moves:
+                yield view[..., first_head:stop_head, round(start * width) : round(stop * width)], offset
+
+    if projected.requires_grad and not projected._is_view() and not torch.compiler.is_compiling():
+        relocated: Tensor = _Relocate.apply(projected, moved_channels)
+        return relocated
+    for channels, offset in moved_channels(projected):
+        _shift(channels, offset)
     return projected
+
+
+class _Relocate(torch.autograd.Function):
+    """All shifts in one step of the graph: autograd by itself would copy the whole gradient once for each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, moved_channels: Callable[[Tensor], Iterator[tuple[Tensor, int]]]
+    ) -> Tensor:
+        ctx.mark_dirty(projected)
+        ctx.moved_channels = moved_channels
+        for channels, offset in moved_channels(projected):
+            _shift(channels, offset)
+        return projected
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        own = gradient.clone(memory_format=torch.contiguous_format)
+        for channels, offset in ctx.moved_channels(own):
+            _shift_back(channels, offset)
+        return own, None
 
 
 def _shift(channels: Tensor, offset: int) -> None:
@@ -109,6 +138,19 @@ def _shift(channels: Tensor, offset: int) -> None:
     ahead, behind = channels[:, -kept:], channels[:, :kept]
     target, source = (behind, ahead) if offset > 0 else (ahead, behind)
     target.copy_(source.clone())  # they overlap
+
+
+def _shift_back(gradients: Tensor, offset: int) -> None:
+    """The gradient of `_shift`, in place: each frame gets those of the frames that read it, at the edges of itself."""
+    frames, kept = gradients.shape[1], gradients.shape[1] - abs(offset)
+    given = gradients.clone()
+    gradients.zero_()
+    if offset > 0:
+        gradients[:, kept:] = given[:, kept:]
+        gradients[:, -kept:] += given[:, :kept]
+    else:
+        gradients[:, : frames - kept] = given[:, : frames - kept]
+        gradients[:, :kept] += given[:, -kept:]
 
 
 def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:
