@@ -1,4 +1,4 @@
-"""What can be asked of a model or tower on the command line? Cost, speed, where it looks; cli.py says how commands behave."""
+"""What can be asked of a model or tower on the command line? Cost, speed, where it looks, what does best; cli.py says how."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
 @pytest.mark.parametrize(
     ("rows", "seeds", "message"),
     [
-        ([Row("one", ("strategy=lorra",))], [0], "row one: .*did you mean 'lora'"),
+        ([Row("one", ("adapter_ration=1",))], [0], "row one: .*did you mean 'adapter_ratio'"),
         ([Row("a/b", ())], [0], "row 'a/b': a name is of letters"),
         ([Row("one", ()), Row("one", ())], [0], "at least one row, each once, got one, one"),
         ([Row("one", ())], [1, 1], "at least one seed, each once"),
@@ -142,12 +142,18 @@ def test_what_is_no_comparison_is_named(rows: list[Row], seeds: list[int], messa
         plan(rows, BUDGET, seeds)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("strategy=lorra",), "row wrong: .*did you mean 'lora'"),
+        (("strategy=evl", "heads=[-1]"), "row wrong: heads: strategy evl has spatial heads alone"),
+    ],
+)
 def test_a_row_that_cannot_be_built_is_refused_before_anything_is_trained(
-    dataset: VideoDataset, tmp_path: Path
+    settings: tuple[str, ...], message: str, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    rows = [ROWS[0], Row("evl", ("strategy=evl", "heads=[-1]"))]
-    with pytest.raises(ConfigError, match="row evl: heads: strategy evl has spatial heads alone"):
-        compare(rows, BUDGET, [0], dataset, tmp_path / "out", log=Log(quiet=True))
+    with pytest.raises(ConfigError, match=message):
+        compare([ROWS[0], Row("wrong", settings)], BUDGET, [0], dataset, tmp_path / "out", log=Log(quiet=True))
     assert not (tmp_path / "out").exists()
 
 

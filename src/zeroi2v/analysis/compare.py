@@ -220,8 +220,7 @@ def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
 
 
 def _difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> str:
-    """The settings that differ, in words; '' if none. One was perhaps read from JSON, which has no tuples."""
-    before, now = json.loads(json.dumps([before, now]))
+    """The settings that differ, in words; '' if none."""
     return ", ".join(
         f"{table}.{name} = {value!r}, not {now[table][name]!r}"
         for table, settings in before.items()
