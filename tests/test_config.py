@@ -185,3 +185,11 @@ def test_sharding_refuses_what_it_cannot_do(other: dict[str, Any]) -> None:
     TrainConfig(**other)
     with pytest.raises(ConfigError, match=f"sharding goes with {next(iter(other))}"):
         TrainConfig(sharding="full", **other)
+
+
+def test_few_frames_cover_as_much_of_the_video() -> None:
+    recipe = override(Recipe(), ["frames=16", "stride=4", "few_frames=8", "few_frames_epochs=2"])
+    clips = [recipe.clip_in_epoch(epoch) for epoch in (1, 2, 3)]
+    assert [(clip.frames, clip.stride) for clip in clips] == [(8, 8), (8, 8), (16, 4)]
+    with pytest.raises(ConfigError, match=r"few_frames must be at most clip\.frames"):
+        override(Recipe(), ["few_frames=9", "few_frames_epochs=1"])

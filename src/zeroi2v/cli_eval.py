@@ -62,6 +62,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         (answer,) = answers
     else:
         names = [name for name in FIGURE_NAMES if all(name in one for one in answers)]
+        if not names:
+            raise ConfigError(
+                "some models know one label a video, others several: they have no mean; evaluate them apart"
+            )
         mean = {name: sum(one[name] for one in answers) / len(answers) for name in names}
         answer = {**mean, "models": answers}
         if not arguments.json:

@@ -131,3 +131,36 @@ def test_other_videos_or_a_damaged_file_are_refused(undisturbed: Path, dataset: 
     (out / "resume.pt").unlink()
     with pytest.raises(CheckpointError, match="not there"):
         train(RECIPE, dataset, out, resume=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_what_was_saved_and_says_so(
+    undisturbed: Path, dataset: VideoDataset, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is as full as a limit on the size of a file makes it: below that of resume.pt, above that of the model."""
+    out, step, taken = tmp_path / "run", training.take_step, 0
+
+    def stops(*arguments: object) -> tuple[float, int]:
+        nonlocal taken
+        taken += 1
+        if taken > 8:
+            raise KeyboardInterrupt
+        return step(*arguments)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(training, "take_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset, out)
+    monkeypatch.undo()
+    saved = {path.name: path.read_bytes() for path in out.iterdir()}
+    limit = len(saved["resume.pt"]) // 2
+    assert limit > len(saved["model.safetensors"])
+    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from zeroi2v.cli import main"
+    words = ["train", str(motion_videos), "--out", str(out), "--resume", "--quiet"]
+    command = [sys.executable, "-c", f"{program}; sys.exit(main({words!r}))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "resume.pt: cannot be written" in done.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == saved
+    assert_same(train(RECIPE, dataset, out, resume=True).folder, undisturbed)

@@ -13,6 +13,7 @@ import zeroi2v
 from benchmarks.training_step import reference
 from tests.towers_for_tests import gather_inputs, noisy, random_clip, small_model
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.analysis.memory import LiveBytes
 from zeroi2v.errors import ConfigError
 from zeroi2v.method import adapters, gradients
 
@@ -126,6 +127,32 @@ def test_dropping_no_more_than_nothing_changes_nothing() -> None:
     assert torch.equal(model(clip), whole)
 
 
+def test_the_last_share_that_was_asked_for_holds_and_a_merged_model_sees_all() -> None:
+    model = create_model(PLAIN, num_classes=3, frames=2, tower_options={"img_size": 64, "depth": 1})
+    model.drop_patches(0.25)
+    model.drop_patches(0.5)
+    clip = random_clip(model)
+    assert patches_seen(model.train(), clip).shape == (2, 2, 1 + 8)
+    assert patches_seen(model.merge().train(), clip).shape == (2, 2, 1 + 16)
+
+
+def test_registers_stay_and_a_mean_over_patches_reads_them_all() -> None:
+    model = small_model("vit_small_patch14_reg4_dinov2").train()
+    model.drop_patches(0.5)
+    assert patches_seen(model, random_clip(model)).shape[-1] == 5 + 2
+    options = {"img_size": 32, "depth": 2, "global_pool": "avg"}
+    model = noisy(create_model(PLAIN, num_classes=3, frames=4, tower_options=options))
+    clip = random_clip(model)
+    evaluated = model(clip)
+    torch.testing.assert_close(model.train()(clip), evaluated)
+
+
+def test_a_merged_tower_is_written_as_it_came() -> None:
+    model = small_model(CLIP)
+    assert any("forward" in vars(module) for module in model.tower.modules())
+    assert not any("forward" in vars(module) for module in model.merge().tower.modules())
+
+
 def test_a_tower_that_counts_on_its_patches_says_so() -> None:
     model = create_model("swin_tiny_patch4_window7_224", num_classes=3, frames=2)
     with pytest.raises(ConfigError, match=r"token_share: swin_tiny.* needs all of its patches"):
@@ -138,16 +165,25 @@ def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
     plain = gradients_of(model, model(clip))
     model.checkpoint_blocks()
     assert_same(gradients_of(model, model(clip)), plain)
-    kept: list[int] = []
+    with LiveBytes() as counted:
+        logits = model(clip)
+    assert logits.requires_grad
+    one = model.tower_input(clip).shape[0] * 5 * 96 * 8  # bytes of a block's input
+    assert counted.live < (3 + 3) * one + 2 * model.tower_input(clip).nbytes, (
+        "each block's input, and what is beside the blocks"
+    )
 
-    def count(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel())
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(clip)
-    largest = model.tower_input(clip).shape[0] * 5 * 4 * 96  # the MLP's inside
-    assert max(kept) < largest
+def test_checkpointed_calls_are_worked_out_again_as_they_were() -> None:
+    """Two clips, then one, then an evaluation, before the gradients are taken."""
+    model = noisy(small_model(CLIP)).double().train()
+    two, one = random_clip(model), random_clip(model, clips=1, seed=2)
+    plain = gradients_of(model, model(two).sum() + model(one).sum())
+    model.checkpoint_blocks()
+    total = model(two).sum() + model(one).sum()
+    with torch.no_grad():
+        model(random_clip(model, clips=3))
+    assert_same(gradients_of(model, total), plain)
 
 
 def test_checkpointing_of_a_tower_without_it_is_refused() -> None:

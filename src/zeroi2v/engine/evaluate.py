@@ -87,7 +87,7 @@ class Evaluation:
 
 def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
     """Softmax, or sigmoid where a video may have several labels, averaged over views: (..., V, K) to (..., K)."""
-    return (logits.sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
+    return (logits.double().sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
 
 
 def average_precision(scores: Tensor, has: Tensor) -> float | None:

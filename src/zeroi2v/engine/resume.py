@@ -68,7 +68,7 @@ class TrainingState:
                 "parts": parts,
                 "generators": generators,
             }
-            replace_files({self.path: lambda path: torch.save(state, path)})
+            replace_files({self.path: lambda path: _write(state, path)})
 
     def load(self, process: int, processes: int) -> Position:
         """Put every part back to where it was. CheckpointError if the file is none of this run's."""
@@ -99,6 +99,13 @@ class TrainingState:
         if gpu:
             torch.cuda.set_rng_state(gpu[0])
         return Position(**state["position"])
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # how torch's writer of archives says that the disk did not take them
+        raise OSError(f"the disk is full, or does not take it ({str(error).splitlines()[0]})") from error
 
 
 def _generators() -> list[Tensor]:

@@ -151,6 +151,8 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         write_model(model, out, {"epoch": "0"})  # from here on the folder loads
     if settings.warmup_epochs >= settings.epochs:
         log.warn(f"the warm-up of {settings.warmup_epochs:g} epochs outlasts the training; see train.warmup_epochs")
+    if settings.few_frames_epochs >= settings.epochs:
+        log.warn(f"no epoch of {settings.epochs} trains on all frames of a clip; see train.few_frames_epochs")
     if not dataset.val:
         log.warn("there are no videos to validate on: the last epoch is taken for the best")
     processes.wait_for_everyone()

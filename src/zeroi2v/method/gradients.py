@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from zeroi2v.method.relocate import ClipCount
+
 _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
@@ -24,7 +26,11 @@ class _AddLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         ctx.save_for_backward(z, weight)
         ctx.scale = scale
-        total = x.clone(memory_format=torch.contiguous_format) if bias is None else torch.add(x, bias, alpha=scale)
+        total = (
+            x.clone(memory_format=torch.contiguous_format)
+            if bias is None
+            else torch.add(x.contiguous(), bias, alpha=scale)
+        )
         rows = total.view(-1, total.shape[-1])
         torch.addmm(rows, z.reshape(-1, z.shape[-1]), weight.T, alpha=scale, out=rows)
         return total
@@ -79,11 +85,15 @@ def quick_gelu(x: Tensor) -> Tensor:
 class NormSource:
     """A forward hook of a norm. Its output remembers what it was made from, so that a gradient may keep that instead.
 
-    The norm keeps its input in any case; whoever keeps its output too could compute it again, at the cost of one pass.
+    The norm keeps its input in any case; whoever keeps its output too could compute it again, at the cost of one pass. Where blocks are
+    checkpointed, neither is to be kept.
     """
 
+    def __init__(self, count: ClipCount) -> None:
+        self.count = count
+
     def hook(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not self.count.checkpointed and not torch.compiler.is_compiling():
             output.normalised_from = (norm, output._version, inputs[0], inputs[0]._version)  # type: ignore[attr-defined]
 
 

@@ -174,6 +174,7 @@ class ClipCount:
         self.whole = frames  # what the offsets were meant for, where a training begins with fewer
         self.clips = 1  # B
         self.trains = False  # whether it is a training step, which needs the frame features alone
+        self.checkpointed = False  # whether such a step works out its blocks again, from their inputs
 
     def scaled(self, offset: int) -> int:
         """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded up, so never 0."""

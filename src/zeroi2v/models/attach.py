@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.method.adapters import GELUAdapter, LinearAdapter, LoRA, STAdapter, TrainedColumns, TrainedRows
 from zeroi2v.method.fold import affine, assign
@@ -33,6 +34,17 @@ def chosen_sites(strategy: Strategy, sites: tuple[str, ...] | None) -> tuple[str
     if sites and "qkv" in sites and not {*sites}.isdisjoint(PARTS):
         raise ConfigError("sites: qkv already stands for q, k and v; name it alone, or some of the three")
     return strategy.sites if sites is None else tuple(dict.fromkeys(sites))
+
+
+def first_adapted_block(config: ModelConfig, strategy: Strategy, blocks: int) -> int:
+    """The number of the first block, from 0, that has adapters; the temporal embedding joins there."""
+    if config.adapted_blocks is None:
+        return 0
+    if strategy.adapter is None:
+        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out")
+    if config.adapted_blocks > blocks:
+        raise ConfigError(f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}")
+    return blocks - config.adapted_blocks
 
 
 def build_adapters(

@@ -1,6 +1,6 @@
 """What need a training step not do? What the tower makes that no gradient and no feature needs, and, if asked, some that they do.
 
-Hooks again: the tower's code stays as it is, and evaluation does all of it.
+Hooks again, and for QuickGELU another way to write the same formula, which merging takes back; evaluation does all of it.
 Shapes: B clips, T frames, N tokens per frame, the first P of them class and register tokens, D channels.
 """
 
@@ -30,11 +30,17 @@ def spare_memory(tower: nn.Module, count: ClipCount, *, needs_patches: bool) -> 
         if isinstance(module, QuickGELU):
             setattr(module, "forward", quick_gelu)  # noqa: B010  the same formula, whose gradient keeps less
     norms = (module for module in tower.modules() if isinstance(module, nn.LayerNorm))
-    handles = [norm.register_forward_hook(NormSource().hook) for norm in norms]
+    handles = [norm.register_forward_hook(NormSource(count).hook) for norm in norms]
     if not needs_patches:
         shortcut = OnlyClassToken(count)
         handles += [module.register_forward_pre_hook(shortcut.hook) for module in _read_by_class_token(tower)]
     return handles
+
+
+def plain_again(tower: nn.Module) -> None:
+    """Give activations back their own way to be written."""
+    for module in tower.modules():
+        vars(module).pop("forward", None)
 
 
 class OnlyClassToken:
@@ -82,7 +88,7 @@ class PatchDropping:
         return (tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2])), *others)
 
 
-def drop_patches(tower: nn.Module, count: ClipCount, share: float, name: str) -> None:
+def drop_patches(tower: nn.Module, count: ClipCount, share: float, name: str) -> RemovableHandle:
     """Let training steps see a share of the patches. ConfigError if the tower's attention counts on all of them."""
     plain = isinstance(tower, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention for block in tower.blocks
@@ -92,10 +98,10 @@ def drop_patches(tower: nn.Module, count: ClipCount, share: float, name: str) ->
             f"token_share: {name} needs all of its patches: only a plain vision transformer does without some"
         )
     entry, _ = token_entry(tower, find_blocks(tower, name))
-    entry.register_forward_pre_hook(PatchDropping(count, share, prefix_tokens(tower)).hook)
+    return entry.register_forward_pre_hook(PatchDropping(count, share, prefix_tokens(tower)).hook)
 
 
-def checkpoint_blocks(tower: nn.Module, name: str) -> None:
+def checkpoint_blocks(tower: nn.Module, count: ClipCount, name: str) -> None:
     """Let a training step keep the input of each block alone and work out the rest again. ConfigError if timm has no way for it."""
     setter: Any = getattr(tower, "set_grad_checkpointing", None)
     try:
@@ -105,3 +111,4 @@ def checkpoint_blocks(tower: nn.Module, name: str) -> None:
         raise ConfigError(f"checkpointing: {name} cannot be checkpointed: {error}") from error
     if setter is None:
         raise ConfigError(f"checkpointing: {name} cannot be checkpointed")
+    count.checkpointed = True

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
 from zeroi2v.errors import ConfigError, MergeError, nearest
@@ -22,7 +23,7 @@ from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text,
 from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models import peers, shortcuts, towers
-from zeroi2v.models.attach import attach, build_adapters, chosen_sites, fold
+from zeroi2v.models.attach import attach, build_adapters, chosen_sites, first_adapted_block, fold
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class VideoClassifier(nn.Module):
             peer.attach(tower, adapters, count)
         needs_patches = peer is not None or strategy.adapter == "st"
         self._training_hooks = shortcuts.spare_memory(tower, count, needs_patches=needs_patches)
+        self._patch_hooks: list[RemovableHandle] = []
         every_move = []
         for block, layout, block_adapters in zip(blocks, heads, adapters, strict=True):
             if operator == "cls_shift":  # before the adapters: it acts on what the norms give
@@ -120,6 +122,7 @@ class VideoClassifier(nn.Module):
     def train(self, mode: bool = True) -> VideoClassifier:
         """As nn.Module.train, except that a frozen tower stays in eval mode: no drop path, no moving averages."""
         super().train(mode)
+        self._count.trains = False  # until the next step
         if not self.strategy.trains_tower:
             self.tower.eval()
         return self
@@ -148,7 +151,12 @@ class VideoClassifier(nn.Module):
     def features(self, clip: Tensor) -> Tensor:
         """The tower's feature of each frame, after its final norm: (B, T, D)."""
         self._count.trains = self.training and torch.is_grad_enabled()
-        pooled = self.tower(self.tower_input(clip))
+        pooled: Tensor = self.tower(self.tower_input(clip))
+        if (
+            self._count.checkpointed and pooled.requires_grad
+        ):  # blocks that are worked out again must read this call's count
+            call = dict(vars(self._count))
+            pooled.register_hook(lambda gradient: vars(self._count).update(call))
         by_frame: Tensor = pooled.unflatten(0, (-1, self._count.frames))
         return by_frame
 
@@ -201,9 +209,10 @@ class VideoClassifier(nn.Module):
             for block, adapters in zip(blocks, every_adapter, strict=True):
                 for name, adapter in adapters.items():
                     fold(block, name, adapter)
-        for hook in merged._training_hooks:
+        for hook in (*merged._training_hooks, *merged._patch_hooks):
             hook.remove()
-        merged._training_hooks = []
+        merged._training_hooks, merged._patch_hooks = [], []
+        shortcuts.plain_again(merged.tower)
         merged.adapters = nn.ModuleList(nn.ModuleDict() for _ in blocks)
         merged.merged = True
         return merged
@@ -248,11 +257,14 @@ class VideoClassifier(nn.Module):
         """Let training steps see a random `share` of a clip's patches. ConfigError if the tower or the strategy needs them all."""
         if self.strategy.peer is not None:
             raise ConfigError(f"token_share: strategy {self.config.strategy} needs all patches of a frame")
-        shortcuts.drop_patches(self.tower, self._count, share, self.config.tower)
+        handle = shortcuts.drop_patches(self.tower, self._count, share, self.config.tower)
+        for earlier in self._patch_hooks:
+            earlier.remove()
+        self._patch_hooks = [handle]
 
     def checkpoint_blocks(self) -> None:
         """Let training steps keep the input of each block alone. ConfigError if the tower has no way for it."""
-        shortcuts.checkpoint_blocks(self.tower, self.config.tower)
+        shortcuts.checkpoint_blocks(self.tower, self._count, self.config.tower)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder from which alone `zeroi2v.load` rebuilds this model."""
@@ -357,7 +369,7 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         "scale": strategy.adapter_scale if config.adapter_scale is None else config.adapter_scale,
         "dropout": config.adapter_dropout,
     }
-    first_adapted = _first_adapted(config, strategy, len(blocks))
+    first_adapted = first_adapted_block(config, strategy, len(blocks))
     if peer is None:
         adapters = [
             build_adapters(block, strategy, sites, layout, count, **shape) if number >= first_adapted else {}
@@ -383,14 +395,3 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     )
     model.config = config
     return model
-
-
-def _first_adapted(config: ModelConfig, strategy: Strategy, blocks: int) -> int:
-    """The number of the first block, from 0, that has adapters; the temporal embedding joins there."""
-    if config.adapted_blocks is None:
-        return 0
-    if strategy.adapter is None:
-        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out")
-    if config.adapted_blocks > blocks:
-        raise ConfigError(f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}")
-    return blocks - config.adapted_blocks
