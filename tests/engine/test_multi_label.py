@@ -20,7 +20,7 @@ from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.loader import read_views, train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import train as training
-from zeroi2v.engine.evaluate import Evaluation, average_precision, evaluate
+from zeroi2v.engine.evaluate import Evaluation, average_precision, evaluate, view_scores
 from zeroi2v.engine.log import read_json_lines
 from zeroi2v.engine.train import Run, train
 
@@ -92,7 +92,7 @@ def test_the_figure_is_the_mean_over_classes_of_the_mean_sigmoid_over_views() ->
     by_hand = [
         [sum(1 / (1 + math.exp(-view[label])) for view in views) / 3 for label in range(4)] for views in logits.tolist()
     ]
-    torch.testing.assert_close(found.scores, torch.tensor(by_hand))
+    torch.testing.assert_close(found.scores, torch.tensor(by_hand, dtype=torch.float64))
     each = [area_under_steps([row[k] for row in by_hand], (labels[:, k] > 0).tolist()) for k in range(3)]
     assert found.per_class() == [*map(pytest.approx, each), None], "the last class has no video"
     assert found.to_dict() == {"mAP": pytest.approx(sum(each) / 3), "videos": 6, "skipped": []}
@@ -215,3 +215,9 @@ def test_a_classifier_of_one_label_starts_anew_for_several(run: Run, dataset: Vi
     before = zeroi2v.load(run.folder).classifier.weight
     torch.testing.assert_close(zeroi2v.load(kept.folder).classifier.weight, before)
     assert not torch.allclose(zeroi2v.load(anew.folder).classifier.weight, before, atol=1e-3)
+
+
+def test_scores_of_sure_answers_keep_their_order() -> None:
+    """In float32 the sigmoid of both is 1."""
+    scores = view_scores(torch.tensor([[20.0, 30.0]]), multi_label=True)
+    assert scores[0] < scores[1]
