@@ -80,3 +80,15 @@ def test_a_norms_input_that_was_changed_in_between_is_an_error_not_a_wrong_gradi
     x += 1
     with pytest.raises(RuntimeError, match="changed in place"):
         total.backward()
+
+
+def test_a_norms_output_that_was_changed_is_kept_as_it_is() -> None:
+    norm, x = normed()
+    linear = nn.Linear(8, 2)
+    output = norm(x)
+    output += 1
+    with keeping_source(output):
+        total = linear(output).sum()
+    total.backward()
+    changed = nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps) + 1
+    torch.testing.assert_close(linear.weight.grad, changed.flatten(0, 1).sum(0).expand(2, -1))

@@ -68,6 +68,16 @@ def test_shortcuts_change_no_gradient(tower: str, settings: dict[str, Any], monk
     assert_same(ours, gradients_of(model, model(clip)))
 
 
+def test_a_feature_that_reads_a_second_token_has_it_worked_out() -> None:
+    """The distilled tower's feature is the mean of its class and distillation tokens."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "depth": 2}
+    model = noisy(create_model("deit_tiny_distilled_patch16_224", num_classes=3, frames=4, tower_options=options))
+    clip = random_clip(model)
+    evaluated = model(clip)
+    torch.testing.assert_close(model.train()(clip), evaluated)
+
+
 def test_only_a_training_steps_feature_leaves_tokens_out() -> None:
     model = small_model(CLIP)
     last: Any = model.tower.blocks[-1]  # type: ignore[index]

@@ -84,15 +84,15 @@ class NormSource:
 
     def hook(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            output.normalised_from = (norm, inputs[0], inputs[0]._version)  # type: ignore[attr-defined]
+            output.normalised_from = (norm, output._version, inputs[0], inputs[0]._version)  # type: ignore[attr-defined]
 
 
 def keeping_source(x: Tensor) -> AbstractContextManager[None]:
     """Within it, what would keep `x` for its gradient keeps the input of the norm that made it, where one did, and normalises again."""
     made = getattr(x, "normalised_from", None)
-    if made is None:
+    if made is None or made[1] != x._version:  # it is not what the norm made any more
         return nullcontext()
-    norm, source, version = made
+    norm, _, source, version = made
     normed = weakref.ref(x)  # the graph keeps `pack`, so this must not keep x
 
     def pack(kept: Tensor) -> Any:

@@ -51,8 +51,11 @@ class OnlyClassToken:
 
 
 def _read_by_class_token(tower: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the last block that need no token but the first; none where the feature is another, or the block no plain one."""
-    if not isinstance(tower, VisionTransformer) or tower.global_pool != "token" or tower.attn_pool is not None:
+    """The modules of the last block that need no token but the first; none where the feature is another, or the block no plain one.
+
+    A class derived from timm's may read more, as the distilled one does its second token.
+    """
+    if type(tower) is not VisionTransformer or tower.global_pool != "token" or tower.attn_pool is not None:
         return ()
     last: Any = tower.blocks[-1]
     return (last.attn.proj, last.norm2) if type(last) is Block and type(last.attn) is Attention else ()
