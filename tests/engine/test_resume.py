@@ -99,12 +99,17 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed
     start = time.perf_counter()
     subprocess.run([*command, "--out", str(tmp_path / "timed"), "--recipe", str(tmp_path / "recipe.toml")], check=True)
     longest = time.perf_counter() - start
-    killed = 0
-    for attempt in range(20):
+    killed = attempt = 0
+    while killed < 20:
+        attempt += 1
         out = tmp_path / f"run-{attempt}"
+        start = time.perf_counter()
         process = subprocess.Popen([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")])
         try:
             process.wait(random.uniform(0.4, 1) * longest)
+            longest = min(
+                longest, time.perf_counter() - start
+            )  # it was done before: the first one took longer than most
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -114,7 +119,6 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed
         else:  # killed before the first batch
             subprocess.run([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")], check=True)
         assert_same(out, undisturbed)
-    assert killed >= 10
 
 
 def test_other_videos_or_a_damaged_file_are_refused(undisturbed: Path, dataset: VideoDataset, tmp_path: Path) -> None:
