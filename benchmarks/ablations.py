@@ -1,6 +1,6 @@
 """Do the paper's ablations come out alike in miniature? Tables 1a, 1b, 1c, 2 and 8 on the motion videos, with the embedded tower.
 
-    python benchmarks/ablations.py --work FOLDER      # an hour or two on two free cores
+    python benchmarks/ablations.py --work FOLDER      # about 75 minutes on two free cores
     python benchmarks/ablations.py --docs             # only writes docs/ablations.md anew
 
 Two trainings at a time, on a thread each. After each training benchmarks/results/ablations.json is written, at the end
@@ -31,11 +31,11 @@ from zeroi2v.quickstart import recipe
 
 RESULT = Path(__file__).parent / "results" / "ablations.json"
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
-VIDEOS = {"train": 1600, "val": 400}
+VIDEOS = {"train": 1600, "val": 800}
 BUDGET = (  # beside the quickstart's
     "clip.frames=4",
     'heads="-1*1, 1*1"',
-    "train.epochs=2",
+    "pixels.crop_area=[1.0, 1.0]",
     "train.batch_size=8",
     "train.workers=0",
     "train.save_every_minutes=0",
@@ -192,7 +192,7 @@ def budget() -> Recipe:
 
 def points(numbers: Sequence[float]) -> str:
     """Differences in points, with their sign."""
-    return ", ".join(f"{number:+.1f}" for number in numbers)
+    return ", ".join(f"{round(number, 1) + 0.0:+.1f}" for number in numbers)  # never -0.0
 
 
 def same_sign(numbers: Sequence[float]) -> int:

@@ -231,14 +231,14 @@ def compare(arguments: argparse.Namespace) -> int:
     """`zeroi2v compare`"""
     from rich.console import Console
 
-    from zeroi2v.analysis.compare import Row, compare
+    from zeroi2v.analysis.compare import Row, compare, strategy_row
     from zeroi2v.analysis.compare_page import terminal
     from zeroi2v.config import Recipe, override, read_recipe
 
     strategies = arguments.strategies or ([] if arguments.row else ["zeroi2v", "lora", "linear_probe"])
-    rows = [Row(name, (f"strategy={name}",)) for name in strategies]
-    rows += [Row(name, tuple(settings)) for name, *settings in arguments.row]
     budget = override(read_recipe(arguments.recipe) if arguments.recipe else Recipe(), arguments.settings)
+    rows = [strategy_row(name, budget) for name in strategies]
+    rows += [Row(name, tuple(settings)) for name, *settings in arguments.row]
     dataset = open_data(arguments.data, budget.data, budget.train.broken)
     log = log_of(arguments)
     budget = with_flip_pairs(budget, dataset, log)

@@ -20,7 +20,7 @@ from benchmarks import bench as script
 from tests.towers_for_tests import small_model
 from zeroi2v.analysis import benchmark
 from zeroi2v.analysis.bench import Batches, Clips, Subject, bench, build_subjects, double_batches, write_bench
-from zeroi2v.analysis.benchmark import balanced_orders, interleave, ratios, spread
+from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, ratios, spread
 from zeroi2v.analysis.memory import free_bytes, peak_bytes
 from zeroi2v.config import Recipe
 from zeroi2v.engine.log import Log
@@ -85,6 +85,14 @@ def test_rounds_are_timed_in_those_orders_after_the_warm_up(clock: Clock) -> Non
     places = {name: [index + 1 for index, one in enumerate(made) if one == name and index > 2] for name in seconds}
     assert times == {name: [seconds[name] * 1000 * place for place in places[name]] for name in seconds}
     assert ratios(times, "b", "a") == [2 * b / a for b, a in zip(places["b"], places["a"], strict=True)]
+
+
+def test_the_ratio_of_faster_halves_does_not_hear_of_disturbed_rounds() -> None:
+    quiet = {"one": [30.0, 32.0, 31.0, 33.0], "other": [20.0, 24.0, 21.0, 22.0]}
+    assert fast_ratio(quiet, "one", "other") == (30 + 31) / (20 + 21)
+    assert fast_ratio({**quiet, "one": [30.0, 90.0, 31.0, 500.0]}, "one", "other") == (30 + 31) / (20 + 21)
+    assert fast_ratio({"one": [6.0], "other": [4.0]}, "one", "other") == 1.5
+    assert fast_ratio({"one": [3.0, 9.0, 1.0], "other": [2.0, 4.0, 8.0]}, "one", "other") == (1 + 3) / (2 + 4)
 
 
 def test_median_quartiles_and_percentile_are_those_of_torch() -> None:

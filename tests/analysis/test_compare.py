@@ -13,21 +13,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from zeroi2v.analysis import compare as comparing
-from zeroi2v.analysis.compare import ROWS_FILE, Row, compare, plan
+from zeroi2v.analysis.compare import ROWS_FILE, Row, compare, plan, strategy_row
 from zeroi2v.cli import main
 from zeroi2v.config import ClipConfig, Recipe, TrainConfig, override
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine.log import Log, read_json_lines
 from zeroi2v.engine.train import train
 from zeroi2v.errors import ConfigError
+from zeroi2v.models.video import build_model
 
 BUDGET = Recipe(clip=ClipConfig(frames=2), train=TrainConfig(epochs=1, batch_size=16, warmup_epochs=0.5, workers=0))
 ROWS = (Row("probe", ("strategy=linear_probe",)), Row("gelu", ("strategy=gelu_adapter", "adapter_ratio=0.5")))
 COMMAND = ["--row", "probe", "strategy=linear_probe", "--row", "gelu", "strategy=gelu_adapter", "adapter_ratio=0.5"]
 COMMAND += ["--seeds", "0", "--set", "frames=2", "--set", "epochs=1", "--set", "batch_size=16"]
 COMMAND += ["--set", "warmup_epochs=0.5", "--set", "workers=0"]
+
+
+def test_the_row_of_a_peer_takes_back_what_has_no_meaning_for_it_and_says_so() -> None:
+    budget = override(BUDGET, ["heads=[-1, 1]", "temporal_embedding=zero", "adapter_ratio=0.5"])
+    rows = [strategy_row(name, budget) for name in ("zeroi2v", "evl", "st_adapter_published", "aim", "joint")]
+    assert [row.settings for row in rows] == [
+        ("strategy=zeroi2v",),
+        ("strategy=evl", "adapter_ratio=none", "temporal_embedding=trained", "heads=none"),
+        ("strategy=st_adapter_published", "temporal_embedding=trained", "heads=none"),
+        ("strategy=aim", "heads=none"),
+        ("strategy=joint", "adapter_ratio=none", "heads=none"),
+    ]
+    for trial in plan(rows, budget, [0]):
+        with torch.device("meta"):
+            build_model(dataclasses.replace(trial.recipe.model, pretrained=False), num_classes=8, frames=2)
+    assert strategy_row("aim", BUDGET) == Row("aim", ("strategy=aim",))
 
 
 @pytest.fixture(scope="module")

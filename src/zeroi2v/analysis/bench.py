@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from zeroi2v.analysis.benchmark import balanced_orders, interleave, provenance, ratios, spread, timed_rounds
+from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, provenance, ratios, spread, timed_rounds
 from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.analysis.memory import MEANING, free_bytes, peak_bytes
 from zeroi2v.analysis.plots import bench_plot
@@ -205,9 +205,10 @@ def bench(
     series = {one.name: [times[one.name] for times in told] for one in subjects}
     models = []
     for one in subjects:
-        of_reference = ratios(series, one.name, subjects[0].name)
+        against = {"over": one.name, "under": subjects[0].name}
+        ratio = {"fast": fast_ratio(series, **against), **spread(ratios(series, **against))}
         entry = {"name": one.name, **one.facts, "weights_mib": one.weights / MIB, "peak_mib": peaks[one.name] / MIB}
-        entry |= {"latency_ms": spread(series[one.name]), "ratio": spread(of_reference)}
+        entry |= {"latency_ms": spread(series[one.name]), "ratio": ratio}
         if one.name in batches:
             entry["throughput"] = batches[one.name].to_dict()
         models.append({**entry, "ms": [round(time, 3) for time in series[one.name]]})
@@ -330,7 +331,7 @@ def bench_table(result: dict[str, Any]) -> Table:
             model["name"],
             f"{latency['median']:.1f}",
             f"{latency['p95']:.1f}",
-            f"{ratio['median']:.3f}",
+            f"{ratio['fast']:.3f}",
             f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
             f"{batches['clips_per_second']:.3g}" if batches else "-",
             f"{batches['batch']:.0f}" if batches else "-",

@@ -27,7 +27,7 @@ import torch
 from zeroi2v.analysis.benchmark import balanced_orders, interleave, median_ratio, provenance
 from zeroi2v.analysis.compare_page import compare_page
 from zeroi2v.analysis.cost import plain_tower
-from zeroi2v.config import Recipe, override, read_recipe, to_dict
+from zeroi2v.config import ModelConfig, Recipe, override, read_recipe, to_dict
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.folders import write_text
 from zeroi2v.data.loader import start_worker
@@ -36,6 +36,7 @@ from zeroi2v.engine.log import Log, append_json, keep_json_lines, read_json_line
 from zeroi2v.engine.resume import data_key
 from zeroi2v.engine.train import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
 from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
+from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.checkpoints import load
 from zeroi2v.models.video import VideoClassifier, build_model
 
@@ -67,6 +68,16 @@ class Trial:
 
     def __str__(self) -> str:
         return f"{self.row}, seed {self.seed}"
+
+
+def strategy_row(name: str, budget: Recipe) -> Row:
+    """The row of a strategy. It takes back what the budget says of temporal heads and more where that has no meaning for a peer."""
+    strategy = STRATEGIES.get(name)
+    back = (*strategy.meaningless, *(("heads",) if strategy.peer else ())) if strategy else ()
+    default = ModelConfig()
+    taken = [setting for setting in back if getattr(budget.model, setting) != getattr(default, setting)]
+    words = {setting: "none" if (value := getattr(default, setting)) is None else value for setting in taken}
+    return Row(name, (f"strategy={name}", *(f"{setting}={word}" for setting, word in words.items())))
 
 
 def compare(
