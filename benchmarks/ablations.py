@@ -21,7 +21,8 @@ from typing import Any
 from PIL import Image
 
 from zeroi2v.analysis.benchmark import provenance
-from zeroi2v.analysis.compare import Row, plan, run_trials, table
+from zeroi2v.analysis.compare import Row, plan, table
+from zeroi2v.analysis.trials import run_trials
 from zeroi2v.config import Recipe, override, to_dict
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
@@ -352,7 +353,7 @@ def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
         unpack(work / "videos", work / "frames")
     rows = [Row(name, settings) for name, settings in ROWS.items()]
 
-    def write(entries: Sequence[Mapping[str, Any]]) -> None:
+    def write(entries: Sequence[Mapping[str, Any]], _: Mapping[str, str]) -> None:
         kept = ("settings", "scores", "trainable_params", "seconds", "peak_memory")
         found = {line["row"]: {key: line[key] for key in kept} for line in table(rows, entries)}
         result = {**provenance(), "seeds": list(seeds), "videos": VIDEOS, "budget": to_dict(budget()), "rows": found}
@@ -360,7 +361,9 @@ def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
 
     dataset = open_dataset(work / "frames")
     trials = plan(rows, budget(), seeds)
-    run_trials(trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log)
+    _, failed = run_trials(trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log)
+    if failed:
+        raise SystemExit("; ".join(failed.values()))
 
 
 if __name__ == "__main__":

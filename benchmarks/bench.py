@@ -4,6 +4,7 @@
     python benchmarks/bench.py --name bench-cpu-again                # once more: how far do the ratios move?
     python benchmarks/bench.py --device cuda --dtype fp16 --rounds 196 --warmup 14 --name bench-cuda
     python benchmarks/bench.py --compare bench-cpu bench-cpu-again   # the ratios of two results side by side
+    python benchmarks/bench.py plain zeroi2v --tower zeroi2v_tiny --name trial    # anything else needs a name of its own
     python benchmarks/bench.py --docs                                # only writes the tables of docs/speed.md anew
 
 Writes results/<name>.json, docs/pictures/<name>.svg, and then the tables of docs/speed.md. It is `zeroi2v bench` with these models.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,8 @@ def tables(name: str) -> str:
         f"{where}, {result['dtype']}, {result['rounds']} rounds, torch {versions['torch']}, {result['date']}",
         f"([`{name}.json`](../benchmarks/results/{name}.json)).",
         "",
-        "| | ms | p95 | times plain (quartiles) | repeated | clips/s (batch) | weights + peak, MiB | paper, Table 5 | paper, Table 2 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | ms | p95 | times plain (95 %) | repeated | by medians | clips/s | weights, peak, MiB | paper, Table 5 | paper, Table 2 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in sorted(result["models"], key=lambda one: one["ratio"]["fast"]):
         key, latency, ratio, batch = model["name"], model["latency_ms"], model["ratio"], model.get("throughput")
@@ -66,8 +68,9 @@ def tables(name: str) -> str:
             f"`{key}`",
             f"{latency['median']:.0f}",
             f"{latency['p95']:.0f}",
-            f"{ratio['fast']:.3f} ({ratio['q1']:.3f} to {ratio['q3']:.3f})",
+            f"{ratio['fast']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
             f"{again[key]:.3f}" if key in again else "",
+            f"{ratio['median']:.3f}",
             f"{batch['clips_per_second']:.2f} ({batch['batch']:.0f})" if batch else "",
             f"{model['weights_mib']:.0f} + {model['peak_mib']:.0f}",
             *(f"{one[key]} ms, {one[key] / one['plain']:.3f}" if key in one else "" for one in (TABLE_5, TABLE_2)),
@@ -97,7 +100,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--tower", default=TOWER)
     parser.add_argument("--model", action="append", default=[], help="a saved model beside them")
-    parser.add_argument("--name", default="bench-cpu", help="of the result")
+    parser.add_argument("--name", help="of the result; bench-cpu if nothing but --name is said")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=28)
     parser.add_argument("--warmup", type=int, default=1)
@@ -111,6 +114,8 @@ def main() -> None:
     if arguments.compare:
         compare(*arguments.compare)
         return
+    if arguments.name is None and len(sys.argv) > 1 + arguments.docs:
+        parser.error("name the result of other settings: --name")
     if not arguments.docs:
         device, log = torch.device(arguments.device), Log()
         recipe = override(Recipe(), [f'model.tower="{arguments.tower}"', f"clip.frames={arguments.frames}"])
@@ -119,7 +124,8 @@ def main() -> None:
         largest = arguments.max_batch or (2 if arguments.device == "cpu" else None)
         limits = {"rounds": arguments.rounds, "warmup": arguments.warmup, "max_batch": largest}
         result = bench(subjects, **how, **limits)
-        write_bench(result, RESULTS / f"{arguments.name}.json", DOCS / "pictures" / f"{arguments.name}.svg")
+        name = arguments.name or "bench-cpu"
+        write_bench(result, RESULTS / f"{name}.json", DOCS / "pictures" / f"{name}.svg")
         Console().print(bench_table(result))
     page = DOCS / "speed.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 
 from zeroi2v.analysis.benchmark import provenance
-from zeroi2v.analysis.compare import Row, plan, run_trials
+from zeroi2v.analysis.compare import Row, plan
+from zeroi2v.analysis.trials import run_trials
 from zeroi2v.config import override
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.synthetic import write_motion_videos
@@ -45,9 +46,11 @@ def main() -> None:
             pass
     budget = override(recipe(0), ["train.workers=0", "train.save_every_minutes=0"])
     trials = plan(ROWS, budget, arguments.seeds)
-    entries = run_trials(
+    entries, failed = run_trials(
         trials, open_dataset(videos), arguments.work / "runs", at_once=2, threads=1, latency=False, log=Log()
     )
+    if failed:
+        raise SystemExit("; ".join(failed.values()))
     rows = {
         row.name: {
             "settings": row.settings,

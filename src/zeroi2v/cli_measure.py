@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,13 @@ def bench(arguments: argparse.Namespace) -> int:
     from zeroi2v.analysis.bench import MERGED, PLAIN, bench_table, build_subjects, write_bench
     from zeroi2v.analysis.bench import bench as measure
     from zeroi2v.config import ClipConfig, ModelConfig, Recipe, override
+    from zeroi2v.models.checkpoints import check_writable
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU here; leave it out, or say --device cpu")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if arguments.memory is not None and not arguments.memory > 0:
-        raise ConfigError(f"--memory must be above 0 GiB, got {arguments.memory}")
+    if arguments.memory is not None and not 0 < arguments.memory < math.inf:
+        raise ConfigError(f"--memory must be above 0 GiB, and finite, got {arguments.memory}")
     if arguments.memory is not None and device.type == "cuda":
         raise ConfigError("--memory is of a CPU; on a GPU batches are doubled until its own memory ends")
     flags = {"model.tower": arguments.tower, "clip.frames": arguments.frames}
@@ -197,7 +199,14 @@ def bench(arguments: argparse.Namespace) -> int:
     recipe = override(Recipe(), settings)
     if dataclasses.replace(recipe, model=ModelConfig()) != Recipe(clip=ClipConfig(frames=recipe.clip.frames)):
         raise ConfigError("--set: only settings of [model] change what is timed; leave out the others")
+    if (recipe.model.strategy, recipe.model.weights) != (ModelConfig().strategy, ModelConfig().weights):
+        raise ConfigError(
+            "--set: the models' names say the strategies, and all weights are random; leave strategy and weights out"
+        )
     names = arguments.names or ([PLAIN] if arguments.saved else [PLAIN, "zeroi2v" + MERGED, "zeroi2v"])
+    files = [arguments.out / name for name in ("bench.json", "bench.svg")] if arguments.out else []
+    for path in files:
+        check_writable(path)
     log = log_of(arguments)
     subjects = build_subjects(
         names,
@@ -218,8 +227,8 @@ def bench(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         log=log,
     )
-    if arguments.out:
-        write_bench(result, arguments.out / "bench.json", arguments.out / "bench.svg")
+    if files:
+        write_bench(result, *files)
     if arguments.json:
         print_json(result)
     else:
@@ -248,4 +257,4 @@ def compare(arguments: argparse.Namespace) -> int:
     else:
         Console().print(terminal(result))
         print(f"The page: {arguments.out / 'compare.html'}")
-    return 0
+    return 1 if result["failed"] else 0

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -89,10 +90,25 @@ def test_rounds_are_timed_in_those_orders_after_the_warm_up(clock: Clock) -> Non
 
 def test_the_ratio_of_faster_halves_does_not_hear_of_disturbed_rounds() -> None:
     quiet = {"one": [30.0, 32.0, 31.0, 33.0], "other": [20.0, 24.0, 21.0, 22.0]}
-    assert fast_ratio(quiet, "one", "other") == (30 + 31) / (20 + 21)
-    assert fast_ratio({**quiet, "one": [30.0, 90.0, 31.0, 500.0]}, "one", "other") == (30 + 31) / (20 + 21)
-    assert fast_ratio({"one": [6.0], "other": [4.0]}, "one", "other") == 1.5
-    assert fast_ratio({"one": [3.0, 9.0, 1.0], "other": [2.0, 4.0, 8.0]}, "one", "other") == (1 + 3) / (2 + 4)
+    found = fast_ratio(quiet, "one", "other")
+    assert math.isclose(found["fast"], (30 + 31) / (20 + 21))
+    assert found["low"] < found["fast"] < found["high"]
+    assert found["median"] == statistics.median([30 / 20, 32 / 24, 31 / 21, 33 / 22])
+    disturbed = fast_ratio({**quiet, "one": [30.0, 90.0, 31.0, 500.0]}, "one", "other")
+    assert disturbed["fast"] == found["fast"]
+    assert set(fast_ratio({"one": [6.0], "other": [4.0]}, "one", "other").values()) == {1.5}
+    assert fast_ratio({"one": [3.0, 9.0, 1.0], "other": [2.0, 4.0, 8.0]}, "one", "other")["fast"] == (1 + 3) / (2 + 4)
+
+
+def test_the_interval_of_a_ratio_holds_the_ratio_as_often_as_it_says() -> None:
+    """Two calls of the same speed, 40 rounds of noise, 300 times."""
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(300):
+        noise = torch.rand(2, 40, dtype=torch.double, generator=generator) + 9
+        found = fast_ratio({"one": noise[0].tolist(), "other": noise[1].tolist()}, "one", "other")
+        held += found["low"] <= 1 <= found["high"]
+    assert 0.88 * 300 <= held <= 0.99 * 300
 
 
 def test_median_quartiles_and_percentile_are_those_of_torch() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +19,14 @@ import pytest
 import torch
 
 from zeroi2v.analysis import compare as comparing
-from zeroi2v.analysis.compare import ROWS_FILE, Row, compare, plan, strategy_row
+from zeroi2v.analysis.compare import Row, compare, plan, strategy_row
+from zeroi2v.analysis.trials import ROWS_FILE
 from zeroi2v.cli import main
 from zeroi2v.config import ClipConfig, Recipe, TrainConfig, override
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine.log import Log, read_json_lines
 from zeroi2v.engine.train import train
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, ZeroI2VError
 from zeroi2v.models.video import build_model
 
 BUDGET = Recipe(clip=ClipConfig(frames=2), train=TrainConfig(epochs=1, batch_size=16, warmup_epochs=0.5, workers=0))
@@ -138,9 +142,11 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
     assert error.count("\n") == 1
     assert "probe, seed 0 was begun with" in error
     assert "train.epochs = 1, not 2" in error
-    fewer = dataclasses.replace(dataset, splits={**dataset.splits, "train": dataset.train[1:]})
-    with pytest.raises(ConfigError, match="other videos"):
-        compare(ROWS, BUDGET, [0], fewer, out, log=Log(quiet=True))
+    swapped = (dataset.val[1], dataset.val[0], *dataset.val[2:])
+    for splits in ({"train": dataset.train[1:]}, {"val": dataset.val[1:]}, {"val": swapped}):
+        other = dataclasses.replace(dataset, splits={**dataset.splits, **splits})
+        with pytest.raises(ConfigError, match="other videos"):
+            compare(ROWS, BUDGET, [0], other, out, log=Log(quiet=True))
     assert before == ((out / ROWS_FILE).read_bytes(), (out / "compare.json").read_bytes())
 
 
@@ -165,6 +171,8 @@ def test_what_is_no_comparison_is_named(rows: list[Row], seeds: list[int], messa
     [
         (("strategy=lorra",), "row wrong: .*did you mean 'lora'"),
         (("strategy=evl", "heads=[-1]"), "row wrong: heads: strategy evl has spatial heads alone"),
+        (("strategy=evl", "few_frames=1", "few_frames_epochs=1"), "row wrong: .*few_frames: strategy evl"),
+        (("strategy=aim", "token_share=0.5"), "row wrong: .*token_share"),
     ],
 )
 def test_a_row_that_cannot_be_built_is_refused_before_anything_is_trained(
@@ -173,6 +181,46 @@ def test_a_row_that_cannot_be_built_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=message):
         compare([ROWS[0], Row("wrong", settings)], BUDGET, [0], dataset, tmp_path / "out", log=Log(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_fails_costs_no_other_and_is_named(
+    motion_videos: Path, dataset: VideoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["compare", str(motion_videos), "--row", "bad", "strategy=linear_probe", "learning_rate=1e30", *COMMAND[:3]]
+    assert main([*words, *COMMAND[7:], "--out", str(out), "--json"]) == 1
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert [line["row"] for line in result["rows"]] == ["probe"]
+    assert list(result["failed"]) == ["bad, seed 0"]
+    assert "loss" in result["failed"]["bad, seed 0"]
+    assert result["trainings"] == {"finished": 1, "planned": 2}
+    assert "Failed: bad, seed 0: " in (out / "compare.html").read_text()
+    with pytest.raises(ZeroI2VError, match="no training finished: bad, seed 0: "):
+        compare([Row("bad", ("learning_rate=1e30",))], BUDGET, [0], dataset, tmp_path / "other", log=Log(quiet=True))
+
+
+def test_a_folder_in_use_is_left_to_its_user(dataset: VideoDataset, out: Path) -> None:
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="another comparison is running there"):
+        compare(ROWS, BUDGET, [0], dataset, out, log=Log(quiet=True))
+    os.close(held)
+
+
+def test_videos_that_cannot_be_read_are_named_and_not_counted(motion_videos: Path, tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(motion_videos, videos)
+    broken = min((videos / "val").rglob("*.mp4"))
+    broken.write_bytes(b"no video")
+    words = ["compare", str(videos), *COMMAND[:3], *COMMAND[7:], "--set", "broken=skip", "--out", str(out), "--quiet"]
+    assert main(words) == 0
+    result = json.loads((out / "compare.json").read_text())
+    assert list(result["left_out"]) == [str(broken)]
+    assert result["videos"]["judged"] == result["videos"]["val"] - 1
+    page = (out / "compare.html").read_text()
+    assert f"on {result['videos']['judged']} validation videos" in page
+    assert broken.name in page
 
 
 def test_a_folder_of_something_else_is_left_alone(dataset: VideoDataset, tmp_path: Path) -> None:
@@ -224,15 +272,16 @@ def test_a_comparison_killed_half_way_loses_at_most_the_row_in_progress(
 @pytest.mark.slow
 def test_a_training_ends_with_the_comparison_that_began_it(motion_videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = [*COMMAND, "--set", "epochs=1000", "--out", str(out), "--quiet"]
-    process = subprocess.Popen([sys.executable, "-m", "zeroi2v", "compare", str(motion_videos), *words])
+    words = [*COMMAND, "--set", "epochs=1000", "--set", "workers=2", "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "zeroi2v", "compare", str(motion_videos), *words]
+    process = subprocess.Popen(command, start_new_session=True)
     log = out / "runs/probe/seed-0/log.jsonl"
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(3)  # an epoch takes less
-    length = log.stat().st_size
     time.sleep(3)
-    assert log.stat().st_size == length
+    session = ["ps", "-o", "stat=", "--sid", str(process.pid)]
+    states = subprocess.run(session, check=False, capture_output=True, text=True).stdout.split()
+    assert [state for state in states if not state.startswith("Z")] == []

@@ -173,7 +173,7 @@ def test_another_second_label_is_another_data_set() -> None:
     """So a run is not resumed on it."""
     dataset = VideoDataset(Path("x"), ("a", "b", "c"), {"train": (Video(Path("1.mp4"), 0, (1,)),), "val": ()})
     other = dataclasses.replace(dataset, splits={"train": (Video(Path("1.mp4"), 0, (2,)),), "val": ()})
-    assert data_key(dataset) != data_key(other)
+    assert data_key(dataset.classes, dataset.train) != data_key(other.classes, other.train)
 
 
 def test_label_smoothing_is_refused() -> None:

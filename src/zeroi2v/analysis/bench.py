@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, provenance, ratios, spread, timed_rounds
+from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, provenance, spread, timed_rounds
 from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.analysis.memory import MEANING, free_bytes, peak_bytes
 from zeroi2v.analysis.plots import bench_plot
@@ -28,6 +28,7 @@ from zeroi2v.engine.log import Log
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.checkpoints import load, replace_files
+from zeroi2v.models.peers import taken_back
 from zeroi2v.models.video import VideoClassifier, build_model
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -93,7 +94,8 @@ def build_subjects(
             model = load(name.removesuffix(MERGED))
         else:
             strategy = "zeroi2v" if name == PLAIN else name.removesuffix(MERGED)
-            config = dataclasses.replace(recipe.model, strategy=strategy, pretrained=False, weights=None)
+            config = dataclasses.replace(recipe.model, **taken_back(recipe.model, strategy))
+            config = dataclasses.replace(config, strategy=strategy, pretrained=False, weights=None)
             if name == PLAIN:
                 config = dataclasses.replace(config, sites=None)
             model = build_model(config, num_classes=CLASSES, frames=recipe.clip.frames)
@@ -205,8 +207,7 @@ def bench(
     series = {one.name: [times[one.name] for times in told] for one in subjects}
     models = []
     for one in subjects:
-        against = {"over": one.name, "under": subjects[0].name}
-        ratio = {"fast": fast_ratio(series, **against), **spread(ratios(series, **against))}
+        ratio = fast_ratio(series, one.name, subjects[0].name)
         entry = {"name": one.name, **one.facts, "weights_mib": one.weights / MIB, "peak_mib": peaks[one.name] / MIB}
         entry |= {"latency_ms": spread(series[one.name]), "ratio": ratio}
         if one.name in batches:
@@ -323,7 +324,7 @@ def bench_table(result: dict[str, Any]) -> Table:
     how = f"{result['dtype']}, {'compiled' if result['compiled'] else 'eager'}, {result['rounds']} rounds"
     table = Table(title=f"{where}, {how}", title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("model", no_wrap=True)
-    for name in ("ms", "p95", f"/ {result['reference']}", "quartiles", "clips/s", "batch", "MiB"):
+    for name in ("ms", "p95", f"/ {result['reference']}", "95 %", "clips/s", "batch", "MiB"):
         table.add_column(name, justify="right")
     for model in result["models"]:
         latency, ratio, batches = model["latency_ms"], model["ratio"], model.get("throughput", {})
@@ -332,7 +333,7 @@ def bench_table(result: dict[str, Any]) -> Table:
             f"{latency['median']:.1f}",
             f"{latency['p95']:.1f}",
             f"{ratio['fast']:.3f}",
-            f"{ratio['q1']:.3f}-{ratio['q3']:.3f}",
+            f"{ratio['low']:.3f}-{ratio['high']:.3f}",
             f"{batches['clips_per_second']:.3g}" if batches else "-",
             f"{batches['batch']:.0f}" if batches else "-",
             f"{model['weights_mib'] + model['peak_mib']:.0f}",

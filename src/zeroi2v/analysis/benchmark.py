@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
+DRAWS: Final = 2000
 REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 
 
@@ -65,14 +67,23 @@ def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> flo
     return statistics.median(ratios(times, over, under))
 
 
-def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
-    """The mean of the faster half of one call's times divided by that of another's.
+def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
+    """`fast`: the mean of the faster half of one call's times divided by that of another's; and how sure that is.
 
-    Whatever else runs on a machine makes a call slower and none faster, so that the faster half moves less from one run to the next
-    than a median does.
+    Whatever else runs on a machine makes a call slower and none faster, so that the faster half moves less from one run to the next than
+    a median does. `low`, `high`: the middle 95 % of it when as many rounds are drawn anew from those measured (bootstrap). `median`: of
+    the ratios round by round.
     """
-    fast = {name: statistics.mean(sorted(times[name])[: (len(times[name]) + 1) // 2]) for name in (over, under)}
-    return fast[over] / fast[under]
+    series = torch.tensor([times[over], times[under]], dtype=torch.double)  # (2, N rounds)
+    count = series.shape[1]
+    draws = torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(0))
+
+    def fast(rounds: Tensor) -> Tensor:  # (2, ..., N) -> (...)
+        means = rounds.sort(-1).values[..., : (count + 1) // 2].mean(-1)
+        return means[0] / means[1]
+
+    low, high = fast(series[:, draws]).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    return {"fast": fast(series).item(), "low": low, "high": high, "median": median_ratio(times, over, under)}
 
 
 def spread(series: Sequence[float]) -> dict[str, float]:

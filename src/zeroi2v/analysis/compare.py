@@ -1,48 +1,27 @@
-"""Which settings are best on these videos? Rows of settings, trained under one budget, measured, and kept one by one.
+"""Which settings are best on these videos? Rows of settings, trained under one budget, in one table.
 
-OUT/rows.jsonl   one line for each row and seed that is finished     OUT/runs/ROW/seed-N   its run folder (engine/train.py)
-OUT/compare.json, OUT/compare.html   the table of what is finished
-
-Each training has a process of its own, so that its peak memory is its own, and a crash costs no other row.
+OUT/compare.json, OUT/compare.html   the table of what is finished; beside what analysis/trials.py writes
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import multiprocessing
-import os
 import re
-import shutil
 import statistics
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import torch
-
-from zeroi2v.analysis.benchmark import balanced_orders, interleave, median_ratio, provenance
+from zeroi2v.analysis.benchmark import provenance
 from zeroi2v.analysis.compare_page import compare_page
-from zeroi2v.analysis.cost import plain_tower
-from zeroi2v.config import ModelConfig, Recipe, override, read_recipe, to_dict
+from zeroi2v.analysis.trials import Trial, run_trials
+from zeroi2v.config import Recipe, override, to_dict
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.folders import write_text
-from zeroi2v.data.loader import start_worker
-from zeroi2v.engine.evaluate import FIGURE_NAMES, best_device
-from zeroi2v.engine.log import Log, append_json, keep_json_lines, read_json_lines
-from zeroi2v.engine.resume import data_key
-from zeroi2v.engine.train import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
-from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
-from zeroi2v.method.strategies import STRATEGIES
-from zeroi2v.models.checkpoints import load
-from zeroi2v.models.video import VideoClassifier, build_model
-
-ROWS_FILE: Final = "rows.jsonl"
-LATENCY_SECONDS: Final = 5.0  # that measuring the latency of one row takes, about, where its rounds allow
-LATENCY_CYCLES: Final = 10  # of the balanced orders, at most
+from zeroi2v.engine.log import Log
+from zeroi2v.errors import ConfigError, ZeroI2VError
+from zeroi2v.models.peers import taken_back
 
 
 @dataclass(frozen=True)
@@ -53,31 +32,11 @@ class Row:
     settings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One row with one seed: one training."""
-
-    row: str
-    seed: int
-    recipe: Recipe
-
-    @property
-    def folder(self) -> Path:
-        """Its run folder, inside OUT."""
-        return Path("runs", self.row, f"seed-{self.seed}")
-
-    def __str__(self) -> str:
-        return f"{self.row}, seed {self.seed}"
-
-
 def strategy_row(name: str, budget: Recipe) -> Row:
-    """The row of a strategy. It takes back what the budget says of temporal heads and more where that has no meaning for a peer."""
-    strategy = STRATEGIES.get(name)
-    back = (*strategy.meaningless, *(("heads",) if strategy.peer else ())) if strategy else ()
-    default = ModelConfig()
-    taken = [setting for setting in back if getattr(budget.model, setting) != getattr(default, setting)]
-    words = {setting: "none" if (value := getattr(default, setting)) is None else value for setting in taken}
-    return Row(name, (f"strategy={name}", *(f"{setting}={word}" for setting, word in words.items())))
+    """The row of a strategy. That of a peer takes back what the budget says of temporal heads and more that has no meaning for it."""
+    back = taken_back(budget.model, name)
+    words = [f"{setting}={'none' if value is None else value}" for setting, value in back.items()]
+    return Row(name, (f"strategy={name}", *words))
 
 
 def compare(
@@ -85,18 +44,25 @@ def compare(
 ) -> dict[str, Any]:
     """Train every row with every seed into `out`, one after the other, and return what compare.json holds.
 
-    What is finished there already is taken as it is. ConfigError or DatasetError before anything is trained.
+    What is finished there already is taken as it is. ConfigError or DatasetError before anything is trained; a training that fails
+    costs no other, and ZeroI2VError is raised if none finishes.
     """
     trials = plan(rows, budget, seeds)
 
-    def write(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def write(entries: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> dict[str, Any]:
         result = {
             **provenance(),
             "machines": [json.loads(one) for one in dict.fromkeys(json.dumps(entry["machine"]) for entry in entries)],
             "seeds": list(seeds),
             "trainings": {"finished": len(entries), "planned": len(trials)},
             "figure": "mAP" if budget.data.multi_label else "top1",
-            "videos": {"train": len(dataset.train), "val": len(dataset.val)},
+            "failed": dict(failed),
+            "left_out": {path: reason for entry in entries for path, reason in entry["left_out"].items()},
+            "videos": {
+                "train": len(dataset.train),
+                "val": len(dataset.val),
+                "judged": min(entry["judged"] for entry in entries),
+            },
             "classes": len(dataset.classes),
             "budget": to_dict(budget),
             "rows": table(rows, entries),
@@ -105,7 +71,10 @@ def compare(
         write_text(out / "compare.html", compare_page(result))
         return result
 
-    return write(run_trials(trials, dataset, out, each=write, log=log))
+    entries, failed = run_trials(trials, dataset, out, each=write, log=log)
+    if not entries:
+        raise ZeroI2VError(f"no training finished: {'; '.join(failed.values())}")
+    return write(entries, failed)
 
 
 def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Trial]:
@@ -137,219 +106,6 @@ def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Tria
         for seed in seeds
         for name, recipe in recipes.items()
     ]
-
-
-def run_trials(
-    trials: Sequence[Trial],
-    dataset: VideoDataset,
-    out: Path,
-    *,
-    at_once: int = 1,
-    threads: int | None = None,
-    latency: bool = True,
-    each: Callable[[Sequence[Mapping[str, Any]]], object] = lambda _: None,
-    log: Log,
-) -> list[dict[str, Any]]:
-    """Train and measure what `out` does not hold yet: one entry per trial, in their order.
-
-    `at_once` trainings run side by side, each on `threads` threads (None: torch's own number). `each` is called with all entries so
-    far when another is finished and kept. ConfigError if `out` holds another folder's files, or a trial begun with other settings or
-    videos.
-    """
-    _check(trials, dataset, out)
-    out.mkdir(parents=True, exist_ok=True)
-    kept = read_json_lines(out / ROWS_FILE)
-    (out / ROWS_FILE).touch()
-    keep_json_lines(out / ROWS_FILE, len(kept))  # a line that a crash cut short goes
-    found = {(entry["row"], entry["seed"]): entry for entry in kept}
-
-    def in_order() -> list[dict[str, Any]]:
-        keys = [(trial.row, trial.seed) for trial in trials]
-        return [found[key] for key in keys if key in found]
-
-    missing = [trial for trial in trials if (trial.row, trial.seed) not in found]
-    if len(missing) < len(trials):
-        log.say(f"{out}: {len(trials) - len(missing)} of {len(trials)} trainings are finished already")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # libraries are imported once, by the process that the others fork from
-    running: dict[Connection, tuple[Any, Trial]] = {}
-    try:
-        while missing or running:
-            while missing and len(running) < at_once:
-                trial = missing.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                quiet = log.quiet or at_once > 1
-                arguments = (sender, trial, dataset, out / trial.folder, threads, latency, quiet)
-                process = context.Process(target=_in_own_process, args=arguments)
-                process.start()
-                sender.close()
-                running[receiver] = process, trial
-            answered = wait(list(running))
-            for receiver in [one for one in running if one in answered]:
-                process, trial = running.pop(receiver)
-                entry = _answer(receiver, process, trial)
-                append_json(out / ROWS_FILE, entry)
-                for name in (RESUME_FILE, LAST_FILE):  # what stays is the model
-                    (out / trial.folder / name).unlink(missing_ok=True)
-                found[trial.row, trial.seed] = entry
-                log.say(
-                    f"{trial}: {FIGURE_NAMES[entry['figure']]} {entry['score']:.1%} after {entry['seconds']:.0f} s of training; "
-                    f"{len(missing) + len(running)} to go"
-                )
-                each(in_order())
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-            process.join()
-    return in_order()
-
-
-def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
-    """Whether the trials can be built and go on with what `out` holds, before anything is trained or written."""
-    if not dataset.val:
-        raise DatasetError(f"{dataset.source}: a comparison needs videos to validate on")
-    if out.exists() and not (out / ROWS_FILE).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: already there and not from a comparison; choose another --out")
-    key = _data(dataset)
-    finished = {(entry["row"], entry["seed"]): entry for entry in read_json_lines(out / ROWS_FILE)}
-    if any(entry["data"] != key for entry in finished.values()):
-        raise ConfigError(f"{out}: its rows were trained on other videos; choose another --out")
-    for trial in trials:
-        entry, begun = finished.get((trial.row, trial.seed)), out / trial.folder / RECIPE_FILE
-        if entry is None and not begun.is_file():
-            continue
-        before = entry["recipe"] if entry else to_dict(read_recipe(begun))
-        if changed := _difference(before, to_dict(trial.recipe)):
-            raise ConfigError(f"{out}: {trial} was begun with {changed}; keep that, or choose another --out")
-    for trial in {trial.row: trial for trial in trials}.values():
-        config = dataclasses.replace(trial.recipe.model, pretrained=False, weights=None)
-        try:
-            with torch.device("meta"):
-                build_model(config, num_classes=len(dataset.classes), frames=trial.recipe.clip.frames)
-        except ZeroI2VError as error:
-            raise ConfigError(f"row {trial.row}: {error}") from error
-
-
-def _difference(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> str:
-    """The settings that differ, in words; '' if none."""
-    return ", ".join(
-        f"{table}.{name} = {value!r}, not {now[table][name]!r}"
-        for table, settings in before.items()
-        for name, value in settings.items()
-        if value != now[table][name]
-    )
-
-
-def _data(dataset: VideoDataset) -> dict[str, Any]:
-    """What an entry keeps of the videos it was trained on."""
-    return {"train": len(dataset.train), "val": len(dataset.val), "key": data_key(dataset)}
-
-
-def _answer(receiver: Connection, process: Any, trial: Trial) -> dict[str, Any]:
-    """What a training's process found. ZeroI2VError names the trial, and why it has no answer."""
-    try:
-        found = receiver.recv()
-    except EOFError:
-        found = None
-    process.join()
-    receiver.close()
-    if isinstance(found, ZeroI2VError):
-        raise ZeroI2VError(f"{trial}: {found}") from found
-    if found is None:
-        hint = "; perhaps the memory did not suffice" if process.exitcode == -9 else ""
-        raise ZeroI2VError(f"{trial}: its process ended with status {process.exitcode} and no result{hint}")
-    answer: dict[str, Any] = found
-    return answer
-
-
-def _in_own_process(
-    sender: Connection,
-    trial: Trial,
-    dataset: VideoDataset,
-    folder: Path,
-    threads: int | None,
-    latency: bool,
-    quiet: bool,
-) -> None:
-    """Send a trial's entry, or the error that ended it. Ends with the process that asked, however that ends."""
-    start_worker(0)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        sender.send(_measure(trial, dataset, folder, latency=latency, log=Log(quiet=quiet)))
-    except ZeroI2VError as error:
-        sender.send(error)
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _measure(trial: Trial, dataset: VideoDataset, folder: Path, *, latency: bool, log: Log) -> dict[str, Any]:
-    """Train one row, or go on with its training, and measure what came of it."""
-    log.say(f"[{trial}]")
-    resume = (folder / RESUME_FILE).is_file()
-    if not resume and (folder / RECIPE_FILE).is_file():
-        shutil.rmtree(folder)  # of a training that ended before there was anything to go on from
-    run = train(trial.recipe, dataset, folder, resume=resume, log=log)
-    epochs = read_json_lines(folder / LOG_FILE)
-    model = load(folder).to(best_device())
-    entry = {
-        "row": trial.row,
-        "seed": trial.seed,
-        "figure": "mAP" if model.multi_label else "top1",
-        "score": run.best,
-        "trainable_params": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        "params": sum(weight.numel() for weight in model.parameters()),
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-        "peak_memory": max(epoch["peak_memory"] for epoch in epochs),
-        "precision": epochs[-1]["precision"],
-        "loss": epochs[-1]["loss"],
-        "left_out": len(run.broken) + len(run.excluded),
-        "data": _data(dataset),
-        "recipe": to_dict(trial.recipe),
-        **provenance(),
-    }
-    if latency:
-        log.say("latency")
-        entry["latency"] = measure_latency(model)
-    return entry
-
-
-@torch.no_grad()
-def measure_latency(model: VideoClassifier) -> dict[str, Any]:
-    """Milliseconds for one clip in full precision, the plain tower, the model and the merged model in turn, and ratios to the tower.
-
-    `merged` is None, and so is its ratio, for a model that does not merge.
-    """
-    tower, model = plain_tower(model), model.eval()
-    size = (1, model.frames, 3, model.image_size, model.image_size)
-    clip = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(model.classifier.weight.device)
-    pictures = model.tower_input(clip)
-    calls: dict[str, Callable[[], object]] = {"tower": lambda: tower(pictures), "adapted": lambda: model(clip)}
-    try:
-        merged = model.merge()
-    except MergeError:
-        pass
-    else:
-        calls["merged"] = lambda: merged(clip)
-    once = sum(series[0] for series in interleave(calls, rounds=1, warmup=1).values()) / 1000
-    cycle = len(balanced_orders(len(calls)))
-    cycles = max(1, min(LATENCY_CYCLES, round(LATENCY_SECONDS / once / cycle)))
-    times = interleave(calls, rounds=cycles * cycle, warmup=1)
-    return {
-        "rounds": len(times["tower"]),
-        "tower_ms": statistics.median(times["tower"]),
-        **{
-            f"{name}_over_tower": median_ratio(times, name, "tower") if name in times else None
-            for name in ("adapted", "merged")
-        },
-        **{f"{name}_ms": statistics.median(times[name]) if name in times else None for name in ("adapted", "merged")},
-    }
 
 
 def table(rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def accuracy(scores: Sequence[float]) -> str:
 def chance(result: Mapping[str, Any]) -> float:
     """What the number of validation videos alone leaves open: the widest half of a 95 % interval of any row's accuracy."""
     widest = max(line["mean_score"] * (1 - line["mean_score"]) for line in result["rows"])
-    return 1.96 * math.sqrt(widest / int(result["videos"]["val"]))
+    return 1.96 * math.sqrt(widest / int(result["videos"]["judged"]))
 
 
 def terminal(result: Mapping[str, Any]) -> Group:
@@ -68,15 +68,17 @@ def terminal(result: Mapping[str, Any]) -> Group:
 
 
 def _reading(result: Mapping[str, Any]) -> str:
-    seeds, val, done = len(result["seeds"]), result["videos"]["val"], result["trainings"]
+    seeds, judged, done = len(result["seeds"]), result["videos"]["judged"], result["trainings"]
     so_far = (
         "" if done["finished"] == done["planned"] else f"So far {done['finished']} of {done['planned']} trainings. "
     )
     of = f"Mean of {seeds} seeds" if seeds > 1 else "One seed, so no spread between seeds is known"
-    text = f"{so_far}{of}; the last epoch's model, on {val:,} validation videos"
-    if result["figure"] != "top1":
-        return text + "."
-    return f"{text}, whose number alone leaves {100 * chance(result):.1f} points either way open (95 %)."
+    text = f"{so_far}{of}; the last epoch's model, on {judged:,} validation videos"
+    if result["figure"] == "top1":
+        text += f", whose number alone leaves {100 * chance(result):.1f} points either way open (95 %)"
+    if result["left_out"]:
+        text += f"; {len(result['left_out'])} videos were left out"
+    return f"{text}.{''.join(f' Failed: {reason}.' for reason in result['failed'].values())}"
 
 
 def compare_page(result: Mapping[str, Any]) -> str:
@@ -220,11 +222,12 @@ def _making(result: Mapping[str, Any]) -> str:
     budget = result["budget"]
     facts = {
         "Videos": f"{result['videos']['train']:,} to train on, {result['videos']['val']:,} to judge by",
+        "Left out": "; ".join(f"{path}: {reason}" for path, reason in result["left_out"].items()),
         "Seeds": ", ".join(map(str, result["seeds"])),
         "Machine": "; ".join(", ".join(f"{key} {value}" for key, value in one.items()) for one in result["machines"]),
         "Versions": ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
     }
-    named = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    named = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)
     sets = [(line["row"], " ".join(line["settings"])) for line in result["rows"]]
     rows = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(text)}</code></dd>" for name, text in sets)
     settings = "\n".join(

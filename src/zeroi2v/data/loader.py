@@ -5,8 +5,11 @@ Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side,
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -260,10 +263,19 @@ def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[A
 def start_worker(_: int) -> None:
     """What every worker process does first.
 
-    Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it.
+    Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it, and
+    end with it, however it ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _report_unless_left(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.data.datasets import Video
 from zeroi2v.engine.processes import from_all
 from zeroi2v.engine.shard import gathered, scatter, whole
 from zeroi2v.errors import CheckpointError
@@ -113,10 +114,10 @@ def _generators() -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
-def data_key(dataset: VideoDataset) -> str:
-    """A hash of the training videos' names and labels, in order, and of the classes: the same when the folder has moved."""
-    digest = hashlib.sha256("\n".join(dataset.classes).encode(errors="surrogateescape"))
-    for video in dataset.train:
+def data_key(classes: Sequence[str], videos: Iterable[Video]) -> str:
+    """A hash of the videos' names and labels, in order, and of the classes: the same when the folder has moved."""
+    digest = hashlib.sha256("\n".join(classes).encode(errors="surrogateescape"))
+    for video in videos:
         labels = "|".join(map(str, video.labels))
         digest.update(f"\n{video.path.name}\t{labels}".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 from zeroi2v.data.folders import LABEL_SEPARATOR
 from zeroi2v.engine.evaluate import Evaluation
 from zeroi2v.errors import ConfigError
-from zeroi2v.models.checkpoints import replace_files
+from zeroi2v.models.checkpoints import check_writable, replace_files
 
 
 def check_table(path: Path) -> None:
@@ -19,6 +19,7 @@ def check_table(path: Path) -> None:
         raise ConfigError(f"{path}: a table ends in .csv or .parquet")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
+    check_writable(path)
     if path.suffix == ".parquet":
         _parquet()
 

@@ -86,11 +86,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     model.multi_label = recipe.data.multi_label
     if settings.start_from is not None:
         start_from(model, settings.start_from)
-    if settings.token_share < 1:
-        model.drop_patches(settings.token_share)
-    if settings.checkpointing:
-        model.checkpoint_blocks()
-    model.take_frames(recipe.clip_in_epoch(1).frames)  # what cannot be is said before anything is written
+    set_up(model, recipe)  # what cannot be is said before anything is written
     torch.manual_seed(settings.seed + processes.process_index)  # dropout differs between processes
 
     def loader_of(epoch: int) -> TrainLoader:
@@ -124,7 +120,7 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
     scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "fp16")
     state = TrainingState(
         out / RESUME_FILE,
-        data=data_key(dataset),
+        data=data_key(dataset.classes, dataset.train),
         model=model,
         learning=wrapped,
         parts={"optimizer": optimizer, "schedule": schedule, "scaler": scaler},
@@ -194,6 +190,15 @@ def train(recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool = Fa
         epochs=position.epoch - 1,
         excluded=left_out,
     )
+
+
+def set_up(model: VideoClassifier, recipe: Recipe) -> None:
+    """Let the model drop patches, checkpoint its blocks and take the first epoch's frames. ConfigError if it cannot."""
+    if recipe.train.token_share < 1:
+        model.drop_patches(recipe.train.token_share)
+    if recipe.train.checkpointing:
+        model.checkpoint_blocks()
+    model.take_frames(recipe.clip_in_epoch(1).frames)
 
 
 @dataclass(frozen=True)

@@ -306,3 +306,16 @@ def replace_files(files: Mapping[Path, Writer]) -> None:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """CheckpointError if a file cannot be written there: known before what it is to hold is worked out, not after."""
+    probe = path.with_name(f".{path.name}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("a folder of that name is there")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error

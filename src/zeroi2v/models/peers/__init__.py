@@ -17,7 +17,7 @@ from torch import nn
 from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.heads import HeadLayout
-from zeroi2v.method.strategies import Strategy
+from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models.peers import aim, evl, joint, st_adapter
 
 
@@ -43,6 +43,15 @@ PEERS: Final = {
 def peer_of(strategy: Strategy) -> Peer | None:
     """The method that a strategy stands for, or None if it is a row of Table 2."""
     return None if strategy.peer is None else PEERS[strategy.peer]
+
+
+def taken_back(config: ModelConfig, name: str) -> dict[str, Any]:
+    """The settings that have no meaning for a peer, with their defaults, as far as `config` sets them; none for a row of Table 2."""
+    strategy = STRATEGIES.get(name)
+    if strategy is None or strategy.peer is None:
+        return {}
+    default = {setting: getattr(ModelConfig(), setting) for setting in (*strategy.meaningless, "heads")}
+    return {setting: value for setting, value in default.items() if getattr(config, setting) != value}
 
 
 def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) -> None:
