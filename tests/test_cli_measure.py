@@ -143,8 +143,9 @@ def test_bench_measures_what_is_named_and_writes_it(tmp_path: Path, capsys: pyte
 
 
 def test_bench_shows_a_table_and_takes_settings_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "plain", "zeroi2v", "--rounds", "2", "--warmup", "1", "--max-batch", "1", "--quiet"]
-    assert main([*words, "--frames", "2", "--dtype", "bf16", "--set", "adapter_ratio=0.5"]) == 0
+    words = ["bench", "plain", "zeroi2v", "evl", "--rounds", "2", "--warmup", "1", "--max-batch", "1", "--quiet"]
+    settings = ["--set", "adapter_ratio=0.5", "--set", "heads=[-1, 1]"]  # a peer takes back what has no meaning for it
+    assert main([*words, "--frames", "2", "--dtype", "bf16", *settings]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     assert all(word in output.out for word in ("plain", "zeroi2v", "p95", "clips/s", "MiB", "bf16"))
@@ -161,7 +162,10 @@ def test_bench_shows_a_table_and_takes_settings_of_the_model(capsys: pytest.Capt
         (["--tower", "vit_base_patch16_223"], "did you mean 'vit_base_patch16_224'"),
         (["--set", "train.epochs=3"], "only settings of [model]"),
         (["--model", "RUN", "--frames", "3"], "add --tower"),
-        (["--memory", "0"], "--memory must be above 0 GiB, got 0.0"),
+        (["--memory", "0"], "--memory must be above 0 GiB, and finite, got 0.0"),
+        (["--memory", "inf"], "and finite, got inf"),
+        (["--set", "strategy=lora"], "leave strategy and weights out"),
+        (["--out", "/dev/null"], "/dev/null/bench.json: cannot be written: /dev/null is no folder"),
         (["--memory", "0.0001"], "does not fit into the memory of the cpu"),
     ],
 )

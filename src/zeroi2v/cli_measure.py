@@ -61,7 +61,7 @@ def add_commands(command: Any, commands: Any, parser: Parser) -> None:
 
     text = "time models in turn: latency, throughput and memory"
     notes = (
-        "MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, st_adapter ...), followed by :merged where its\n"
+        "MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, evl ...), followed by :merged where its\n"
         "adapters are to be folded first; the weights are random. All others are compared with the first. Ctrl-C keeps the\n"
         "rounds that are finished. docs/speed.md says what the figures mean."
     )

@@ -11,7 +11,7 @@ import torch
 from zeroi2v.data.datasets import Video
 from zeroi2v.engine.evaluate import Evaluation
 from zeroi2v.engine.scores import check_table, write_confusion, write_scores
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ZeroI2VError
 
 LABELS = ("run", 'jump, "high"', "é")
 LOGITS = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 0.0, 3.0]], [[0.0, 1.0, 0.0]]])
@@ -56,7 +56,11 @@ def test_a_class_without_videos_has_no_accuracy() -> None:
     assert FOUND.per_class() == [1.0, 0.5, None]
 
 
-@pytest.mark.parametrize(("name", "reason"), [("scores.txt", "csv or .parquet"), ("none/scores.csv", "no folder")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("scores.txt", "csv or .parquet"), ("none/scores.csv", "no folder"), ("folder.csv", "a folder")],
+)
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(name: str, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ZeroI2VError, match=reason):
         check_table(tmp_path / name)

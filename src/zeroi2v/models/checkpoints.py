@@ -313,9 +313,11 @@ def check_writable(path: Path) -> None:
     probe = path.with_name(f".{path.name}.partial")
     try:
         if path.is_dir():
-            raise IsADirectoryError("a folder of that name is there")
+            raise CheckpointError(f"{path}: cannot be written: a folder of that name is there")
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except FileExistsError as error:
+        raise CheckpointError(f"{path}: cannot be written: {path.parent} is no folder") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
