@@ -20,8 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-from zeroi2v.analysis.benchmark import provenance
 from zeroi2v.analysis.compare import Row, plan, table
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.analysis.trials import run_trials
 from zeroi2v.config import Recipe, override, to_dict
 from zeroi2v.data.datasets import open_dataset

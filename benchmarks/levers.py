@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from zeroi2v.analysis.benchmark import provenance
 from zeroi2v.analysis.compare import Row, plan
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.analysis.trials import run_trials
 from zeroi2v.config import override
 from zeroi2v.data.datasets import open_dataset

@@ -34,7 +34,7 @@ import av
 import torch
 import torch.nn.functional as F
 
-from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
+from zeroi2v.analysis.timing import interleave, median_ratio, provenance
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import train_loader, view_loader

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zeroi2v import quickstart
-from zeroi2v.analysis.benchmark import provenance
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.engine.evaluate import evaluate
 from zeroi2v.engine.log import Log

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zeroi2v.analysis.benchmark import provenance
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.data.synthetic import SHAPES, SIZE_RANGE, Scene, random_scene, render
 from zeroi2v.models.towers import TINY, tiny_tower
 

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.tower_checks import SEED, check_tower
 from zeroi2v import partly_covered_towers, supported_towers
-from zeroi2v.analysis.benchmark import provenance
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.errors import TowerError
 from zeroi2v.models.towers import NAMES_FILE, TINY_NAME, find_blocks, spatial_blocks
 

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
 from zeroi2v.analysis.memory import peak_bytes
+from zeroi2v.analysis.timing import interleave, median_ratio, provenance
 from zeroi2v.models.video import VideoClassifier, create_model
 
 RESULTS = Path(__file__).parent / "results"

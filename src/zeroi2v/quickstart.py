@@ -14,9 +14,9 @@ import torch
 
 import zeroi2v
 from zeroi2v.analysis.attention import attention_maps, patch_map
-from zeroi2v.analysis.benchmark import interleave, median_ratio, provenance
 from zeroi2v.analysis.cost import cost, count_macs, new_tower, plain_tower
 from zeroi2v.analysis.report import Look, write_report
+from zeroi2v.analysis.timing import interleave, median_ratio, provenance
 from zeroi2v.analysis.visualize import enlarge, outline, overlay
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset

@@ -21,8 +21,8 @@ from benchmarks import bench as script
 from tests.towers_for_tests import small_model
 from zeroi2v.analysis import benchmark
 from zeroi2v.analysis.bench import Batches, Clips, Subject, bench, build_subjects, double_batches, write_bench
-from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, ratios, spread
 from zeroi2v.analysis.memory import free_bytes, peak_bytes
+from zeroi2v.analysis.timing import balanced_orders, fast_ratio, interleave, ratios, spread
 from zeroi2v.config import Recipe
 from zeroi2v.engine.log import Log
 from zeroi2v.errors import ConfigError

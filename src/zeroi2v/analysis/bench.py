@@ -19,10 +19,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from zeroi2v.analysis.benchmark import balanced_orders, fast_ratio, interleave, provenance, spread, timed_rounds
 from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.analysis.memory import MEANING, free_bytes, peak_bytes
 from zeroi2v.analysis.plots import bench_plot
+from zeroi2v.analysis.timing import balanced_orders, fast_ratio, interleave, provenance, spread, timed_rounds
 from zeroi2v.config import Recipe
 from zeroi2v.engine.log import Log
 from zeroi2v.errors import ConfigError, nearest

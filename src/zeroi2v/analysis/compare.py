@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zeroi2v.analysis.benchmark import provenance
 from zeroi2v.analysis.compare_page import compare_page
+from zeroi2v.analysis.timing import provenance
 from zeroi2v.analysis.trials import Trial, run_trials
 from zeroi2v.config import Recipe, override, to_dict
 from zeroi2v.data.datasets import VideoDataset

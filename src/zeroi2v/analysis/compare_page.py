@@ -15,8 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from zeroi2v.analysis.page import page
-from zeroi2v.analysis.report import body_rows, duration, percent
+from zeroi2v.analysis.page import body_rows, duration, page, percent
 from zeroi2v.engine.evaluate import FIGURE_NAMES
 
 DOES_NOT_MERGE: Final = "does not merge"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -45,3 +46,24 @@ def picture(pixels: Tensor, alt: str) -> str:
     Image.fromarray(pixels.movedim(0, -1).cpu().numpy()).save(file, "JPEG", quality=90)
     source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
     return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share of one in per cent."""
+    return f"{100 * share:.{digits}f}\u00a0%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes:
+        return f"{minutes:,}\u00a0min {rest}\u00a0s"
+    return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{rest}\u00a0s"
+
+
+def body_rows(rows: Sequence[Sequence[str]]) -> str:
+    """The body of a table whose first column names the row."""
+    lines = []
+    for name, *cells in rows:
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    return "</tr>".join([*lines, ""])

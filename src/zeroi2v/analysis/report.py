@@ -19,7 +19,7 @@ from rich.text import Text
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from zeroi2v.analysis.page import page, picture
+from zeroi2v.analysis.page import body_rows, duration, page, percent, picture
 from zeroi2v.data.folders import write_text
 
 Result: TypeAlias = Mapping[str, Any]
@@ -83,17 +83,6 @@ def _terminal_table(corner: str, columns: Sequence[str], rows: Sequence[Sequence
 
 
 # What the numbers are, in words
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}\u00a0%"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes:
-        return f"{minutes:,}\u00a0min {rest}\u00a0s"
-    return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{rest}\u00a0s"
 
 
 def three_numbers(result: Result) -> list[tuple[str, str, str]]:
@@ -355,11 +344,3 @@ def _making(result: Result, folder: Path) -> str:
 def _reverse(result: Result) -> dict[str, str]:
     """The other class of each class's pair."""
     return {one: other for pair in result["pairs"] for one, other in (pair, pair[::-1])}
-
-
-def body_rows(rows: Sequence[Sequence[str]]) -> str:
-    """The body of a table whose first column names the row."""
-    lines = []
-    for name, *cells in rows:
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
-    return "</tr>".join([*lines, ""])

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 import torch
 
-from zeroi2v.analysis.benchmark import balanced_orders, interleave, median_ratio, provenance
 from zeroi2v.analysis.cost import plain_tower
+from zeroi2v.analysis.timing import balanced_orders, interleave, median_ratio, provenance
 from zeroi2v.config import Recipe, read_recipe, to_dict
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import start_worker
