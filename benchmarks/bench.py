@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from zeroi2v.analysis.bench import DTYPES, bench, bench_table, build_subjects, write_bench
+from zeroi2v.analysis.timing import fast_ratio
 from zeroi2v.config import Recipe, override
 from zeroi2v.engine.log import Log
 
@@ -41,39 +42,49 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def ratios(name: str) -> dict[str, float]:
-    """The ratios of a result, by model."""
-    return {model["name"]: model["ratio"]["fast"] for model in read(name)["models"]}
+def ratios(*names: str) -> dict[str, dict[str, float]]:
+    """The ratios to the first model, by model, over all rounds of these results; nothing unless all were measured."""
+    runs = [{model["name"]: model["ms"] for model in read(name)["models"]} for name in names]
+    if not all(runs):
+        return {}
+    times = {name: [time for run in runs for time in run[name]] for name in runs[0]}
+    return {name: fast_ratio(times, name, next(iter(times))) for name in times}
 
 
 def tables(name: str) -> str:
     """A result beside the paper's figures and beside its repetition, as Markdown."""
-    result, again = read(name), ratios(f"{name}-again")
+    result, second = read(name), f"{name}-again"
     if not result["models"]:
         return "Not measured yet."
+    one, other = ratios(name), ratios(second)
+    found = ratios(name, second) or one
     machine, versions = result["machine"], result["versions"]
     where = (
         machine.get("gpu") if result["device"] == "cuda" else f"{machine['processor']}, {machine['threads']} threads"
     )
     lines = [
-        f"{where}, {result['dtype']}, {result['rounds']} rounds, torch {versions['torch']}, {result['date']}",
-        f"([`{name}.json`](../benchmarks/results/{name}.json)).",
+        f"{where}, {result['dtype']}, {result['rounds']} rounds{', twice' if other else ''}, torch {versions['torch']}, {result['date']}",
+        f"({', '.join(f'[`{run}.json`](../benchmarks/results/{run}.json)' for run in ((name, second) if other else (name,)))}).",
         "",
-        "| | ms | p95 | times plain (95 %) | repeated | by medians | clips/s | weights, peak, MiB | paper, Table 5 | paper, Table 2 |",
+        "| | ms | p95 | times plain (95 %) | each run | by medians | clips/s | weights, peak, MiB | paper, Table 5 | paper, Table 2 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for model in sorted(result["models"], key=lambda one: one["ratio"]["fast"]):
-        key, latency, ratio, batch = model["name"], model["latency_ms"], model["ratio"], model.get("throughput")
+    for model in sorted(result["models"], key=lambda model: found[model["name"]]["fast"]):
+        key, latency, batch = model["name"], model["latency_ms"], model.get("throughput")
+        ratio = found[key]
         cells = [
             f"`{key}`",
             f"{latency['median']:.0f}",
             f"{latency['p95']:.0f}",
             f"{ratio['fast']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
-            f"{again[key]:.3f}" if key in again else "",
+            ", ".join(f"{run[key]['fast']:.3f}" for run in (one, other) if run),
             f"{ratio['median']:.3f}",
             f"{batch['clips_per_second']:.2f} ({batch['batch']:.0f})" if batch else "",
             f"{model['weights_mib']:.0f} + {model['peak_mib']:.0f}",
-            *(f"{one[key]} ms, {one[key] / one['plain']:.3f}" if key in one else "" for one in (TABLE_5, TABLE_2)),
+            *(
+                f"{paper[key]} ms, {paper[key] / paper['plain']:.3f}" if key in paper else ""
+                for paper in (TABLE_5, TABLE_2)
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -92,7 +103,8 @@ def compare(one: str, other: str) -> None:
     """Print how far the ratios of two results lie apart."""
     first, second = ratios(one), ratios(other)
     for name in first.keys() & second.keys():
-        print(f"{name:24}{first[name]:8.3f}{second[name]:8.3f}  {second[name] / first[name] - 1:+.1%}")
+        before, after = first[name]["fast"], second[name]["fast"]
+        print(f"{name:24}{before:8.3f}{after:8.3f}  {after / before - 1:+.1%}")
 
 
 def main() -> None:

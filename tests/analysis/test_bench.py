@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks import bench as script
 from tests.towers_for_tests import small_model
-from zeroi2v.analysis import benchmark
+from zeroi2v.analysis import timing
 from zeroi2v.analysis.bench import Batches, Clips, Subject, bench, build_subjects, double_batches, write_bench
 from zeroi2v.analysis.memory import free_bytes, peak_bytes
 from zeroi2v.analysis.timing import balanced_orders, fast_ratio, interleave, ratios, spread
@@ -47,7 +47,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(benchmark, "time", made)
+    monkeypatch.setattr(timing, "time", made)
     return made
 
 
@@ -269,3 +269,11 @@ def test_the_picture_shows_every_model_and_the_same_figures_give_the_same_files(
 def test_the_page_quotes_the_committed_results() -> None:
     page = (script.DOCS / "speed.md").read_text(encoding="utf-8")
     assert script.with_tables(page) == page
+
+
+def test_the_readme_quotes_the_committed_ratios() -> None:
+    found = script.ratios("bench-cpu", "bench-cpu-again")
+    merged = found["zeroi2v:merged"]
+    others = (f"{found[name]['fast']:.3f}" for name in ("st_adapter_published", "zeroi2v", "evl", "aim"))
+    row = f"| {merged['fast']:.3f} (95 %: {merged['low']:.3f} to {merged['high']:.3f}) | {' | '.join(others)} |"
+    assert row in (script.DOCS.parent / "README.md").read_text(encoding="utf-8")
