@@ -79,7 +79,9 @@ def test_show_says_how_much_of_a_head_moves_and_what_moves_beside_heads(
     operator: str, lines: list[str], motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"depth": 1, "num_heads": 3, "embed_dim": 192}
-    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=3, operator=operator, tower_options=options)
+    model = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=2, frames=3, operator=operator, ratio=0.25, tower_options=options
+    )
     model.save_pretrained(tmp_path / "model")
     video = str(next(motion_videos.glob("val/left/*.mp4")))
     assert main(["show", video, "--model", str(tmp_path / "model"), "--out", str(tmp_path)]) == 0
