@@ -55,6 +55,42 @@ def test_show_draws_into_a_folder_and_refuses_in_one_line(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("operator", "lines"),
+    [
+        (
+            "shift_kv",
+            [
+                "offset +0: heads 1 (75%), 2 (75%), 3 (75%); frame by frame they read [1, 2, 3]",
+                "offset -1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); frame by frame they read [1, 1, 2]",
+                "offset +1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); frame by frame they read [2, 3, 3]",
+            ],
+        ),
+        (
+            "cls_shift",
+            [
+                "offset +0: heads 1, 2, 3; frame by frame they read [1, 2, 3]",
+                "The [cls] shift moves channels of the class token between neighbouring frames; every head reads its own frame.",
+            ],
+        ),
+    ],
+)
+def test_show_says_how_much_of_a_head_moves_and_what_moves_beside_heads(
+    operator: str, lines: list[str], motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"depth": 1, "num_heads": 3, "embed_dim": 192}
+    model = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=2, frames=3, operator=operator, ratio=0.25, tower_options=options
+    )
+    model.save_pretrained(tmp_path / "model")
+    video = str(next(motion_videos.glob("val/left/*.mp4")))
+    assert main(["show", video, "--model", str(tmp_path / "model"), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == lines
+    page = (tmp_path / "show.html").read_text(encoding="utf-8")
+    assert ("12.5%" in page) == (operator == "shift_kv")
+    assert (lines[-1] in page) == (operator == "cls_shift")
+
+
 def test_cost_counts_what_the_library_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--tower", "zeroi2v_tiny", "--frames", "4", "--classes", "5", "--clips", "2", "--crops", "3"]
     assert main(["cost", *options, "--set", "heads=[-1]", "--json"]) == 0
@@ -73,6 +109,17 @@ def test_cost_counts_what_the_library_counts(tmp_path: Path, capsys: pytest.Capt
     model.save_pretrained(tmp_path)
     assert main(["cost", "--model", str(tmp_path), "--clips", "2", "--crops", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == answer
+
+
+@pytest.mark.parametrize("options", [["--frames", "8"], ["--classes", "400"], ["--set", "model.tower=zeroi2v_tiny"]])
+def test_cost_of_a_saved_model_refuses_what_it_says_itself_whatever_the_default(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=16).save_pretrained(tmp_path)
+    assert main(["cost", "--model", str(tmp_path), *options]) == 1
+    assert "a saved model says itself what it is" in capsys.readouterr().err
+    assert main(["cost", "--model", str(tmp_path), "--clips", "1", "--set", "crops=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["views"] == "16x1x1"
 
 
 def test_cost_shows_why_a_peer_has_no_merged_column(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +144,9 @@ def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixt
     ("options", "message"),
     [
         (["--table", "5", "--frames", "8"], "give it alone"),
+        (["--table", "5", "--classes", "400"], "give it alone"),
+        (["--set", "train.epochs=3"], "--set train.epochs: only settings of [model], [clip] and [views]"),
+        (["--set", "split=1"], "--set data.split: only settings of [model], [clip] and [views]"),  # the default
         (["--strategy", "evll"], "did you mean 'evl'"),
         (["--set", "framse=8"], "did you mean"),
         (["--strategy", "aim", "--set", "heads=[-1]"], "spatial heads alone"),

@@ -52,7 +52,7 @@ def add_commands(command: Any, commands: Any, parser: Parser) -> None:
     one.add_argument("--tower", metavar="NAME", help="image transformer (default: the embedded zeroi2v_tiny)")
     one.add_argument("--strategy", metavar="NAME", help="what is adapted (default: zeroi2v)")
     one.add_argument("--frames", type=count, metavar="T", help="frames of a clip (default: 8)")
-    one.add_argument("--classes", type=count, default=400, metavar="N", help="without --model (default: %(default)s)")
+    one.add_argument("--classes", type=count, metavar="N", help="without --model (default: 400)")
     one.add_argument("--clips", type=count, metavar="N", help="clips per video (default: the model's, or 1)")
     one.add_argument("--crops", type=int, choices=(1, 3), help="crops per clip (default: the model's, or 1)")
     one.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help="a table of the paper instead")
@@ -130,6 +130,7 @@ def towers(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """`zeroi2v show`"""
+    from zeroi2v.analysis.show import beside_heads, heads_text
     from zeroi2v.analysis.show import show as draw
     from zeroi2v.engine.evaluate import best_device
     from zeroi2v.models.checkpoints import load
@@ -140,8 +141,10 @@ def show(arguments: argparse.Namespace) -> int:
         print_json(result)
     else:
         for group in result["heads"]:
-            heads = ", ".join(map(str, group["heads"]))
+            heads = heads_text(group["heads"])
             print(f"offset {group['offset']:+d}: heads {heads}; frame by frame they read {group['reads']}")
+        if aside := beside_heads(result):
+            print(aside)
         print(f"{result['label']} ({result['score']:.1%}): {', '.join(result['files'])}")
     return 0
 
@@ -159,7 +162,7 @@ def cost(arguments: argparse.Namespace) -> int:
     }
     changes = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None] + arguments.settings
     if arguments.table:
-        if arguments.model or changes:
+        if arguments.model or changes or arguments.classes is not None:
             raise ConfigError("--table counts the paper's models; give it alone")
         value, lines = compare_table(arguments.table)
     else:

@@ -93,12 +93,21 @@ def test_a_block_that_is_not_there_is_refused(block: int) -> None:
 def test_an_attention_without_a_single_softmax_is_refused() -> None:
     tower = "vit_dlittle_patch16_reg1_gap_256"  # each head is the difference of two
     model = zeroi2v.create_model(tower, num_classes=2, frames=2, tower_options={"img_size": 32, "depth": 1})
-    with pytest.raises(TowerError, match=r"DiffAttention of block 0 makes no single map per head"):
+    with pytest.raises(TowerError, match=r"DiffAttention of block 1 \(blocks\.0\.attn\) makes no single map per head$"):
         attention_maps(model, random_clip(model), 0)
     small = small_model("zeroi2v_tiny")
     attention_of(small, 2).attn_drop = None
-    with pytest.raises(TowerError, match="Attention of block 2 has no explicit attention map"):
+    with pytest.raises(TowerError, match=r"Attention of block 3 \(.*\.2\.attn\) has no explicit attention map"):
         attention_maps(small, random_clip(small), 2)
+
+
+@pytest.mark.parametrize("strategy", ["aim", "joint"])
+def test_a_strategy_that_attends_over_frames_is_named_as_the_reason(strategy: str) -> None:
+    model = small_model("zeroi2v_tiny", strategy=strategy)
+    with pytest.raises(
+        TowerError, match=rf"block 6 \(.*\.5\.attn\) .* per head: strategy {strategy} attends over frames"
+    ):
+        watch(model, random_clip(model), 5)
 
 
 @pytest.mark.parametrize(("tower", "prefix", "grid"), [("zeroi2v_tiny", 1, 6), ("vit_small_patch14_reg4_dinov2", 5, 2)])
@@ -285,7 +294,7 @@ def test_looking_leaves_no_hook_gradient_or_mode_behind(tower: str) -> None:
 
 def test_windows_make_no_map_of_a_whole_frame() -> None:
     model = small("swin_tiny_patch4_window7_224")
-    with pytest.raises(TowerError, match="block 0 attends within windows"):
+    with pytest.raises(TowerError, match="block 1 attends within windows"):
         attention_maps(model, random_clip(model), 0)
 
 

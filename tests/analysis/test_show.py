@@ -17,7 +17,9 @@ import zeroi2v
 from tests.towers_for_tests import noisy, small_model
 from tests.videos_for_tests import sequential, upright
 from zeroi2v.analysis.show import FILES, show
-from zeroi2v.config import ClipConfig
+from zeroi2v.config import ClipConfig, ViewsConfig
+from zeroi2v.data.decode import read_clip
+from zeroi2v.data.transforms import normalise
 from zeroi2v.errors import ConfigError, VideoError
 
 
@@ -79,6 +81,31 @@ def test_the_class_is_the_predicted_one_unless_named(video: Path, tmp_path: Path
     other = show(video, model, tmp_path, label="left")
     assert (other["label"], other["predicted"]) == ("left", "up")
     assert other["groups"]["all heads"]["grad_cam"] != result["groups"]["all heads"]["grad_cam"]
+
+
+def test_scores_of_several_labels_are_those_of_predict(video: Path, tmp_path: Path) -> None:
+    model = labelled()
+    model.multi_label = True
+    model.save_pretrained(tmp_path / "model")
+    answers = {one.label: one.score for one in zeroi2v.Predictor(tmp_path / "model", device="cpu").predict(video)}
+    for label in model.labels:
+        result = show(video, model, tmp_path, label=label)
+        assert result["score"] == pytest.approx(answers[label])
+    assert abs(sum(answers.values()) - 1) > 0.01, "or softmax would have done"
+
+
+def test_the_clip_is_the_middle_one_whatever_the_protocol_of_the_model(video: Path, tmp_path: Path) -> None:
+    model = labelled()
+    model.clip, seen = ClipConfig(frames=4, sampling="dense", stride=2), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for views in (ViewsConfig(), ViewsConfig(clips=3, crops=3)):
+        model.views = views
+        show(video, model, tmp_path)
+    frames = read_clip(video, lambda n: [(n - 7) // 2 + 2 * i for i in range(4)], short_side=model.image_size)
+    by_hand = normalise(frames[None], *model.normalisation)
+    assert by_hand.shape == seen[0].shape, "square, or the crop would matter"
+    torch.testing.assert_close(seen[0], by_hand)
+    assert torch.equal(seen[0], seen[1])
 
 
 def test_windows_and_tubelets_are_drawn(video: Path, tmp_path: Path) -> None:

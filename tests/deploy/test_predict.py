@@ -13,6 +13,7 @@ import zeroi2v
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.loader import read_views
+from zeroi2v.engine.evaluate import BATCH, evaluate
 
 
 def test_scores_are_the_mean_of_the_softmax_of_each_view(
@@ -42,3 +43,18 @@ def test_scores_are_the_mean_of_the_softmax_of_each_view(
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in model.normalisation)
     views = read_views(video, clip=model.clip, views=model.views, size=48).float()
     torch.testing.assert_close(seen[0], (views / 255 - mean) / std)
+
+
+def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(motion_videos: Path, tmp_path: Path) -> None:
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
+    model.views = ViewsConfig(clips=7, crops=3)
+    model.save_pretrained(tmp_path)
+    predictor = zeroi2v.Predictor(tmp_path, device="cpu")
+    clips: list[int] = []
+    predictor.model.register_forward_pre_hook(lambda module, inputs: clips.append(len(inputs[0])))
+    video = open_dataset(motion_videos).val[0]
+    found = {one.label: one.score for one in predictor.predict(video.path)}
+    assert clips == [BATCH, 21 - BATCH]
+    whole = evaluate(predictor.model, [video], batch_size=21)
+    assert clips[2:] == [21]
+    assert [found[label] for label in model.labels] == pytest.approx(whole.scores[0].tolist())

@@ -83,8 +83,11 @@ def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(motion_
     assert not any(modes)
     assert torch.equal(evaluate(model.train(), videos, batch_size=7).logits, first.logits)
     clips.clear()
-    evaluate(model, videos[:2], batch_size=2)
-    assert clips == [3, 3], "a video's views stay together where a batch is smaller"
+    model.views = ViewsConfig(clips=2, crops=3)
+    parts = evaluate(model, videos[:2], batch_size=4)
+    assert clips == [4, 2] * 2, "a video of more views than a batch is taken in parts"
+    torch.testing.assert_close(parts.logits, evaluate(model, videos[:2], batch_size=12).logits)
+    assert clips[4:] == [12]
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.relocate import Move, channel_offsets, frames_read
+from zeroi2v.models.peers import peer_of
 from zeroi2v.models.towers import Block, find_blocks, has_class_token, owner, prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 
@@ -51,14 +52,14 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
     """Pass clips (B, F, 3, S, S) through the model, adapted or merged, and keep what one block did. The model is left as it was.
 
     ConfigError if there is no such block; TowerError if its attention makes no softmax map per head, or its tokens have no place on
-    a map.
+    a map; its message counts blocks from 1, as `zeroi2v show` does, and names the module.
     """
     blocks = find_blocks(model.tower, model.config.tower)
     if not 0 <= block < len(blocks):
         raise ConfigError(f"block must be 0 to {len(blocks) - 1} for {model.config.tower}, got {block}")
     found = blocks[block]
     attention: Any = model.tower.get_submodule(found.name)
-    where = f"{model.config.tower}: {type(attention).__name__} of block {block}"
+    where = f"{model.config.tower}: {type(attention).__name__} of block {block + 1} ({found.name})"
     drop, fused = getattr(attention, "attn_drop", None), getattr(attention, "fused_attn", False)
     if not isinstance(drop, nn.Module):
         raise TowerError(f"{where} has no explicit attention map")
@@ -96,7 +97,9 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         tokens = math.prod(shapes[0][1:-1])
         wanted = (math.prod(shapes[0][:-1]) // tokens, found.layout.head_count, tokens, tokens)
         if len(maps) != 1 or len(made) != 1 or maps[0].shape != wanted or wanted[0] % pictures or not _adds_up(maps[0]):
-            raise TowerError(f"{where} makes no single map per head")
+            peer = peer_of(model.strategy)  # these are for towers whose own attention makes one
+            cause = f": strategy {model.config.strategy} attends over frames with it too" if peer else ""
+            raise TowerError(f"{where} makes no single map per head{cause}")
         arguments, keywords = calls[0]
         if arguments[0].ndim == 3 and wanted[0] == pictures:
             grid = math.isqrt(tokens - found.prefix)
@@ -156,7 +159,9 @@ def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
     """
     seen = watch(model, clip, block)
     if len(seen.places) != 1:
-        raise TowerError(f"{model.config.tower}: block {block} attends within windows, it makes no single map per head")
+        raise TowerError(
+            f"{model.config.tower}: block {block + 1} attends within windows, it makes no single map per head"
+        )
     maps: Tensor = seen.maps.unflatten(0, (clip.shape[0], -1))
     return maps
 

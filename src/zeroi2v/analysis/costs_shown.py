@@ -5,36 +5,41 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from zeroi2v.analysis.cost import cost
 from zeroi2v.analysis.memory import activation_memory
 from zeroi2v.analysis.paper_tables import COSTS, TABLES, Row, counted
-from zeroi2v.config import Recipe, override
+from zeroi2v.config import Recipe, override, to_dict
 from zeroi2v.errors import ConfigError, MergeError
 from zeroi2v.models.checkpoints import load
 from zeroi2v.models.video import VideoClassifier, build_model
 
 Shown = tuple[Any, Iterable[str]]
+CLASSES: Final = 400  # of a model that is not saved, where none are named: Kinetics-400's
 
 
-def model_costs(saved: str | None, changes: list[str], *, num_classes: int) -> Shown:
+def model_costs(saved: str | None, changes: list[str], *, num_classes: int | None) -> Shown:
     """The costs of a saved model, or of one that the changed settings describe: as it trains, and merged where it can be."""
     recipe = override(Recipe(), changes)
+    given = [_setting(change) for change in changes]
     if saved is None:
+        for name in given:
+            if not name.startswith(("model.", "clip.", "views.")):
+                raise ConfigError(f"--set {name}: only settings of [model], [clip] and [views] change what is counted")
         config = dataclasses.replace(
             recipe.model, pretrained=False, weights=None
         )  # weights cost alike, whatever they are
         with torch.device("meta"):
-            model = build_model(config, num_classes=num_classes, frames=recipe.clip.frames)
+            model = build_model(config, num_classes=num_classes or CLASSES, frames=recipe.clip.frames)
         model.views = recipe.views
     else:
-        model = load(saved)
-        views = {name: getattr(recipe.views, name) for name in ("clips", "crops") if _names(changes, name)}
-        if recipe != dataclasses.replace(Recipe(), views=recipe.views):
+        if num_classes is not None or not all(name.startswith("views.") for name in given):
             raise ConfigError(f"{Path(saved)}: a saved model says itself what it is; give clips and crops alone")
+        model = load(saved)
+        views = {name.removeprefix("views."): getattr(recipe.views, name.removeprefix("views.")) for name in given}
         model.views = dataclasses.replace(model.views, **views)
     kinds, reason = {"merged" if model.merged else "adapted": model}, ""
     if not model.merged:
@@ -54,8 +59,11 @@ def model_costs(saved: str | None, changes: list[str], *, num_classes: int) -> S
     return value, _model_lines(value, list(kinds), views_count, reason)
 
 
-def _names(changes: list[str], name: str) -> bool:
-    return any(change.partition("=")[0].strip() in (name, f"views.{name}") for change in changes)
+def _setting(change: str) -> str:
+    """The `table.name` that a `key=value` pair names, which `override` has found to be there."""
+    key = change.partition("=")[0].strip()
+    tables, head = to_dict(Recipe()), key.partition(".")[0]
+    return key if head in tables else next(f"{table}.{key}" for table, names in tables.items() if head in names)
 
 
 def _figures(model: VideoClassifier, views: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ Shapes: F frames of a clip, T frames as attention sees them, S pixels a side, g 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from zeroi2v.data.encode import write_video
 from zeroi2v.data.folders import write_text
 from zeroi2v.data.loader import read_views
 from zeroi2v.data.transforms import normalise
+from zeroi2v.engine.evaluate import view_scores
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.method.relocate import channel_offsets, frames_read
 from zeroi2v.models.checkpoints import replace_files
@@ -44,7 +45,8 @@ def show(
 ) -> dict[str, Any]:
     """Draw where the heads of block number `block` (from 1; None: the last) look in one clip of a video, into a folder.
 
-    The clip is the first of the model's protocol, its centre crop. `label`: the class whose logit Grad-CAM explains; None: the
+    The clip is the one that an evaluation with one clip and one crop would see, however many the model's own protocol has: its frames
+    from the middle of the video, or of each segment, the centre crop. `label`: the class whose logit Grad-CAM explains; None: the
     predicted one. Gives what the page says in numbers. ConfigError if there is no such block or label, VideoError if the video
     cannot be read, TowerError as `watch`.
     """
@@ -56,7 +58,7 @@ def show(
         raise ConfigError(f"no class is called {label!r}{nearest(label, model.labels)}")
     clip = read_views(video, clip=model.clip, views=ViewsConfig(), size=model.image_size)  # (1, F, 3, S, S)
     seen = watch(model, normalise(clip.to(model.classifier.weight.device), *model.normalisation), number - 1)
-    scores = seen.logits[0].detach().float().softmax(-1).cpu()
+    scores = view_scores(seen.logits.detach().float().cpu(), multi_label=model.multi_label)
     predicted = int(scores.argmax())
     chosen = predicted if label is None else model.labels.index(label)
     looks = head_looks(seen, chosen)
@@ -66,6 +68,7 @@ def show(
         "video": str(video),
         "model": model.config.tower,
         "merged": model.merged,
+        "operator": model.config.operator,
         "block": number,
         "blocks": len(blocks),
         "frames": len(frames),
@@ -106,6 +109,20 @@ def reading(model: VideoClassifier, block: int) -> list[dict[str, Any]]:
         heads = {head + 1: round(share, 3) for head, share in enumerate(at.float().mean(1).tolist()) if share}
         found.append({"offset": offset, "heads": heads, "reads": (read[:, at][:, 0] + 1).tolist()})
     return found
+
+
+def heads_text(heads: Mapping[int, float]) -> str:
+    """The heads of an offset, each with its share of channels where that is not all."""
+    return ", ".join(f"{head}" + ("" if share == 1 else f" ({100 * share:g}%)") for head, share in heads.items())
+
+
+def beside_heads(result: Mapping[str, Any]) -> str:
+    """What crosses frames in this model although no head does, or nothing."""
+    if result["operator"] != "cls_shift":
+        return ""
+    return (
+        "The [cls] shift moves channels of the class token between neighbouring frames; every head reads its own frame."
+    )
 
 
 # The pictures
@@ -229,13 +246,11 @@ def _reading_table(result: dict[str, Any]) -> str:
     numbers = "".join(f'<th scope="col">{number}</th>' for number in range(1, result["frames"] + 1))
     rows = []
     for group in result["heads"]:
-        heads = ", ".join(
-            f"{head}" + ("" if share == 1 else f" ({share:.0%})") for head, share in group["heads"].items()
-        )
+        heads = heads_text(group["heads"])
         cells = "".join(f"<td>{read}</td>" for read in group["reads"])
         rows.append(f'<tr><th scope="row">{group["offset"]:+d}</th><td>{heads}</td>{cells}</tr>')
     return f"""<section><h2>Which frame a head reads</h2>
 <p>A column is the frame that asks, a cell the frame that the heads read from it. A head that would leave the clip reads
-its own frame.</p>
+its own frame. {escape(beside_heads(result))}</p>
 <div class="wide"><table class="numbers"><thead><tr><th scope="col">Offset</th><th scope="col">Heads</th>{numbers}</tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div></section>"""

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from zeroi2v.data.loader import read_views
-from zeroi2v.data.transforms import normalise
-from zeroi2v.engine.evaluate import best_device, view_scores
+from zeroi2v.engine.evaluate import best_device, clip_logits, view_scores
 from zeroi2v.errors import ConfigError
 from zeroi2v.models.checkpoints import load
 
@@ -30,16 +29,13 @@ class Predictor:
         self.device = best_device() if device is None else torch.device(device)
         self.model = load(os.fspath(folder)).to(self.device)
 
-    @torch.no_grad()
     def predict(self, video: str | os.PathLike[str], *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
         model = self.model
         views = read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)  # (V, T, 3, S, S)
-        mean, std = model.normalisation
-        logits = model(normalise(views.to(self.device), mean, std)).float()
-        scores = view_scores(logits, multi_label=model.multi_label)
+        scores = view_scores(clip_logits(model, views), multi_label=model.multi_label)
         best = scores.topk(min(top_k, len(model.labels)))
         return [
             Prediction(model.labels[index], score)

@@ -22,6 +22,7 @@ from zeroi2v.engine.processes import from_all, join_processes, place
 from zeroi2v.errors import ConfigError, DatasetError, VideoError
 from zeroi2v.models.video import VideoClassifier
 
+BATCH: Final = 16  # clips in one pass through the model, if nobody says otherwise
 FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for people
 
 
@@ -117,36 +118,45 @@ def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
 
 
 @torch.no_grad()
+def clip_logits(model: VideoClassifier, clips: Tensor, *, batch_size: int = BATCH) -> Tensor:
+    """Logits (n, K), float32 on the CPU, of clips of pixels, uint8 (n, T, 3, S, S); never more than `batch_size` in one pass."""
+    device, (mean, std) = next(model.parameters()).device, model.normalisation
+    return torch.cat([model(normalise(part.to(device), mean, std)).float().cpu() for part in clips.split(batch_size)])
+
+
 def evaluate(
-    model: VideoClassifier, videos: Sequence[Video], *, batch_size: int = 16, workers: int = 0, log: Log | None = None
+    model: VideoClassifier,
+    videos: Sequence[Video],
+    *,
+    batch_size: int = BATCH,
+    workers: int = 0,
+    log: Log | None = None,
 ) -> Evaluation:
-    """Score every video by the model's own clip and view protocol, in full precision. `batch_size` counts clips.
+    """Score every video by the model's own clip and view protocol, in full precision, never more than `batch_size` clips in one pass.
 
     A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read. Several processes
     share the batches, and each returns what all of them found.
     """
     log = log or Log(quiet=True)
-    device = next(model.parameters()).device
-    mean, std = model.normalisation
     model.eval()
     logits: dict[int, Tensor] = {}
     broken: dict[int, VideoError] = {}
-    batch_size = max(1, batch_size // (model.views.clips * model.views.crops))  # in videos from here on
+    videos_per_batch = max(1, batch_size // (model.views.clips * model.views.crops))
     loader = view_loader(
         videos,
         clip=model.clip,
         views=model.views,
         size=model.image_size,
-        batch_size=batch_size,
+        batch_size=videos_per_batch,
         workers=workers,
         share=place(),
     )
-    for batch in log.track(loader, total=len(loader), title="evaluate", unit="videos", per_item=batch_size):
+    for batch in log.track(loader, total=len(loader), title="evaluate", unit="videos", per_item=videos_per_batch):
         broken |= dict(batch.broken)
         if not batch.indices:
             continue
         views = batch.clips.shape[1]
-        found = model(normalise(batch.clips.flatten(0, 1).to(device), mean, std)).float().cpu()
+        found = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
         logits |= dict(zip(batch.indices, found.unflatten(0, (-1, views)), strict=True))
     for others_logits, others_broken in from_all([(logits, broken)]):
         logits |= others_logits
