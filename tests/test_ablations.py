@@ -14,6 +14,7 @@ from benchmarks import ablations as script
 from zeroi2v.analysis.compare import Row, plan
 from zeroi2v.config import Recipe
 from zeroi2v.method.heads import shares, temporal_receptive_field
+from zeroi2v.method.relocate import FusedLayout, channel_moves, channel_offsets
 from zeroi2v.models.video import VideoClassifier, build_model
 
 RECIPES: dict[str, Recipe] = {
@@ -70,13 +71,17 @@ def test_receptive_fields_of_table_1c() -> None:
 def test_channels_of_table_1a() -> None:
     for title, name in (("1/6", "base"), ("1/4", "hr-kv-quarter")):
         assert temporal_share(built(name)) == 12 * Fraction(title)
+    for name in ("shift-qkv-quarter", "shift-kv-quarter"):
+        moves = channel_moves(Fraction(1, 4), 12)
+        assert built(name).ratio == Fraction(1, 4)
+        offsets = channel_offsets(FusedLayout(12, 8, 8), moves)
+        assert [(offsets == one).sum().item() for one in (-1, 0, 1)] == [12, 72, 12]  # an eighth back, an eighth ahead
     moving = {name: recipe.model for name, recipe in RECIPES.items() if recipe.model.ratio is not None}
     assert {
         name: (model.operator, Fraction(model.ratio or 0).limit_denominator(99)) for name, model in moving.items()
     } == {
         "cls-shift": ("cls_shift", Fraction(1, 6)),
-        "shift-qkv": ("shift_qkv", Fraction(1, 6)),
-        "shift-kv": ("shift_kv", Fraction(1, 6)),
+        "shift-qkv-quarter": ("shift_qkv", Fraction(1, 4)),
         "hr-qkv": ("hr_qkv", Fraction(1, 6)),
         "shift-kv-quarter": ("shift_kv", Fraction(1, 4)),
         "hr-kv-quarter": ("stdha", Fraction(1, 4)),
@@ -111,8 +116,10 @@ def test_a_difference_is_taken_seed_by_seed_and_its_sign_told() -> None:
     found["cls-shift"] = [0.5, 0.5]
     assert script.difference(found, [("base", "hr-qkv")]) == pytest.approx([10, -10])
     lines = {line.split(" | ")[0].strip("| "): line for line in script.answers(found)}
-    assert lines["heads of K and V move, not also of Q"].endswith("| +10.0, -10.0 | +0.0 | +1.2 | the seeds disagree |")
-    assert "| +10.0, +20.0 | +15.0 | +4.6 | so with every seed |" in lines["STDHA, not [cls] shift"]
+    assert lines["heads of K and V move, not also of Q"].endswith(
+        "| +10.0, -10.0 | +0.0 (-127.1 to +127.1) | +1.2 | the seeds disagree |"
+    )
+    assert "| +10.0, +20.0 | +15.0 (-48.5 to +78.5) | +4.6 | so with every seed |" in lines["STDHA, not [cls] shift"]
 
 
 def test_orders_are_counted_pair_by_pair() -> None:
