@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ import torch
 from rich.console import Console
 
 from zeroi2v.analysis.bench import DTYPES, bench, bench_table, build_subjects, write_bench
-from zeroi2v.analysis.timing import fast_ratio
 from zeroi2v.config import Recipe, override
 from zeroi2v.engine.log import Log
 
@@ -43,12 +43,19 @@ def read(name: str) -> dict[str, Any]:
 
 
 def ratios(*names: str) -> dict[str, dict[str, float]]:
-    """The ratios to the first model, by model, over all rounds of these results; nothing unless all were measured."""
-    runs = [{model["name"]: model["ms"] for model in read(name)["models"]} for name in names]
+    """The ratios to the first model, by model, as means of these results; nothing unless all were measured.
+
+    Each run is a ratio of its own, so that a drift between runs falls on none; the intervals shrink as those of independent runs do.
+    """
+    runs = [{model["name"]: model["ratio"] for model in read(name)["models"]} for name in names]
     if not all(runs):
         return {}
-    times = {name: [time for run in runs for time in run[name]] for name in runs[0]}
-    return {name: fast_ratio(times, name, next(iter(times))) for name in times}
+    found = {}
+    for name in runs[0]:
+        fast, median = (statistics.mean(run[name][key] for run in runs) for key in ("fast", "median"))
+        half = sum(((run[name]["high"] - run[name]["low"]) / 2) ** 2 for run in runs) ** 0.5 / len(runs)
+        found[name] = {"fast": fast, "low": fast - half, "high": fast + half, "median": median}
+    return found
 
 
 def tables(name: str) -> str:
@@ -58,6 +65,9 @@ def tables(name: str) -> str:
         return "Not measured yet."
     one, other = ratios(name), ratios(second)
     found = ratios(name, second) or one
+    runs = [
+        {model["name"]: model["latency_ms"] for model in read(run)["models"]} for run in (name, *[second] * bool(other))
+    ]
     machine, versions = result["machine"], result["versions"]
     where = (
         machine.get("gpu") if result["device"] == "cuda" else f"{machine['processor']}, {machine['threads']} threads"
@@ -70,8 +80,11 @@ def tables(name: str) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in sorted(result["models"], key=lambda model: found[model["name"]]["fast"]):
-        key, latency, batch = model["name"], model["latency_ms"], model.get("throughput")
-        ratio = found[key]
+        key, batch = model["name"], model.get("throughput")
+        ratio, latency = (
+            found[key],
+            {part: statistics.mean(run[key][part] for run in runs) for part in ("median", "p95")},
+        )
         cells = [
             f"`{key}`",
             f"{latency['median']:.0f}",

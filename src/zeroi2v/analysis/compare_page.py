@@ -38,9 +38,10 @@ def accuracy(scores: Sequence[float]) -> str:
 
 
 def chance(result: Mapping[str, Any]) -> float:
-    """What the number of validation videos alone leaves open: the widest half of a 95 % interval of any row's accuracy."""
+    """What the number of videos alone leaves open: half of the widest 95 % interval (Wilson's) of a row's accuracy on them."""
+    videos, z = int(result["videos"]["judged"]), 1.96
     widest = max(line["mean_score"] * (1 - line["mean_score"]) for line in result["rows"])
-    return 1.96 * math.sqrt(widest / int(result["videos"]["judged"]))
+    return z * math.sqrt(widest / videos + (z / videos) ** 2 / 4) / (1 + z * z / videos)
 
 
 def terminal(result: Mapping[str, Any]) -> Group:
@@ -74,7 +75,7 @@ def _reading(result: Mapping[str, Any]) -> str:
     of = f"Mean of {seeds} seeds" if seeds > 1 else "One seed, so no spread between seeds is known"
     text = f"{so_far}{of}; the last epoch's model, on {judged:,} validation videos"
     if result["figure"] == "top1":
-        text += f", whose number alone leaves {100 * chance(result):.1f} points either way open (95 %)"
+        text += f", whose number alone leaves {100 * chance(result):.1f} points either way open in a row (95 %)"
     if result["left_out"]:
         text += f"; {len(result['left_out'])} videos were left out"
     return f"{text}.{''.join(f' Failed: {reason}.' for reason in result['failed'].values())}"

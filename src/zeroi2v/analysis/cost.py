@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from zeroi2v.models.shortcuts import plain_again
 from zeroi2v.models.towers import build_tower, image_size, set_image_size
 from zeroi2v.models.video import VideoClassifier
 
@@ -61,6 +62,7 @@ def plain_tower(model: VideoClassifier) -> nn.Module:
     for module in tower.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+    plain_again(tower)
     return tower
 
 
