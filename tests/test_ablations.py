@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from fractions import Fraction
 from typing import Any
 
@@ -142,3 +143,26 @@ def test_the_page_is_what_the_result_gives() -> None:
 def test_a_page_of_unfinished_rows_says_so() -> None:
     result = {"seeds": [0, 1], "rows": {"base": {"scores": [0.5]}}}
     assert "Not measured yet." in script.page(result)
+
+
+def test_the_readme_says_what_the_result_gives() -> None:
+    result = json.loads(script.RESULT.read_text(encoding="utf-8"))
+    scores = {name: row["scores"] for name, row in result["rows"].items()}
+    found = {question: script.difference(scores, pairs) for question, pairs in script.QUESTIONS.items()}
+    readme = " ".join((script.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    against_none = [statistics.mean(points) for question, points in found.items() if "not no operator" in question]
+    assert f"by {min(against_none):.0f} to {max(against_none):.0f} points" in readme
+    linear = script.interval(found["linear, not GELU adapters, four pairs"])
+    assert linear.replace("(", "points, 95 %: ") in readme
+    shift = statistics.mean(found["STDHA, not channel shift of K and V, at 1/4"])
+    assert f"channel shift is {-shift:.0f} points better than STDHA" in readme
+    assert all(
+        low <= 0 <= high
+        for low, high in map(bounds, (found["STDHA, not [cls] shift"], found["heads of K and V move, not also of Q"]))
+    )
+
+
+def bounds(points: list[float]) -> tuple[float, float]:
+    """The interval that the page prints."""
+    low, high = script.interval(points).rpartition("(")[2].rstrip(")").split(" to ")
+    return float(low), float(high)
