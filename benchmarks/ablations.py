@@ -1,6 +1,6 @@
 """Do the paper's ablations come out alike in miniature? Tables 1a, 1b, 1c, 2 and 8 on the motion videos, with the embedded tower.
 
-    python benchmarks/ablations.py --work FOLDER      # about 75 minutes on two free cores
+    python benchmarks/ablations.py --work FOLDER      # about an hour and a half on two free cores
     python benchmarks/ablations.py --docs             # only writes docs/ablations.md anew
 
 Two trainings at a time, on a thread each. After each training benchmarks/results/ablations.json is written, at the end

@@ -60,37 +60,33 @@ def ratios(*names: str) -> dict[str, dict[str, float]]:
 
 def tables(name: str) -> str:
     """A result beside the paper's figures and beside its repetition, as Markdown."""
-    result, second = read(name), f"{name}-again"
-    if not result["models"]:
+    names = [one for one in (name, f"{name}-again") if read(one)["models"]]
+    if name not in names:
         return "Not measured yet."
-    one, other = ratios(name), ratios(second)
-    found = ratios(name, second) or one
-    runs = [
-        {model["name"]: model["latency_ms"] for model in read(run)["models"]} for run in (name, *[second] * bool(other))
-    ]
+    result, found, each = read(name), ratios(*names), [ratios(one) for one in names]
+    runs = [{model["name"]: model["latency_ms"] for model in read(one)["models"]} for one in names]
     machine, versions = result["machine"], result["versions"]
     where = (
         machine.get("gpu") if result["device"] == "cuda" else f"{machine['processor']}, {machine['threads']} threads"
     )
     lines = [
-        f"{where}, {result['dtype']}, {result['rounds']} rounds{', twice' if other else ''}, torch {versions['torch']}, {result['date']}",
-        f"({', '.join(f'[`{run}.json`](../benchmarks/results/{run}.json)' for run in ((name, second) if other else (name,)))}).",
+        f"{where}, {result['dtype']}, {result['rounds']} rounds{', twice' * (len(names) - 1)}, "
+        f"torch {versions['torch']}, {result['date']}",
+        f"({', '.join(f'[`{run}.json`](../benchmarks/results/{run}.json)' for run in names)}).",
         "",
         "| | ms | p95 | times plain (95 %) | each run | by medians | clips/s | weights, peak, MiB | paper, Table 5 | paper, Table 2 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in sorted(result["models"], key=lambda model: found[model["name"]]["fast"]):
         key, batch = model["name"], model.get("throughput")
-        ratio, latency = (
-            found[key],
-            {part: statistics.mean(run[key][part] for run in runs) for part in ("median", "p95")},
-        )
+        ratio = found[key]
+        latency = {part: statistics.mean(run[key][part] for run in runs) for part in ("median", "p95")}
         cells = [
             f"`{key}`",
             f"{latency['median']:.0f}",
             f"{latency['p95']:.0f}",
             f"{ratio['fast']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
-            ", ".join(f"{run[key]['fast']:.3f}" for run in (one, other) if run),
+            ", ".join(f"{run[key]['fast']:.3f}" for run in each),
             f"{ratio['median']:.3f}",
             f"{batch['clips_per_second']:.2f} ({batch['batch']:.0f})" if batch else "",
             f"{model['weights_mib']:.0f} + {model['peak_mib']:.0f}",

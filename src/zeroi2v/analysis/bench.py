@@ -94,8 +94,8 @@ def build_subjects(
             model = load(name.removesuffix(MERGED))
         else:
             strategy = "zeroi2v" if name == PLAIN else name.removesuffix(MERGED)
-            config = dataclasses.replace(recipe.model, **taken_back(recipe.model, strategy))
-            config = dataclasses.replace(config, strategy=strategy, pretrained=False, weights=None)
+            changes = {"strategy": strategy, "pretrained": False, "weights": None, **taken_back(recipe.model, strategy)}
+            config = dataclasses.replace(recipe.model, **changes)
             if name == PLAIN:
                 config = dataclasses.replace(config, sites=None)
             model = build_model(config, num_classes=CLASSES, frames=recipe.clip.frames)

@@ -76,52 +76,23 @@ def run_trials(
     """
     _check(trials, dataset, out)
     out.mkdir(parents=True, exist_ok=True)
-    with _claimed(out):
-        return _run_missing(trials, dataset, out, at_once, threads, latency, each, log)
+    with _claimed(out), _ended_together() as running:
+        kept = read_json_lines(out / ROWS_FILE)
+        (out / ROWS_FILE).touch()
+        keep_json_lines(out / ROWS_FILE, len(kept))  # a line that a crash cut short goes
+        found = {(entry["row"], entry["seed"]): entry for entry in kept}
+        failed: dict[str, str] = {}
 
+        def in_order() -> list[dict[str, Any]]:
+            keys = [(trial.row, trial.seed) for trial in trials]
+            return [found[key] for key in keys if key in found]
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """ConfigError if another process has `out` now."""
-    held = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"{out}: another comparison is running there; wait for it, or choose another --out"
-        ) from error
-    finally:
-        os.close(held)
-
-
-def _run_missing(
-    trials: Sequence[Trial],
-    dataset: VideoDataset,
-    out: Path,
-    at_once: int,
-    threads: int | None,
-    latency: bool,
-    each: Callable[[Sequence[Mapping[str, Any]], Mapping[str, str]], object],
-    log: Log,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    kept = read_json_lines(out / ROWS_FILE)
-    (out / ROWS_FILE).touch()
-    keep_json_lines(out / ROWS_FILE, len(kept))  # a line that a crash cut short goes
-    found = {(entry["row"], entry["seed"]): entry for entry in kept}
-    failed: dict[str, str] = {}
-
-    def in_order() -> list[dict[str, Any]]:
-        keys = [(trial.row, trial.seed) for trial in trials]
-        return [found[key] for key in keys if key in found]
-
-    missing = [trial for trial in trials if (trial.row, trial.seed) not in found]
-    if len(missing) < len(trials):
-        log.say(f"{out}: {len(trials) - len(missing)} of {len(trials)} trainings are finished already")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # libraries are imported once, by the process that the others fork from
-    running: dict[Connection, tuple[Any, Trial]] = {}
-    try:
+        missing = [trial for trial in trials if (trial.row, trial.seed) not in found]
+        if len(missing) < len(trials):
+            log.say(f"{out}: {len(trials) - len(missing)} of {len(trials)} trainings are finished already")
+        context = multiprocessing.get_context("forkserver")
+        # libraries are imported once, by the process that the others fork from
+        context.set_forkserver_preload([__name__])
         while missing or running:
             while missing and len(running) < at_once:
                 trial = missing.pop(0)
@@ -150,11 +121,34 @@ def _run_missing(
                     f"{len(missing) + len(running)} to go"
                 )
                 each(in_order(), failed)
+        return in_order(), failed
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """ConfigError if another process has `out` now."""
+    held = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = "another comparison is running there; wait for it, or choose another --out"
+            raise ConfigError(f"{out}: {reason}") from error
+        yield
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def _ended_together() -> Iterator[dict[Connection, tuple[Any, Trial]]]:
+    """The trainings in progress, by what they answer through; whatever ends this ends them."""
+    running: dict[Connection, tuple[Any, Trial]] = {}
+    try:
+        yield running
     finally:
         for process, _ in running.values():
             process.terminate()
             process.join()
-    return in_order(), failed
 
 
 def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
