@@ -20,15 +20,16 @@ from typing import Any
 
 from PIL import Image
 
-from zeroi2v.analysis.compare import Row, plan, table
-from zeroi2v.analysis.timing import provenance
-from zeroi2v.analysis.trials import run_trials
-from zeroi2v.config import Recipe, override, to_dict
+from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
 from zeroi2v.data.synthetic import write_motion_videos
-from zeroi2v.engine.log import Log
-from zeroi2v.quickstart import recipe
+from zeroi2v.experiments.compare import Row, plan, table
+from zeroi2v.experiments.quickstart import recipe
+from zeroi2v.experiments.trials import run_trials
+from zeroi2v.log import Log
+from zeroi2v.machine import provenance
+from zeroi2v.recipes import override, to_dict
 
 RESULT = Path(__file__).parent / "results" / "ablations.json"
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
@@ -164,7 +165,12 @@ TABLES: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("0.5", "linear-4-384", 65.8),
     ),
 }
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # the 97.5 % quantile of Student's t, by how many seeds
+STUDENT = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+}  # the 97.5 % quantile of Student's t, by how many seeds
 PRINTED = {name: printed for lines in TABLES.values() for _, name, printed in lines}
 # A question -> pairs of rows; its answer is the mean over the pairs of the first row's accuracy minus the second's.
 QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -207,10 +213,13 @@ def same_sign(numbers: Sequence[float]) -> int:
     return all(number > 0 for number in numbers) - all(number < 0 for number in numbers)
 
 
-def difference(scores: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]) -> list[float]:
+def difference(
+    scores: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]
+) -> list[float]:
     """For each seed, by how many points the first rows of the pairs are better, on the mean over the pairs."""
     return [
-        100 * statistics.mean(one - other for one, other in zip(*both, strict=True)) for both in seedwise(scores, pairs)
+        100 * statistics.mean(one - other for one, other in zip(*both, strict=True))
+        for both in seedwise(scores, pairs)
     ]
 
 
@@ -219,24 +228,34 @@ def seedwise(
 ) -> list[tuple[list[float], list[float]]]:
     """For each seed the scores of the pairs' first rows, and of their second."""
     seeds = range(len(scores[pairs[0][0]]))
-    return [([scores[one][seed] for one, _ in pairs], [scores[other][seed] for _, other in pairs]) for seed in seeds]
+    return [
+        ([scores[one][seed] for one, _ in pairs], [scores[other][seed] for _, other in pairs])
+        for seed in seeds
+    ]
 
 
 def answers(scores: Mapping[str, Sequence[float]]) -> list[str]:
     """The table of the questions, line by line, as far as all their rows are measured with every seed."""
-    lines = ["| better is | points, seed by seed | mean (95 %) | paper | |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| better is | points, seed by seed | mean (95 %) | paper | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for question, pairs in QUESTIONS.items():
         found = difference(scores, pairs)
         printed = [PRINTED[one] - PRINTED[other] for one, other in pairs if other in PRINTED]
-        verdict = {1: "so with every seed", -1: "the other way with every seed", 0: "the seeds disagree"}[
-            same_sign(found)
-        ]
+        verdict = {
+            1: "so with every seed",
+            -1: "the other way with every seed",
+            0: "the seeds disagree",
+        }[same_sign(found)]
         paper = points([statistics.mean(printed)]) if printed else "not printed"
         lines.append(f"| {question} | {points(found)} | {interval(found)} | {paper} | {verdict} |")
     return lines
 
 
-def section(title: str, rows: Sequence[tuple[str, str, float]], scores: Mapping[str, Sequence[float]]) -> list[str]:
+def section(
+    title: str, rows: Sequence[tuple[str, str, float]], scores: Mapping[str, Sequence[float]]
+) -> list[str]:
     """A table of the paper beside ours, and where their orders differ."""
     mean = {name: statistics.mean(scores[name]) for _, name, _ in rows}
     lines = [
@@ -251,15 +270,21 @@ def section(title: str, rows: Sequence[tuple[str, str, float]], scores: Mapping[
             1 + sum(other > mean[name] for other in mean.values()),
         )
         spread = f"{100 * min(scores[name]):.1f} to {100 * max(scores[name]):.1f}"
-        lines.append(f"| {label} | {printed:.1f} | {places[0]} | {100 * mean[name]:.1f} ({spread}) | {places[1]} |")
+        lines.append(
+            f"| {label} | {printed:.1f} | {places[0]} | {100 * mean[name]:.1f} ({spread}) | {places[1]} |"
+        )
     agreed, reversed_, open_, seeds = 0, [], 0, len(scores[rows[0][1]])
     for (label, name, printed), (other_label, other, other_printed) in combinations(rows, 2):
         if printed == other_printed:
             continue
-        way = same_sign(difference(scores, [(name, other)])) * (1 if printed > other_printed else -1)
+        way = same_sign(difference(scores, [(name, other)])) * (
+            1 if printed > other_printed else -1
+        )
         agreed, open_ = agreed + (way > 0), open_ + (way == 0)
         if way < 0:
-            better, worse = (other_label, label) if printed > other_printed else (label, other_label)
+            better, worse = (
+                (other_label, label) if printed > other_printed else (label, other_label)
+            )
             reversed_.append(f"{better} above {worse}")
     lines += [
         "",
@@ -276,7 +301,9 @@ def page(result: Mapping[str, Any]) -> str:
     """docs/ablations.md, whole."""
     lines = [HEAD, ""]
     scores = {name: row["scores"] for name, row in result.get("rows", {}).items()}
-    if len(scores) < len(ROWS) or any(len(found) < len(result["seeds"]) for found in scores.values()):
+    if len(scores) < len(ROWS) or any(
+        len(found) < len(result["seeds"]) for found in scores.values()
+    ):
         return "\n".join([*lines, "Not measured yet.", ""])
     machine, videos = result["machine"], result["videos"]
     train, clip = result["budget"]["train"], result["budget"]["clip"]
@@ -304,7 +331,9 @@ def page(result: Mapping[str, Any]) -> str:
 
 def open_points(scores: Mapping[str, Sequence[float]], videos: int) -> float:
     """Half of the widest 95 % interval of a row's mean that the number of validation videos leaves."""
-    return 196 * max((mean * (1 - mean) / videos) ** 0.5 for mean in map(statistics.mean, scores.values()))
+    return 196 * max(
+        (mean * (1 - mean) / videos) ** 0.5 for mean in map(statistics.mean, scores.values())
+    )
 
 
 HEAD = """# The paper's ablations in miniature
@@ -328,10 +357,16 @@ What is small here, beside data, tower and budget:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, help="folder for videos and runs")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings; the videos are the same"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="of the trainings; the videos are the same",
     )
     parser.add_argument("--docs", action="store_true", help="only write docs/ablations.md")
     arguments = parser.parse_args()
@@ -339,7 +374,10 @@ def main() -> None:
         if arguments.work is None:
             parser.error("--work is missing")
         measure(arguments.work, arguments.seeds, Log())
-    PAGE.write_text(page(json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}), encoding="utf-8")
+    PAGE.write_text(
+        page(json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}),
+        encoding="utf-8",
+    )
 
 
 def unpack(videos: Path, out: Path) -> None:
@@ -366,12 +404,20 @@ def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
     def write(entries: Sequence[Mapping[str, Any]], _: Mapping[str, str]) -> None:
         kept = ("settings", "scores", "trainable_params", "seconds", "peak_memory")
         found = {line["row"]: {key: line[key] for key in kept} for line in table(rows, entries)}
-        result = {**provenance(), "seeds": list(seeds), "videos": VIDEOS, "budget": to_dict(budget()), "rows": found}
+        result = {
+            **provenance(),
+            "seeds": list(seeds),
+            "videos": VIDEOS,
+            "budget": to_dict(budget()),
+            "rows": found,
+        }
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     dataset = open_dataset(work / "frames")
     trials = plan(rows, budget(), seeds)
-    _, failed = run_trials(trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log)
+    _, failed = run_trials(
+        trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log
+    )
     if failed:
         raise SystemExit("; ".join(failed.values()))
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from zeroi2v.analysis.bench import DTYPES, bench, bench_table, build_subjects, write_bench
-from zeroi2v.config import Recipe, override
-from zeroi2v.engine.log import Log
+from zeroi2v.config import Recipe
+from zeroi2v.log import Log
+from zeroi2v.measure.bench import DTYPES, bench, bench_table, build_subjects, write_bench
+from zeroi2v.recipes import override
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,7 +39,9 @@ TABLE_2 = {"plain": 28.9, "zeroi2v:merged": 28.9, "lora:merged": 28.9, "st_adapt
 def read(name: str) -> dict[str, Any]:
     """A result by its name; nothing where it was not measured."""
     path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": []}
+    found: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"models": []}
+    )
     return found
 
 
@@ -52,8 +55,12 @@ def ratios(*names: str) -> dict[str, dict[str, float]]:
         return {}
     found = {}
     for name in runs[0]:
-        fast, median = (statistics.mean(run[name][key] for run in runs) for key in ("fast", "median"))
-        half = sum(((run[name]["high"] - run[name]["low"]) / 2) ** 2 for run in runs) ** 0.5 / len(runs)
+        fast, median = (
+            statistics.mean(run[name][key] for run in runs) for key in ("fast", "median")
+        )
+        half = sum(((run[name]["high"] - run[name]["low"]) / 2) ** 2 for run in runs) ** 0.5 / len(
+            runs
+        )
         found[name] = {"fast": fast, "low": fast - half, "high": fast + half, "median": median}
     return found
 
@@ -67,7 +74,9 @@ def tables(name: str) -> str:
     runs = [{model["name"]: model["latency_ms"] for model in read(one)["models"]} for one in names]
     machine, versions = result["machine"], result["versions"]
     where = (
-        machine.get("gpu") if result["device"] == "cuda" else f"{machine['processor']}, {machine['threads']} threads"
+        machine.get("gpu")
+        if result["device"] == "cuda"
+        else f"{machine['processor']}, {machine['threads']} threads"
     )
     lines = [
         f"{where}, {result['dtype']}, {result['rounds']} rounds{', twice' * (len(names) - 1)}, "
@@ -80,7 +89,9 @@ def tables(name: str) -> str:
     for model in sorted(result["models"], key=lambda model: found[model["name"]]["fast"]):
         key, batch = model["name"], model.get("throughput")
         ratio = found[key]
-        latency = {part: statistics.mean(run[key][part] for run in runs) for part in ("median", "p95")}
+        latency = {
+            part: statistics.mean(run[key][part] for run in runs) for part in ("median", "p95")
+        }
         cells = [
             f"`{key}`",
             f"{latency['median']:.0f}",
@@ -117,7 +128,9 @@ def compare(one: str, other: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--tower", default=TOWER)
     parser.add_argument("--model", action="append", default=[], help="a saved model beside them")
@@ -125,7 +138,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=28)
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--max-batch", type=int, help="default: 2 on a CPU, as memory allows on a GPU")
+    parser.add_argument(
+        "--max-batch", type=int, help="default: 2 on a CPU, as memory allows on a GPU"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--compile", action="store_true")
@@ -139,9 +154,13 @@ def main() -> None:
         parser.error("name the result of other settings: --name")
     if not arguments.docs:
         device, log = torch.device(arguments.device), Log()
-        recipe = override(Recipe(), [f'model.tower="{arguments.tower}"', f"clip.frames={arguments.frames}"])
+        recipe = override(
+            Recipe(), [f'model.tower="{arguments.tower}"', f"clip.frames={arguments.frames}"]
+        )
         how: dict[str, Any] = {"device": device, "dtype": arguments.dtype, "log": log}
-        subjects = build_subjects(arguments.models, arguments.model, recipe, compiled=arguments.compile, **how)
+        subjects = build_subjects(
+            arguments.models, arguments.model, recipe, compiled=arguments.compile, **how
+        )
         largest = arguments.max_batch or (2 if arguments.device == "cpu" else None)
         limits = {"rounds": arguments.rounds, "warmup": arguments.warmup, "max_batch": largest}
         result = bench(subjects, **how, **limits)

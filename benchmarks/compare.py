@@ -26,7 +26,9 @@ START, END = "<!-- compare-motion -->\n", "<!-- end of compare-motion -->"
 
 def commands() -> list[list[str]]:
     """The page's last block of commands: one that writes the videos, one that compares."""
-    block = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[-1]
+    block = re.findall(
+        r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )[-1]
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
 
 
@@ -43,7 +45,11 @@ def measure(work: Path) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown, the best row first."""
-    machine, version, count = result["machine"], result["versions"]["torch"], result["trainings"]["finished"]
+    machine, version, count = (
+        result["machine"],
+        result["versions"]["torch"],
+        result["trainings"]["finished"],
+    )
     lines = [
         f"{machine['processor']}, {machine['threads']} threads, torch {version}, {result['date']}: {count} trainings in",
         f"{result['wall_seconds'] / 60:.0f} minutes ([`compare-motion.json`](../benchmarks/results/compare-motion.json)).",
@@ -67,7 +73,9 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, help="folder for videos and runs; must not exist")
     parser.add_argument("--docs", action="store_true", help="only write docs/compare.md")
     arguments = parser.parse_args()
@@ -76,7 +84,11 @@ def main() -> None:
             parser.error("--work is missing")
         RESULT.write_text(json.dumps(measure(arguments.work), indent=1) + "\n", encoding="utf-8")
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    found = table(json.loads(RESULT.read_text(encoding="utf-8"))) if RESULT.exists() else "Not measured yet."
+    found = (
+        table(json.loads(RESULT.read_text(encoding="utf-8")))
+        if RESULT.exists()
+        else "Not measured yet."
+    )
     PAGE.write_text(f"{before}{START}{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 

@@ -13,14 +13,14 @@ import argparse
 import json
 from pathlib import Path
 
-from zeroi2v.analysis.compare import Row, plan
-from zeroi2v.analysis.timing import provenance
-from zeroi2v.analysis.trials import run_trials
-from zeroi2v.config import override
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.synthetic import write_motion_videos
-from zeroi2v.engine.log import Log
-from zeroi2v.quickstart import recipe
+from zeroi2v.experiments.compare import Row, plan
+from zeroi2v.experiments.quickstart import recipe
+from zeroi2v.experiments.trials import run_trials
+from zeroi2v.log import Log
+from zeroi2v.machine import provenance
+from zeroi2v.recipes import override
 
 RESULT = Path(__file__).parent / "results" / "levers.json"
 VIDEOS = {"train": 1200, "val": 800}
@@ -28,15 +28,24 @@ ROWS = (
     Row("as-it-is", ()),
     Row("half-of-the-patches", ("train.token_share=0.5",)),
     Row("upper-three-blocks", ("model.adapted_blocks=3",)),
-    Row("upper-three-blocks-heads-too", ("model.adapted_blocks=3", 'heads=[[], [], [], "-3*6, 3*6", [], "-3*6, 3*6"]')),
+    Row(
+        "upper-three-blocks-heads-too",
+        ("model.adapted_blocks=3", 'heads=[[], [], [], "-3*6, 3*6", [], "-3*6, 3*6"]'),
+    ),
     Row("few-frames-first", ("train.few_frames=4", "train.few_frames_epochs=2")),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings; the videos are the same"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        help="of the trainings; the videos are the same",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for videos and runs")
     arguments = parser.parse_args()
@@ -47,7 +56,13 @@ def main() -> None:
     budget = override(recipe(0), ["train.workers=0", "train.save_every_minutes=0"])
     trials = plan(ROWS, budget, arguments.seeds)
     entries, failed = run_trials(
-        trials, open_dataset(videos), arguments.work / "runs", at_once=2, threads=1, latency=False, log=Log()
+        trials,
+        open_dataset(videos),
+        arguments.work / "runs",
+        at_once=2,
+        threads=1,
+        latency=False,
+        log=Log(),
     )
     if failed:
         raise SystemExit("; ".join(failed.values()))
@@ -59,7 +74,13 @@ def main() -> None:
         }
         for row in ROWS
     }
-    result = {**provenance(), "seeds": arguments.seeds, "videos": VIDEOS, "epochs": budget.train.epochs, "rows": rows}
+    result = {
+        **provenance(),
+        "seeds": arguments.seeds,
+        "videos": VIDEOS,
+        "epochs": budget.train.epochs,
+        "rows": rows,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -34,13 +34,14 @@ import av
 import torch
 import torch.nn.functional as F
 
-from zeroi2v.analysis.timing import interleave, median_ratio, provenance
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import train_loader, view_loader
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.errors import ConfigError
+from zeroi2v.machine import provenance
+from zeroi2v.measure.timing import interleave, median_ratio
 
 RESULTS = Path(__file__).parent / "results"
 CLIP = ClipConfig(frames=8)
@@ -53,8 +54,15 @@ def draw_video(path: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     textures = [_texture(generator) for _ in range(3)]
     speeds = torch.rand((3, 4), generator=generator) - 0.5
-    y, x = torch.meshgrid(torch.linspace(-1, 1, HEIGHT), torch.linspace(-1, 1, WIDTH) * WIDTH / HEIGHT, indexing="ij")
-    options = {"g": str(KEY_FRAMES), "keyint_min": str(KEY_FRAMES), "sc_threshold": "0", "crf": "23"}
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, HEIGHT), torch.linspace(-1, 1, WIDTH) * WIDTH / HEIGHT, indexing="ij"
+    )
+    options = {
+        "g": str(KEY_FRAMES),
+        "keyint_min": str(KEY_FRAMES),
+        "sc_threshold": "0",
+        "crf": "23",
+    }
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -63,17 +71,27 @@ def draw_video(path: Path, seed: int) -> None:
             for layer, (texture, speed) in enumerate(zip(textures, speeds, strict=True)):
                 time = number / FRAMES + 0.02 * math.sin(number / 5 + layer)  # a hand that shakes
                 angle, zoom = float(speed[2]) * time * 3, 1 + float(speed[3]) * time
-                turned_x = (x * math.cos(angle) + y * math.sin(angle)) * zoom * 0.5 + float(speed[0]) * time
-                turned_y = (y * math.cos(angle) - x * math.sin(angle)) * zoom * 0.5 + float(speed[1]) * time
+                turned_x = (x * math.cos(angle) + y * math.sin(angle)) * zoom * 0.5 + float(
+                    speed[0]
+                ) * time
+                turned_y = (y * math.cos(angle) - x * math.sin(angle)) * zoom * 0.5 + float(
+                    speed[1]
+                ) * time
                 grid = torch.stack([turned_x, turned_y], -1)[None]
-                drawn = F.grid_sample(texture[None], grid, padding_mode="reflection", align_corners=False)[0]
+                drawn = F.grid_sample(
+                    texture[None], grid, padding_mode="reflection", align_corners=False
+                )[0]
                 middle = (float(speed[0]) * 4 * time, float(speed[1]) * 4 * time)
                 inside = (
-                    ((x - middle[0]) ** 2 + (y - middle[1]) ** 2 < 0.1 * layer) if layer else torch.ones_like(x) > 0
+                    ((x - middle[0]) ** 2 + (y - middle[1]) ** 2 < 0.1 * layer)
+                    if layer
+                    else torch.ones_like(x) > 0
                 )
                 picture = torch.where(inside, drawn, picture)
             picture = picture + 0.04 * torch.randn(picture.shape, generator=generator)
-            pixels = (picture.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+            pixels = (
+                (picture.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+            )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
 
@@ -115,7 +133,9 @@ def resident_mib() -> float:
 
 
 def evaluation(videos: Sequence[Video], workers: int, clip: ClipConfig = CLIP) -> Any:
-    return view_loader(videos, clip=clip, views=ViewsConfig(), size=SIZE, batch_size=BATCH, workers=workers)
+    return view_loader(
+        videos, clip=clip, views=ViewsConfig(), size=SIZE, batch_size=BATCH, workers=workers
+    )
 
 
 def peak_memory(videos: Sequence[Video], workers: int) -> dict[str, float]:
@@ -131,17 +151,34 @@ def peak_memory(videos: Sequence[Video], workers: int) -> dict[str, float]:
 def _calls(videos: Sequence[Video], workers: int) -> dict[str, Callable[[], object]]:
     def loop() -> None:
         with multiprocessing.get_context("fork").Pool(workers) as pool:
-            assert set(pool.imap(bare, [video.path for video in videos], chunksize=BATCH)) == {CLIP.frames}
+            assert set(pool.imap(bare, [video.path for video in videos], chunksize=BATCH)) == {
+                CLIP.frames
+            }
 
     def through(loader: Any) -> None:
-        assert sum(len(batch[0] if isinstance(batch, tuple) else batch.indices) for batch in loader) == len(videos)
+        assert sum(
+            len(batch[0] if isinstance(batch, tuple) else batch.indices) for batch in loader
+        ) == len(videos)
 
     def training() -> None:
         pixels, labels = PixelsConfig(), ("a", "b")
-        options: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "workers": workers, "broken": "stop"}
-        through(train_loader(videos, clip=CLIP, pixels=pixels, size=SIZE, labels=labels, **options).epoch(0))
+        options: dict[str, Any] = {
+            "batch_size": BATCH,
+            "seed": 0,
+            "workers": workers,
+            "broken": "stop",
+        }
+        through(
+            train_loader(
+                videos, clip=CLIP, pixels=pixels, size=SIZE, labels=labels, **options
+            ).epoch(0)
+        )
 
-    calls = {"bare": loop, "evaluation": lambda: through(evaluation(videos, workers)), "training": training}
+    calls = {
+        "bare": loop,
+        "evaluation": lambda: through(evaluation(videos, workers)),
+        "training": training,
+    }
     try:
         require_decoder("torchcodec")
     except ConfigError as error:
@@ -152,7 +189,9 @@ def _calls(videos: Sequence[Video], workers: int) -> dict[str, Callable[[], obje
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--videos", type=int, default=8, help="different ones that are drawn")
     parser.add_argument("--clips", type=int, default=64, help="of a round; the videos in turn")
     parser.add_argument("--rounds", type=int, default=12)
@@ -171,7 +210,9 @@ def main() -> None:
         def repeated(count: int) -> list[Video]:
             return [videos[number % len(videos)] for number in range(count)]
 
-        times = interleave(_calls(repeated(arguments.clips), arguments.workers), rounds=arguments.rounds, warmup=1)
+        times = interleave(
+            _calls(repeated(arguments.clips), arguments.workers), rounds=arguments.rounds, warmup=1
+        )
         memory = peak_memory(repeated(arguments.memory_clips), arguments.workers)
     others = [name for name in times if name != "bare"]
     result = provenance()
@@ -190,15 +231,23 @@ def main() -> None:
         "clips": arguments.clips,
         "rounds": arguments.rounds,
         "clips_per_second": {
-            name: round(1000 * arguments.clips / statistics.median(series), 2) for name, series in times.items()
+            name: round(1000 * arguments.clips / statistics.median(series), 2)
+            for name, series in times.items()
         },
         "speed_over_bare": {name: round(median_ratio(times, "bare", name), 3) for name in others},
         "peak_resident_mib": memory,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{arguments.name}.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+    )
     print(
-        json.dumps({key: result[key] for key in ("video", "clips_per_second", "speed_over_bare", "peak_resident_mib")})
+        json.dumps(
+            {
+                key: result[key]
+                for key in ("video", "clips_per_second", "speed_over_bare", "peak_resident_mib")
+            }
+        )
     )
 
 

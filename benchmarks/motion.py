@@ -15,12 +15,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from zeroi2v import quickstart
-from zeroi2v.analysis.timing import provenance
 from zeroi2v.data.datasets import open_dataset
-from zeroi2v.engine.evaluate import evaluate
-from zeroi2v.engine.log import Log
-from zeroi2v.engine.train import train, worker_count
+from zeroi2v.engine.run import train
+from zeroi2v.experiments import quickstart
+from zeroi2v.inference.evaluate import evaluate
+from zeroi2v.log import Log
+from zeroi2v.machine import provenance, worker_count
 from zeroi2v.models.checkpoints import load
 
 RESULT = Path(__file__).parent / "results" / "motion.json"
@@ -33,7 +33,12 @@ def one_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
     recipe = quickstart.recipe(seed)
     spatial = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, heads=()))
     train(spatial, dataset, work / f"seed-{seed}" / "spatial", log=log)
-    found = evaluate(load(work / f"seed-{seed}" / "spatial"), dataset.splits["test"], workers=worker_count(-1), log=log)
+    found = evaluate(
+        load(work / f"seed-{seed}" / "spatial"),
+        dataset.splits["test"],
+        workers=worker_count(-1),
+        log=log,
+    )
     kept = ("videos", "seconds", "merge", "cost", "latency")
     return {
         "seed": seed,
@@ -46,7 +51,9 @@ def one_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, required=True, help="folder for videos and runs")
     arguments = parser.parse_args()
@@ -54,9 +61,14 @@ def main() -> None:
     for seed in arguments.seeds:
         run = one_seed(seed, arguments.work, log)
         others = json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if RESULT.exists() else []
-        runs = sorted([run, *(other for other in others if other["seed"] != seed)], key=itemgetter("seed"))
+        runs = sorted(
+            [run, *(other for other in others if other["seed"] != seed)], key=itemgetter("seed")
+        )
         RESULT.write_text(
-            json.dumps({**provenance(), "seeds": [one["seed"] for one in runs], "runs": runs}, indent=1) + "\n",
+            json.dumps(
+                {**provenance(), "seeds": [one["seed"] for one in runs], "runs": runs}, indent=1
+            )
+            + "\n",
             encoding="utf-8",
         )
         for name in ("probe", "spatial_heads_only", "zeroi2v"):

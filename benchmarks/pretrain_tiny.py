@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zeroi2v.analysis.timing import provenance
 from zeroi2v.data.synthetic import SHAPES, SIZE_RANGE, Scene, random_scene, render
+from zeroi2v.machine import provenance
 from zeroi2v.models.towers import TINY, tiny_tower
 
 RESULT = Path(__file__).parent / "results" / "zeroi2v_tiny.json"
@@ -36,7 +36,9 @@ class Targets(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.picture = nn.Linear(width, len(SHAPES) + 2 + 5)  # shape, stripes, place (2), angle (2), size (1)
+        self.picture = nn.Linear(
+            width, len(SHAPES) + 2 + 5
+        )  # shape, stripes, place (2), angle (2), size (1)
         self.patch = nn.Linear(width, 6)  # cover (1), way to the centre (2), angle (2), size (1)
 
     def forward(self, tokens: Tensor, scene: Scene, cover: Tensor) -> dict[str, Tensor]:
@@ -54,12 +56,19 @@ class Targets(nn.Module):
         way = (way - way.round()) * 4
         weight = (share > 0).float()
         local = torch.cat(
-            [way, turn[:, None].expand(-1, side * side, -1), size[:, None].expand(-1, side * side, -1)], -1
+            [
+                way,
+                turn[:, None].expand(-1, side * side, -1),
+                size[:, None].expand(-1, side * side, -1),
+            ],
+            -1,
         )
         shapes = len(SHAPES)
         return {
             "shape": F.cross_entropy(picture[:, :shapes], scene.shape[:, 0]),
-            "stripes": F.cross_entropy(picture[:, shapes : shapes + 2], (scene.stripes[:, 0] > 0).long()),
+            "stripes": F.cross_entropy(
+                picture[:, shapes : shapes + 2], (scene.stripes[:, 0] > 0).long()
+            ),
             "place": F.mse_loss(picture[:, shapes + 2 : shapes + 4], scene.place[:, 0] * 4 - 2),
             "angle": F.mse_loss(picture[:, shapes + 4 : shapes + 6], turn),
             "size": F.mse_loss(picture[:, shapes + 6 :], size),
@@ -75,16 +84,24 @@ def card(tower: nn.Module, targets: Targets, seed: int) -> dict[str, float]:
     scene = random_scene(4096, generator)
     pictures, _ = render(scene, SIZE, generator)
     read = torch.cat(
-        [targets.picture(tower.forward_features(part.float() / 127.5 - 1)[:, 0]) for part in pictures.split(512)]
+        [
+            targets.picture(tower.forward_features(part.float() / 127.5 - 1)[:, 0])
+            for part in pictures.split(512)
+        ]
     )
     shapes = len(SHAPES)
     miss = (read[:, shapes + 2 : shapes + 4] + 2) / 4 - scene.place[:, 0]
     turn = torch.atan2(read[:, shapes + 5], read[:, shapes + 4]) - scene.angle[:, 0]
     return {
         "shape_accuracy": (read[:, :shapes].argmax(1) == scene.shape[:, 0]).float().mean().item(),
-        "stripes_accuracy": (read[:, shapes : shapes + 2].argmax(1) == (scene.stripes[:, 0] > 0)).float().mean().item(),
+        "stripes_accuracy": (read[:, shapes : shapes + 2].argmax(1) == (scene.stripes[:, 0] > 0))
+        .float()
+        .mean()
+        .item(),
         "median_place_error_pixels": (miss.norm(dim=1) * SIZE).median().item(),
-        "median_angle_error_degrees": torch.rad2deg(torch.remainder(turn + math.pi, 2 * math.pi) - math.pi)
+        "median_angle_error_degrees": torch.rad2deg(
+            torch.remainder(turn + math.pi, 2 * math.pi) - math.pi
+        )
         .abs()
         .median()
         .item(),
@@ -100,7 +117,9 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -113,9 +132,15 @@ def main() -> None:
     tower = tiny_tower(pretrained=False).train()
     targets = Targets(TINY["embed_dim"])
     weights = [*tower.parameters(), *targets.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        weights, lr=arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, arguments.learning_rate, total_steps=arguments.steps, pct_start=0.05, cycle_momentum=False
+        optimizer,
+        arguments.learning_rate,
+        total_steps=arguments.steps,
+        pct_start=0.05,
+        cycle_momentum=False,
     )
     start = time.perf_counter()
     for step in range(1, arguments.steps + 1):
@@ -130,7 +155,9 @@ def main() -> None:
         schedule.step()
         if step % 100 == 0:
             text = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
-            print(f"step {step} {text} {step / (time.perf_counter() - start):.2f} steps/s", flush=True)
+            print(
+                f"step {step} {text} {step / (time.perf_counter() - start):.2f} steps/s", flush=True
+            )
         if step % 1000 == 0 or step == arguments.steps:
             tower.eval()
             found = card(tower, targets, arguments.seed)

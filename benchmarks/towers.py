@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.tower_checks import SEED, check_tower
 from zeroi2v import partly_covered_towers, supported_towers
-from zeroi2v.analysis.timing import provenance
 from zeroi2v.errors import TowerError
+from zeroi2v.machine import provenance
 from zeroi2v.models.towers import NAMES_FILE, TINY_NAME, find_blocks, spatial_blocks
 
 RESULT = Path(__file__).parent / "results" / "towers.json"
@@ -58,17 +58,24 @@ def check(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--list", action="store_true", help="only decide which names are supported")
     parser.add_argument("names", nargs="*", help="check these alone, and write nothing")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.getLogger("zeroi2v").setLevel(logging.ERROR)  # that a tower is partly covered is not news here
+    logging.getLogger("zeroi2v").setLevel(
+        logging.ERROR
+    )  # that a tower is partly covered is not news here
     if arguments.names:
         right = [check(name)["ok"] for name in arguments.names]
         sys.exit(f"{sum(right)} of {len(right)} are right" if not all(right) else 0)
     covered = {name: coverage(name) for name in timm.list_models()}
-    names = {key: [name for name in covered if covered[name][0] == key] for key in ("every_block", "some_blocks")}
+    names = {
+        key: [name for name in covered if covered[name][0] == key]
+        for key in ("every_block", "some_blocks")
+    }
     if arguments.list:
         NAMES_FILE.write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
         print({key: len(one) for key, one in names.items()})

@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zeroi2v.analysis.memory import peak_bytes
-from zeroi2v.analysis.timing import interleave, median_ratio, provenance
+from zeroi2v.machine import provenance
+from zeroi2v.measure.memory import peak_bytes
+from zeroi2v.measure.timing import interleave, median_ratio
 from zeroi2v.models.video import VideoClassifier, create_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,14 +95,20 @@ class Step:
     def __call__(self) -> None:
         self.model.zero_grad(set_to_none=True)
         labels = torch.arange(len(self.clip), device=self.clip.device)
-        autocast = torch.autocast(self.clip.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+        autocast = (
+            torch.autocast(self.clip.device.type, torch.bfloat16)
+            if self.bf16
+            else contextlib.nullcontext()
+        )
         with autocast:
             logits = self.logits(self.clip)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # not annotated in torch
 
     def gradients(self) -> dict[str, Tensor]:
         self()
-        return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        return {
+            name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None
+        }
 
     def peak_bytes(self) -> int:
         """The most memory that one step holds at once, beyond what lay there before it."""
@@ -125,7 +132,9 @@ def build(arguments: argparse.Namespace, **settings: Any) -> VideoClassifier:
 def steps_of(arguments: argparse.Namespace) -> dict[str, Step]:
     """Every way that is compared, the reference first."""
     plain = build(arguments)
-    clip = torch.randn(arguments.clips, 8, 3, plain.image_size, plain.image_size).to(arguments.device)
+    clip = torch.randn(arguments.clips, 8, 3, plain.image_size, plain.image_size).to(
+        arguments.device
+    )
     checkpointed, half_tokens = build(arguments), build(arguments)
     checkpointed.checkpoint_blocks()
     half_tokens.drop_patches(0.5)
@@ -148,12 +157,19 @@ def largest_difference(one: Step, other: Step) -> float:
     """Over all tensors: the largest difference of a gradient, as a share of the largest entry of the reference's."""
     ours, theirs = other.gradients(), one.gradients()
     assert ours.keys() == theirs.keys()
-    return max(((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()).item() for name in theirs)
+    return max(
+        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()).item()
+        for name in theirs
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower", default=CLIP_TOWER, help="a plain vision transformer with a class token")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tower", default=CLIP_TOWER, help="a plain vision transformer with a class token"
+    )
     parser.add_argument("--depth", type=int, help="blocks, if fewer than the tower's")
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
@@ -184,7 +200,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"training-step-{arguments.name or arguments.device}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("largest_gradient_difference", "steps")}, indent=1))
+    print(
+        json.dumps({key: result[key] for key in ("largest_gradient_difference", "steps")}, indent=1)
+    )
 
 
 if __name__ == "__main__":

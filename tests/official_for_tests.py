@@ -72,10 +72,14 @@ def official_features(
     """
     batch, frames = clip.shape[:2]
     kernel = state["backbone.conv1.weight"]
-    x = F.conv2d(clip.flatten(0, 1), kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)  # (B * T, HW, D)
+    x = (
+        F.conv2d(clip.flatten(0, 1), kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2)
+    )  # (B * T, HW, D)
     first = state["backbone.class_embedding"].expand(len(x), 1, -1)
     x = torch.cat([first, x], 1) + state["backbone.positional_embedding"]
-    x = (x.view(batch, frames, *x.shape[1:]) + state["backbone.temporal_embedding"][0][:, None]).flatten(0, 1)
+    x = (
+        x.view(batch, frames, *x.shape[1:]) + state["backbone.temporal_embedding"][0][:, None]
+    ).flatten(0, 1)
     x = _norm(state, "backbone.ln_pre", x).transpose(0, 1)  # (N, B * T, D)
     depth = sum(key.endswith(".ln_1.weight") for key in state)
     for block in range(depth):
@@ -140,18 +144,34 @@ def _shift(feat: Tensor, frames: int, folds: Sequence[tuple[int, int]]) -> Tenso
 
 
 def _attention(
-    state: State, name: str, x: Tensor, frames: int, folds: Sequence[tuple[int, int]], scale: float, heads: int
+    state: State,
+    name: str,
+    x: Tensor,
+    frames: int,
+    folds: Sequence[tuple[int, int]],
+    scale: float,
+    heads: int,
 ) -> Tensor:
-    weights, biases = state[f"{name}.attn.in_proj_weight"].chunk(3), state[f"{name}.attn.in_proj_bias"].chunk(3)
+    weights, biases = (
+        state[f"{name}.attn.in_proj_weight"].chunk(3),
+        state[f"{name}.attn.in_proj_bias"].chunk(3),
+    )
     q, k, v = (
         F.linear(
-            _adapter(state, f"{name}.T_Adapter_in_{part}", _adapter(state, f"{name}.T_Adapter_in", x, scale), scale),
+            _adapter(
+                state,
+                f"{name}.T_Adapter_in_{part}",
+                _adapter(state, f"{name}.T_Adapter_in", x, scale),
+                scale,
+            ),
             weight,
             bias,
         )
         for part, weight, bias in zip("qkv", weights, biases, strict=True)
     )
     k, v = _shift(k, frames, folds), _shift(v, frames, folds)
-    q, k, v = (part.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for part in (q, k, v))  # (B * T, H, N, D / H)
+    q, k, v = (
+        part.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for part in (q, k, v)
+    )  # (B * T, H, N, D / H)
     attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     return _linear(state, f"{name}.attn.out_proj", (attention @ v).permute(2, 0, 1, 3).flatten(2))

@@ -17,17 +17,16 @@ from zeroi2v.config import (
     Recipe,
     TrainConfig,
     ViewsConfig,
-    override,
-    read_recipe,
-    write_recipe,
 )
 from zeroi2v.errors import ConfigError
+from zeroi2v.recipes import override, read_recipe, write_recipe
 
 RECIPES = [
     Recipe(),
     Recipe(
         model=ModelConfig(
-            heads=((-1,), None, "1*1/2"), tower_options={"img_size": 32, "nested": {"é": [1, 2]}, "none": None}
+            heads=((-1,), None, "1*1/2"),
+            tower_options={"img_size": 32, "nested": {"é": [1, 2]}, "none": None},
         ),
         clip=ClipConfig(frames=32, sampling="dense", stride=4),
         pixels=PixelsConfig(flip_pairs=(("left", 'ri"ght'),), crop_area=(0.5, 1.0)),
@@ -58,7 +57,9 @@ def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
     ]
     recipe = override(Recipe(), [*given, 'flip_pairs=[["a", "b"]]', "learning_rate=1"])
     assert (recipe.train.epochs, recipe.clip.stride, recipe.views.crops) == (3, 4, 3)
-    assert recipe.model == ModelConfig(heads=(-1, 1, 2), tower="vit_tiny_patch16_224", tower_options={"img_size": 64})
+    assert recipe.model == ModelConfig(
+        heads=(-1, 1, 2), tower="vit_tiny_patch16_224", tower_options={"img_size": 64}
+    )
     assert recipe.pixels.flip_pairs == (("a", "b"),)
     assert recipe.train.learning_rate == 1.0
     assert override(recipe, ["heads=none"]).model.heads is None
@@ -80,7 +81,10 @@ RANGES: dict[
     "pixels.crop_area": ([(ABOVE_0, 1.0), (0.5, 0.5)], [(0.0, 1.0), (0.5, ABOVE_1), (0.5, 0.4)]),
     "pixels.crop_aspect": ([(ABOVE_0, 9.0), (1.0, 1.0)], [(0.0, 1.0), (BELOW_0, 1.0), (1.0, 0.9)]),
     "pixels.flip": ([0.0, 1.0], [BELOW_0, ABOVE_1]),
-    "pixels.flip_pairs": ([(), (("a", "b"), ("c", "d"))], [(("a", "a"),), (("a", "b"), ("b", "c"))]),
+    "pixels.flip_pairs": (
+        [(), (("a", "b"), ("c", "d"))],
+        [(("a", "a"),), (("a", "b"), ("b", "c"))],
+    ),
     "pixels.augment_operations": ([0, 14], [-1, 15]),
     "pixels.augment_magnitude": ([0.0, 10.0], [BELOW_0, 10 + 1e-9]),
     "pixels.augment_jitter": ([0.0, 5.0], [BELOW_0]),

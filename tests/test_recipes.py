@@ -11,11 +11,12 @@ import torch
 
 import zeroi2v
 from tests.videos_for_tests import blocks_dataset
-from zeroi2v.config import Recipe, read_recipe
+from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.engine.evaluate import evaluate
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import train
+from zeroi2v.engine.run import train
+from zeroi2v.files import read_json_lines
+from zeroi2v.inference.evaluate import evaluate
+from zeroi2v.recipes import read_recipe
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 every_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -31,12 +32,16 @@ def small(recipe: Recipe) -> Recipe:
     """The recipe with the embedded tower, for one epoch."""
     model = dataclasses.replace(recipe.model, tower="zeroi2v_tiny", pretrained=False)
     return dataclasses.replace(
-        recipe, model=model, train=dataclasses.replace(recipe.train, epochs=1, workers=0, warmup_epochs=0.5)
+        recipe,
+        model=model,
+        train=dataclasses.replace(recipe.train, epochs=1, workers=0, warmup_epochs=0.5),
     )
 
 
 @every_recipe
-def test_a_recipe_takes_a_training_and_an_evaluation_step(path: Path, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_recipe_takes_a_training_and_an_evaluation_step(
+    path: Path, dataset: VideoDataset, tmp_path: Path
+) -> None:
     recipe = small(read_recipe(path))
     run = train(recipe, dataset, tmp_path / "run")
     (entry,) = read_json_lines(run.folder / "log.jsonl")
@@ -74,6 +79,9 @@ def test_a_recipe_is_what_table_7_says(path: Path) -> None:
     assert (pixels.erase, settings.label_smoothing) == ((0.25, 0.1) if data == "ssv2" else (0, 0))
     assert (recipe.views.clips, recipe.views.crops) == ((3, 1) if data == "k400" else (1, 3))
     if data == "k400":
-        assert (recipe.clip.sampling, recipe.clip.stride) == ("dense", {8: 16, 16: 8, 32: 4}[recipe.clip.frames])
+        assert (recipe.clip.sampling, recipe.clip.stride) == (
+            "dense",
+            {8: 16, 16: 8, 32: 4}[recipe.clip.frames],
+        )
     else:
         assert recipe.clip.sampling == "segment"

@@ -22,9 +22,16 @@ from torch import Tensor, nn
 import zeroi2v
 from tests.towers_for_tests import gather_inputs
 from zeroi2v import VideoClassifier
-from zeroi2v.analysis.cost import plain_tower
+from zeroi2v.measure.cost import plain_tower
 from zeroi2v.method.relocate import TemporalHeads, head_moves
-from zeroi2v.models.towers import Block, build_tower, find_blocks, has_class_token, prefix_tokens, spatial_blocks
+from zeroi2v.models.towers import (
+    Block,
+    build_tower,
+    find_blocks,
+    has_class_token,
+    prefix_tokens,
+    spatial_blocks,
+)
 
 CLIPS: Final = 2
 FRAMES: Final = 3
@@ -34,14 +41,26 @@ SMALL: Final[
     dict[str, tuple[dict[str, Any], int]]
 ] = {  # timm's module: what makes its towers small, and pixels along a side
     "convit": ({"img_size": 32, "depth": 2, "local_up_to_layer": 1}, 32),
-    "crossvit": ({"img_size": 120, "depth": ((1, 1, 0),)}, 120),  # two branches of 120 and 112 pixels
-    "davit": ({"depths": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 128), "num_heads": (2, 2, 4, 4)}, 64),
+    "crossvit": (
+        {"img_size": 120, "depth": ((1, 1, 0),)},
+        120,
+    ),  # two branches of 120 and 112 pixels
+    "davit": (
+        {"depths": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 128), "num_heads": (2, 2, 4, 4)},
+        64,
+    ),
     "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
     "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
     "gcvit": ({"img_size": 64}, 64),
     "hiera": ({"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}, 64),
-    "hieradet_sam2": ({"stages": (1, 1, 2, 1), "embed_dim": 16, "num_heads": 2, "global_att_blocks": (3,)}, 64),
-    "maxxvit": ({"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": (32, 64, 64, 64), "stem_width": 16}, 64),
+    "hieradet_sam2": (
+        {"stages": (1, 1, 2, 1), "embed_dim": 16, "num_heads": 2, "global_att_blocks": (3,)},
+        64,
+    ),
+    "maxxvit": (
+        {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": (32, 64, 64, 64), "stem_width": 16},
+        64,
+    ),
     "metaformer": ({}, 64),
     "mobilevit": ({}, 128),
     "mvitv2": ({"img_size": 64}, 64),
@@ -50,7 +69,10 @@ SMALL: Final[
     "swin_transformer": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
     "swin_transformer_v2": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
     "swin_transformer_v2_cr": ({"img_size": 64, "window_size": 4, **FOUR}, 64),
-    "tiny_vit": ({"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 64, 64), "num_heads": (2, 2, 4, 4)}, 64),
+    "tiny_vit": (
+        {"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 64, 64), "num_heads": (2, 2, 4, 4)},
+        64,
+    ),
     "volo": ({"img_size": 64}, 64),
 }
 IMPLEMENTATIONS: Final = (  # one tower per way of writing attention
@@ -68,7 +90,11 @@ IMPLEMENTATIONS: Final = (  # one tower per way of writing attention
     "efficientformer_l1",
     "fastvit_sa12",
 )
-SLOW_IMPLEMENTATIONS: Final = ("nest_tiny", "mobilevit_s", "maxvit_tiny_tf_224")  # they have no small version
+SLOW_IMPLEMENTATIONS: Final = (
+    "nest_tiny",
+    "mobilevit_s",
+    "maxvit_tiny_tf_224",
+)  # they have no small version
 
 
 def first_heads(name: str) -> int:
@@ -115,7 +141,9 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
     elif family is not None:
         yield SMALL[family]
     else:
-        yield next((options, size) for options, size in plain_options(name) if fits(name, options, size))
+        yield next(
+            (options, size) for options, size in plain_options(name) if fits(name, options, size)
+        )
 
 
 def fits(name: str, options: dict[str, Any], size: int) -> bool:
@@ -139,14 +167,16 @@ def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
                 spread = module.weight[0].numel() ** -0.5
                 module.weight.copy_(spread * torch.randn(module.weight.shape, generator=generator))
         for parameter in model.parameters():
-            if parameter.ndim < 2 or parameter.numel() <= 4 * max(parameter.shape) or parameter.std() < 0.01:
+            if (
+                parameter.ndim < 2
+                or parameter.numel() <= 4 * max(parameter.shape)
+                or parameter.std() < 0.01
+            ):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
         for parameter in model.classifier.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for (
-            norm
-        ) in norms:  # the clip's own averages: others would let the activations grow until a softmax is all or nothing
+        for norm in norms:  # the clip's own averages: others would let the activations grow until a softmax is all or nothing
             norm.train()
             norm.momentum = 1.0
         if norms:
@@ -165,7 +195,9 @@ def check_tower(name: str) -> dict[str, Any]:
     with small_tower(name) as (options, size):
         torch.manual_seed(SEED)
         clip = random_frames(size)
-        spatial = zeroi2v.create_model(name, num_classes=3, frames=FRAMES, heads=[], tower_options=options)
+        spatial = zeroi2v.create_model(
+            name, num_classes=3, frames=FRAMES, heads=[], tower_options=options
+        )
         spatial = randomise(spatial.eval(), clip).double()
         blocks = find_blocks(spatial.tower, name)
         nn.init.zeros_(spatial.temporal_embedding)
@@ -175,7 +207,13 @@ def check_tower(name: str) -> dict[str, Any]:
         check_prefix(spatial, blocks, clip)
         for index in sorted({0, len(blocks) - 1, *range(0, len(blocks), max(1, len(blocks) // 4))}):
             block = blocks[index]
-            check_one_head(spatial, block, clip, head=index % block.layout.head_count, offset=(-1, 1)[index % 2])
+            check_one_head(
+                spatial,
+                block,
+                clip,
+                head=index % block.layout.head_count,
+                offset=(-1, 1)[index % 2],
+            )
         temporal = zeroi2v.create_model(
             name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
         )
@@ -186,7 +224,9 @@ def check_tower(name: str) -> dict[str, Any]:
             "without_mlp_adapters": sum("up" not in block.sites for block in blocks),
             "options": options,
             "pixels": size,
-            "million_parameters": round(sum(parameter.numel() for parameter in temporal.tower.parameters()) / 1e6, 2),
+            "million_parameters": round(
+                sum(parameter.numel() for parameter in temporal.tower.parameters()) / 1e6, 2
+            ),
         }
 
 
@@ -195,15 +235,22 @@ def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
     blocks = find_blocks(model.tower, model.config.tower)
     called: list[str] = []
     hooks = [
-        block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name)) for block in blocks
+        block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name))
+        for block in blocks
     ]
     features = model.features(clip)
     for hook in hooks:
         hook.remove()
-    assert called == [block.name for block in blocks], "every attention block is called once, in order"
+    assert called == [block.name for block in blocks], (
+        "every attention block is called once, in order"
+    )
     tower = plain_tower(model)
-    one_by_one = torch.stack([torch.stack([tower(frame[None])[0] for frame in frames]) for frames in clip])
-    torch.testing.assert_close(features, one_by_one, rtol=1e-8, atol=1e-8 * float(one_by_one.abs().max()))
+    one_by_one = torch.stack(
+        [torch.stack([tower(frame[None])[0] for frame in frames]) for frames in clip]
+    )
+    torch.testing.assert_close(
+        features, one_by_one, rtol=1e-8, atol=1e-8 * float(one_by_one.abs().max())
+    )
     assert features.shape == (CLIPS, FRAMES, model.classifier.in_features)
     if not isinstance(model.tower, CrossVit):  # which keeps two sets of tokens
         tokens = model.tokens(clip)
@@ -228,13 +275,17 @@ def check_prefix(model: VideoClassifier, blocks: tuple[Block, ...], clip: Tensor
     blocks[0].projection._forward_pre_hooks.popitem()
 
 
-def check_one_head(model: VideoClassifier, block: Block, clip: Tensor, *, head: int, offset: int) -> None:
+def check_one_head(
+    model: VideoClassifier, block: Block, clip: Tensor, *, head: int, offset: int
+) -> None:
     """One temporal head reads the frame that it names, its queries stay, and nothing else of this block's attention moves."""
     layout = tuple(offset if index == head else 0 for index in range(block.layout.head_count))
     temporal = TemporalHeads(block.layout, head_moves(layout), model._count)
     attention: Any = model.tower.get_submodule(block.name)
     children = [child for child, _ in attention.named_children()]
-    normed = "norm" in children[children.index("qkv") :] and not isinstance(attention.norm, nn.Identity)
+    normed = "norm" in children[children.index("qkv") :] and not isinstance(
+        attention.norm, nn.Identity
+    )
     watched = attention.norm if normed else attention.proj  # a norm over all heads would mix them
     seen: list[Tensor] = []
     hooks = [
@@ -277,7 +328,9 @@ def check_merging(model: VideoClassifier, clip: Tensor, options: dict[str, Any])
     assert float((expected[0] - expected[1]).abs().max()) > 1e-6, "the clip matters"
     for other in (model.double().merge(), loaded.double().merge(), loaded):
         difference = float((other(clip) - expected).abs().max() / expected.abs().max())
-        assert difference < 1e-8, f"merged or loaded, the logits differ by {difference:.1e} of the largest"
+        assert difference < 1e-8, (
+            f"merged or loaded, the logits differ by {difference:.1e} of the largest"
+        )
     with torch.device("meta"):
         tower = build_tower(model.config.tower, pretrained=False, options=options)
     own = {f"tower.{key}": tensor.shape for key, tensor in tower.state_dict().items()}

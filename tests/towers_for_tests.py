@@ -37,17 +37,29 @@ def noisy(model: VideoClassifier, seed: int = 0) -> VideoClassifier:
     return model.eval()
 
 
-def small_model(tower: str, *, num_classes: int = 5, frames: int = FRAMES, **settings: Any) -> VideoClassifier:
+def small_model(
+    tower: str, *, num_classes: int = 5, frames: int = FRAMES, **settings: Any
+) -> VideoClassifier:
     """`create_model` on a small version of the tower, with random weights."""
     torch.manual_seed(0)
-    return create_model(tower, num_classes=num_classes, frames=frames, tower_options=TOWERS[tower], **settings)
+    return create_model(
+        tower, num_classes=num_classes, frames=frames, tower_options=TOWERS[tower], **settings
+    )
 
 
 def random_clip(model: VideoClassifier, clips: int = 2, seed: int = 1) -> Tensor:
     """A clip that fits the model, in the model's own dtype."""
     size = model.image_size
     dtype = next(model.parameters()).dtype
-    return torch.randn(clips, model.frames, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(
+        clips,
+        model.frames,
+        3,
+        size,
+        size,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=dtype,
+    )
 
 
 def gather_inputs(module: nn.Module) -> list[Tensor]:

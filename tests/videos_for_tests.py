@@ -32,13 +32,17 @@ def sequential(path: Path) -> Iterator[av.VideoFrame]:
 
 def upright(frame: av.VideoFrame) -> Tensor:
     """Its pixels (3, H, W), turned as the container says."""
-    return torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()).permute(2, 0, 1)
+    return torch.from_numpy(
+        np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()
+    ).permute(2, 0, 1)
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
     """A picture that tells its number: a gradient that moves, and a bright bar that grows."""
     y, x = np.mgrid[:height, :width]
-    pixels = np.stack([2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1).astype(np.uint8)
+    pixels = np.stack(
+        [2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1
+    ).astype(np.uint8)
     pixels[: height // 8, : width * (number + 1) // 128] = 255
     return pixels
 
@@ -47,10 +51,18 @@ def blocks_dataset(folder: Path, *, train: int, val: int, frames: int) -> VideoD
     """Videos of blocks of random colours, 64 by 48, of two classes in turn."""
     videos = []
     for number in range(train + val):
-        blocks = torch.rand(frames, 3, 6, 8, generator=torch.Generator().manual_seed(number)).mul(255).to(torch.uint8)
-        write_video(folder / f"{number}.mp4", blocks.repeat_interleave(8, 2).repeat_interleave(8, 3), fps=8)
+        blocks = (
+            torch.rand(frames, 3, 6, 8, generator=torch.Generator().manual_seed(number))
+            .mul(255)
+            .to(torch.uint8)
+        )
+        write_video(
+            folder / f"{number}.mp4", blocks.repeat_interleave(8, 2).repeat_interleave(8, 3), fps=8
+        )
         videos.append(Video(folder / f"{number}.mp4", number % 2))
-    return VideoDataset(folder, ("left", "right"), {"train": (*videos[:train],), "val": (*videos[train:],)})
+    return VideoDataset(
+        folder, ("left", "right"), {"train": (*videos[:train],), "val": (*videos[train:],)}
+    )
 
 
 def encode(

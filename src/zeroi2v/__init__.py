@@ -16,13 +16,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from zeroi2v.analysis.cost import cost
     from zeroi2v.deploy.predict import Prediction, Predictor
     from zeroi2v.errors import ZeroI2VError
+    from zeroi2v.measure.cost import cost
     from zeroi2v.models.checkpoints import load
-    from zeroi2v.models.foreign import load_official
     from zeroi2v.models.towers import partly_covered_towers, supported_towers
     from zeroi2v.models.video import VideoClassifier, create_model
+    from zeroi2v.models.weights import load_official
 
     __version__: str
 else:
@@ -31,10 +31,10 @@ else:
         "Predictor": "zeroi2v.deploy.predict",
         "VideoClassifier": "zeroi2v.models.video",
         "ZeroI2VError": "zeroi2v.errors",
-        "cost": "zeroi2v.analysis.cost",
+        "cost": "zeroi2v.measure.cost",
         "create_model": "zeroi2v.models.video",
         "load": "zeroi2v.models.checkpoints",
-        "load_official": "zeroi2v.models.foreign",
+        "load_official": "zeroi2v.models.weights",
         "partly_covered_towers": "zeroi2v.models.towers",
         "supported_towers": "zeroi2v.models.towers",
     }

@@ -2,6 +2,6 @@
 
 import sys
 
-from zeroi2v.cli import main
+from zeroi2v.cli.main import main
 
 sys.exit(main())

@@ -1,24 +1,16 @@
-"""Which settings are there, what may they be, and how does a recipe set them?
+"""Which settings are there, and which values may each of them have?
 
-A recipe is a TOML file with one table per dataclass below. `read_recipe` reads it, `override` applies `key=value` pairs.
+Every setting is a field of a frozen dataclass, which checks the value when it is built. `recipes.py` reads settings from files.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import tomllib
-import types
-import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError
 
-Config = TypeVar("Config")
 OffsetList = tuple[int, ...]
 Decoder = Literal["pyav", "torchcodec"]
 
@@ -34,19 +26,39 @@ class ModelConfig:
 
     tower: str = "zeroi2v_tiny"
     pretrained: bool = True
-    weights: str | None = None  # a file or folder of them instead of the pretrained ones (docs/weights.md)
-    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None  # None: Table 6a's for this tower
-    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"  # the rows of Table 1a
-    ratio: float | None = None  # share of the channels that move, half each way; stdha, hr_qkv: instead of heads
+    weights: str | None = (
+        None  # a file or folder of them instead of the pretrained ones (docs/weights.md)
+    )
+    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
+        None  # None: Table 6a's for this tower
+    )
+    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = (
+        "stdha"  # the rows of Table 1a
+    )
+    ratio: float | None = (
+        None  # share of the channels that move, half each way; stdha, hr_qkv: instead of heads
+    )
     strategy: str = "zeroi2v"  # a row of Table 2, or a method that the paper compares with
-    sites: tuple[str, ...] | None = None  # where the adapters sit; None: where the strategy has them
-    adapted_blocks: int | None = None  # how many blocks have them, the last ones; nothing below trains; None: all
-    adapter_ratio: float | None = None  # bottleneck width / channels of the tower; None: the strategy's, mostly 0.25
-    adapter_scale: float | None = None  # factor of the adapter's branch; None: the strategy's, mostly 1
+    sites: tuple[str, ...] | None = (
+        None  # where the adapters sit; None: where the strategy has them
+    )
+    adapted_blocks: int | None = (
+        None  # how many blocks have them, the last ones; nothing below trains; None: all
+    )
+    adapter_ratio: float | None = (
+        None  # bottleneck width / channels of the tower; None: the strategy's, mostly 0.25
+    )
+    adapter_scale: float | None = (
+        None  # factor of the adapter's branch; None: the strategy's, mostly 1
+    )
     adapter_dropout: float = 0.0  # between the adapter's two linears
     classifier_dropout: float = 0.0
-    temporal_embedding: Literal["trained", "zero"] = "trained"  # zero: the heads alone can tell the order of frames
-    tubelet: int = 1  # neighbouring frames that the patch embedding makes one of (Swin in Table 11: 2)
+    temporal_embedding: Literal["trained", "zero"] = (
+        "trained"  # zero: the heads alone can tell the order of frames
+    )
+    tubelet: int = (
+        1  # neighbouring frames that the patch embedding makes one of (Swin in Table 11: 2)
+    )
     tower_options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
 
     def __post_init__(self) -> None:
@@ -68,8 +80,12 @@ class ModelConfig:
         )
         if self.adapter_ratio is not None:
             holds = 0 < self.adapter_ratio <= 4
-            _require(holds, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}")
-        _require(self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing")
+            _require(
+                holds, f"adapter_ratio must be above 0 and at most 4, got {self.adapter_ratio}"
+            )
+        _require(
+            self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing"
+        )
         for name in ("adapter_dropout", "classifier_dropout"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
@@ -82,8 +98,12 @@ class DataConfig:
     format: str = "auto"  # a row of FORMATS in data/formats.py; auto: recognised from the files
     split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
     videos: str | None = None  # folder of the videos, if they are not beside the lists
-    classes: str | None = None  # file of class names, one a line, for lists and tar files that hold numbers
-    multi_label: bool = False  # a video may have several labels; each class is then a question of its own
+    classes: str | None = (
+        None  # file of class names, one a line, for lists and tar files that hold numbers
+    )
+    multi_label: bool = (
+        False  # a video may have several labels; each class is then a question of its own
+    )
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
@@ -99,7 +119,9 @@ class ClipConfig:
         "segment"  # one frame of each of T equal segments, or T frames `stride` apart
     )
     stride: int = 16  # dense only: video frames between two frames of the clip
-    decoder: Decoder = "pyav"  # what decodes video files; torchcodec must be installed (docs/videos.md)
+    decoder: Decoder = (
+        "pyav"  # what decodes video files; torchcodec must be installed (docs/videos.md)
+    )
 
     def __post_init__(self) -> None:
         _require(self.frames >= 1, f"frames must be at least 1, got {self.frames}")
@@ -110,15 +132,22 @@ class ClipConfig:
 class PixelsConfig:
     """How the frames of a training clip are cropped, flipped, augmented and erased; all frames of a clip alike."""
 
-    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the frame's area that a random crop keeps
+    crop_area: tuple[float, float] = (
+        0.08,
+        1.0,
+    )  # share of the frame's area that a random crop keeps
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of that crop
     flip: float = 0.5  # probability of a left-right flip
     flip_pairs: tuple[tuple[str, str], ...] = ()  # labels that a flip exchanges
-    augment_operations: int = 0  # RandAugment's n, how many of its 14 operations are drawn; the paper: 4
+    augment_operations: int = (
+        0  # RandAugment's n, how many of its 14 operations are drawn; the paper: 4
+    )
     augment_magnitude: float = 7.0  # RandAugment's m, of 10
     augment_jitter: float = 0.5  # standard deviation of m
     augment_probability: float = 0.5  # of each operation that was drawn
-    augment_place: Literal["before_crop", "after_flip"] = "before_crop"  # official: Something-Something after the flip
+    augment_place: Literal["before_crop", "after_flip"] = (
+        "before_crop"  # official: Something-Something after the flip
+    )
     erase: float = 0.0  # probability that a rectangle is erased
     erase_fill: Literal["noise", "grey"] = "noise"
     erase_area: tuple[float, float] = (0.02, 1 / 3)  # share of the view's area that is erased
@@ -127,18 +156,30 @@ class PixelsConfig:
     def __post_init__(self) -> None:
         for name in ("crop_area", "erase_area"):
             low, high = getattr(self, name)
-            _require(0 < low <= high <= 1, f"{name} must be 0 < low <= high <= 1, got {low}, {high}")
+            _require(
+                0 < low <= high <= 1, f"{name} must be 0 < low <= high <= 1, got {low}, {high}"
+            )
         for name in ("crop_aspect", "erase_aspect"):
             low, high = getattr(self, name)
             _require(0 < low <= high, f"{name} must be 0 < low <= high, got {low}, {high}")
         for name in ("flip", "erase", "augment_probability"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must be a probability, got {getattr(self, name)}")
-        number, magnitude, jitter = self.augment_operations, self.augment_magnitude, self.augment_jitter
+            _require(
+                0 <= getattr(self, name) <= 1,
+                f"{name} must be a probability, got {getattr(self, name)}",
+            )
+        number, magnitude, jitter = (
+            self.augment_operations,
+            self.augment_magnitude,
+            self.augment_jitter,
+        )
         _require(0 <= number <= 14, f"augment_operations must be 0 to 14, got {number}")
         _require(0 <= magnitude <= 10, f"augment_magnitude must be 0 to 10, got {magnitude}")
         _require(jitter >= 0, f"augment_jitter must be at least 0, got {jitter}")
         named = [label for pair in self.flip_pairs for label in pair]
-        _require(len(named) == len(set(named)), f"flip_pairs must name each label once, got {self.flip_pairs}")
+        _require(
+            len(named) == len(set(named)),
+            f"flip_pairs must name each label once, got {self.flip_pairs}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,43 +199,74 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 16  # clips of a step, of all processes together
-    accumulate: int = (
-        1  # parts that each process's clips of a step are taken in, one after the other: less memory, same result
-    )
+    accumulate: int = 1  # parts that each process's clips of a step are taken in, one after the other: less memory, same result
     learning_rate: float = 1e-3
     weight_decay: float = 0.05  # not applied to norms and embeddings
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
-    gradient_clip: float = 0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the processor multiplies it natively
-    checkpointing: bool = False  # keep each block's input alone and work out the rest again: less memory, more time
+    gradient_clip: float = (
+        0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
+        "auto"  # auto: bf16 where the processor multiplies it natively
+    )
+    checkpointing: bool = (
+        False  # keep each block's input alone and work out the rest again: less memory, more time
+    )
     token_share: float = 1.0  # of a clip's patches that a step sees, the same in all frames
     few_frames: int = 0  # frames of a clip in the first few_frames_epochs; 0: as many as later
     few_frames_epochs: int = 0
     workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
     seed: int = 0
-    exclude: str | None = None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
-    broken: Literal["stop", "skip"] = "stop"  # a video that cannot be read ends the run, or is left out and listed
+    exclude: str | None = (
+        None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
+    )
+    broken: Literal["stop", "skip"] = (
+        "stop"  # a video that cannot be read ends the run, or is left out and listed
+    )
     validate_every: int = 1  # epochs
     patience: int = 0  # end after so many validations without a better one; 0: never
-    save_every_minutes: float = 10.0  # where the run stands, within an epoch too; 0: after each epoch alone
+    save_every_minutes: float = (
+        10.0  # where the run stands, within an epoch too; 0: after each epoch alone
+    )
     start_from: str | None = None  # the folder of an earlier run, whose weights these start as
-    sharding: Literal["none", "full"] = "none"  # full: of several processes each keeps a part of the weights (FSDP)
+    sharding: Literal["none", "full"] = (
+        "none"  # full: of several processes each keeps a part of the weights (FSDP)
+    )
     tensorboard: bool = False  # write the figures of each epoch into RUN/tensorboard too
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            _require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
+            )
         for name in ("patience", "save_every_minutes", "few_frames", "few_frames_epochs"):
-            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
-        _require(0 < self.token_share <= 1, f"token_share must be above 0 and at most 1, got {self.token_share}")
+            _require(
+                getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}"
+            )
+        _require(
+            0 < self.token_share <= 1,
+            f"token_share must be above 0 and at most 1, got {self.token_share}",
+        )
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
-        _require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
-        _require(self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
-        _require(0 < self.warmup_start <= 1, f"warmup_start must be above 0 and at most 1, got {self.warmup_start}")
-        _require(0 <= self.label_smoothing < 1, f"label_smoothing must be 0 to 1, got {self.label_smoothing}")
-        _require(self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}")
+        _require(
+            self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}"
+        )
+        _require(
+            self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}"
+        )
+        _require(
+            0 < self.warmup_start <= 1,
+            f"warmup_start must be above 0 and at most 1, got {self.warmup_start}",
+        )
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be 0 to 1, got {self.label_smoothing}",
+        )
+        _require(
+            self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}"
+        )
         _require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2^63, got {self.seed}")
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
         _require(
@@ -237,164 +309,21 @@ class Recipe:
         few = self.train.few_frames
         together = bool(few) == bool(self.train.few_frames_epochs)
         _require(together, "few_frames and few_frames_epochs go together, or are both 0")
-        _require(few <= self.clip.frames, f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}")
+        _require(
+            few <= self.clip.frames,
+            f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}",
+        )
         smoothed = self.data.multi_label and self.train.label_smoothing > 0
-        _require(not smoothed, "label_smoothing is for one label a video: with data.multi_label it must be 0")
+        _require(
+            not smoothed,
+            "label_smoothing is for one label a video: with data.multi_label it must be 0",
+        )
 
     def clip_in_epoch(self, epoch: int) -> ClipConfig:
         """How a training clip is cut in an epoch, from 1 on: at first, if asked for, fewer frames of as long a stretch of the video."""
         if epoch > self.train.few_frames_epochs:
             return self.clip
         few, whole = self.train.few_frames, self.clip.frames
-        return dataclasses.replace(self.clip, frames=few, stride=round(self.clip.stride * whole / few))
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file. ConfigError names the file, and the table and key that is wrong."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    try:
-        return from_dict(Recipe, tables)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as TOML, every setting included, so that `read_recipe` gives it back."""
-    lines = []
-    for table, settings in to_dict(recipe).items():
-        lines.append(f"[{table}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in settings.items() if value is not None]
-        lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if value is None:  # a block's heads, or an option of the tower: TOML has no word for none
-        return '"none"'
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML does not take as it is
-
-
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` pairs applied. A key is `table.name`, or the bare name where one table has it; the value is TOML."""
-    owners: dict[str, list[str]] = {}
-    for part in dataclasses.fields(Recipe):
-        for setting in dataclasses.fields(getattr(recipe, part.name)):
-            owners.setdefault(setting.name, []).append(part.name)
-    tables = to_dict(recipe)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        _require(bool(equals), f"--set {assignment}: expected key=value")
-        head, _, rest = key.strip().partition(".")
-        if head in tables:
-            table, name = head, rest
-        else:
-            table, name = owners.get(head, [""])[0], key.strip()
-        *path, last = name.split(".")
-        if table not in tables or (path or [last])[0] not in tables[table]:
-            known = [*owners, *(f"{owner}.{one}" for one, having in owners.items() for owner in having)]
-            raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
-        place = tables[table]
-        for step in path:  # a key inside tower_options
-            inner = place.setdefault(step, {})
-            _require(isinstance(inner, dict), f"--set {key.strip()}: {step} has no settings of its own")
-            place = inner
-        place[last] = _value(text.strip())
-    return from_dict(Recipe, tables)
-
-
-def data_settings(assignments: Sequence[str]) -> DataConfig:
-    """The defaults of [data] with `key=value` pairs applied, where no recipe is read. ConfigError for a setting of another table."""
-    recipe = override(Recipe(), assignments)
-    if recipe != Recipe(data=recipe.data):
-        raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
-    return recipe.data
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return None if text == "none" else text  # a bare word is a string
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dictionaries and lists, ready for JSON or TOML."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a dataclass from plain values. ConfigError names a key that is unknown, or a value of the wrong type."""
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"unknown setting {where + key!r}{nearest(key, hints)}")
-        arguments[key] = _convert(hints[key], value, where + key)
-    return kind(**arguments)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if value == "none" and types.NoneType in inner:
-        return None
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return from_dict(hint, value, where + ".")
-    if origin is Literal:
-        if value not in inner or isinstance(value, bool):
-            choices = ", ".join(map(repr, inner))
-            raise ConfigError(f"{where} must be one of {choices}, got {value!r}{nearest(str(value), map(str, inner))}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        for option in inner:
-            try:
-                return _convert(option, value, where)
-            except ConfigError:
-                continue
-    elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        if inner[-1] is Ellipsis:
-            return tuple(_convert(inner[0], item, where) for item in value)
-        if len(value) == len(inner):
-            return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    elif origin is dict and isinstance(value, Mapping):
-        if not _is_plain(value):
-            raise ConfigError(f"{where} must hold numbers, text, true or false, lists and tables alone, got {value!r}")
-        return {key: None if item == "none" else item for key, item in value.items()}
-    elif (
-        hint is not float
-        and isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or not isinstance(value, bool))
-    ):
-        return value
-    raise ConfigError(f"{where} must be {_in_words(hint)}, got {value!r}")
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was, but for tuples."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _in_words(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "none"}
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_in_words, inner)))
-    if origin is tuple:
-        return f"a list of {_in_words(inner[0])}" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
-    return plain.get(hint, "a table")
+        return dataclasses.replace(
+            self.clip, frames=few, stride=round(self.clip.stride * whole / few)
+        )

@@ -9,7 +9,8 @@ Every error whose cause lies outside the code is one of these, and its text is o
     ├── CheckpointError   a saved model cannot be read, or does not fit
     ├── MergeError        a model holds something that no linear layer can absorb
     ├── DatasetError      a folder or manifest of videos is wrong
-    └── VideoError        a video cannot be read; `.path` names it
+    ├── VideoError        a video cannot be read; `.path` names it
+    └── FileError         a file cannot be written
 """
 
 from __future__ import annotations
@@ -51,12 +52,18 @@ class VideoError(ZeroI2VError):
     """A video cannot be read. `path` is the file or folder, `reason` one clause that says why."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(os.fspath(path), reason)  # both arguments, so that the error survives pickling
+        super().__init__(
+            os.fspath(path), reason
+        )  # both arguments, so that the error survives pickling
         self.path = os.fspath(path)
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class FileError(ZeroI2VError):
+    """A file cannot be written."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -18,7 +18,17 @@ from zeroi2v.config import PixelsConfig
 from zeroi2v.data.augment import OPERATIONS, augment, draw_operations
 from zeroi2v.errors import ConfigError
 
-LOOKS = ["auto_contrast", "equalize", "invert", "brightness", "color", "contrast", "sharpness", "posterize", "solarize"]
+LOOKS = [
+    "auto_contrast",
+    "equalize",
+    "invert",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+]
 PLACES = ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"]
 NAMES = LOOKS + PLACES
 PAPER = PixelsConfig(augment_operations=4)
@@ -47,7 +57,9 @@ def chi_square(observed: Counter[int], expected: dict[int, float]) -> float:
 
 
 def test_the_operations_are_the_fourteen() -> None:
-    everything = draw_operations(PixelsConfig(augment_operations=14, augment_probability=1), Random(0))
+    everything = draw_operations(
+        PixelsConfig(augment_operations=14, augment_probability=1), Random(0)
+    )
     assert sorted(OPERATIONS) == sorted(NAMES) == sorted(name for name, _ in everything)
 
 
@@ -63,7 +75,10 @@ def test_each_operation_is_drawn_as_often_as_any_other_and_none_twice() -> None:
 def test_half_of_the_drawn_operations_are_applied_each_for_itself() -> None:
     rng = Random(1)
     counts = Counter(len(draw_operations(PAPER, rng)) for _ in range(8000))
-    assert chi_square(counts, {number: 8000 * math.comb(4, number) / 16 for number in range(5)}) < CHI_SQUARE_4
+    assert (
+        chi_square(counts, {number: 8000 * math.comb(4, number) / 16 for number in range(5)})
+        < CHI_SQUARE_4
+    )
 
 
 @pytest.mark.parametrize(("magnitude", "jitter"), [(7, 0.5), (9.8, 0.5), (0.1, 0.5), (3, 2)])
@@ -72,13 +87,18 @@ def test_the_magnitude_is_normal_about_its_setting_held_within_0_and_10_of_eithe
 ) -> None:
     rng = Random(2)
     pixels = PixelsConfig(
-        augment_operations=4, augment_probability=1, augment_magnitude=magnitude, augment_jitter=jitter
+        augment_operations=4,
+        augment_probability=1,
+        augment_magnitude=magnitude,
+        augment_jitter=jitter,
     )
     strengths = [strength for _ in range(5000) for _, strength in draw_operations(pixels, rng)]
     found = np.sort(np.abs(strengths)) * 10
     normal = NormalDist(magnitude, jitter)
     inside = (found > 0) & (found < 10)
-    distance = np.abs(np.arange(1, len(found) + 1) / len(found) - [normal.cdf(value) for value in found])[inside].max()
+    distance = np.abs(
+        np.arange(1, len(found) + 1) / len(found) - [normal.cdf(value) for value in found]
+    )[inside].max()
     assert distance < 1.95 / math.sqrt(len(found))  # Kolmogorov's test, once in 1000
     assert found.max() <= 10
     error = math.sqrt(0.25 / len(found))
@@ -88,11 +108,15 @@ def test_the_magnitude_is_normal_about_its_setting_held_within_0_and_10_of_eithe
     assert abs(np.mean(nonzero > 0) - 0.5) < 4 * error
 
 
-def enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[[Image.Image, int], Image.Image]:
+def enhanced(
+    kind: Callable[[Image.Image], ImageEnhance._Enhance],
+) -> Callable[[Image.Image, int], Image.Image]:
     return lambda image, sign: kind(image).enhance(1 + sign * 0.63)  # 0.9 * 7 / 10
 
 
-def moved(matrix: Callable[[int, int, int], tuple[float, ...]]) -> Callable[[Image.Image, int], Image.Image]:
+def moved(
+    matrix: Callable[[int, int, int], tuple[float, ...]],
+) -> Callable[[Image.Image, int], Image.Image]:
     return lambda image, sign: image.transform(
         image.size,
         Image.Transform.AFFINE,
@@ -146,7 +170,9 @@ def test_an_operation_at_magnitude_7_is_pillows(name: str, sign: int) -> None:
 def test_posterizing_keeps_fewer_bits_the_stronger_it_is(strength: float, bits: int) -> None:
     frames = photographs()
     step = 2 ** (8 - bits)
-    assert torch.equal(augment(frames, [("posterize", strength)]).int(), frames.int() // step * step)
+    assert torch.equal(
+        augment(frames, [("posterize", strength)]).int(), frames.int() // step * step
+    )
 
 
 @pytest.mark.parametrize("name", ["brightness", "color", "contrast", "sharpness", *PLACES])
@@ -164,7 +190,9 @@ def test_all_frames_of_a_clip_are_changed_alike_and_the_clip_itself_is_not(name:
     assert torch.equal(clip, alone)
     assert clip.dtype == torch.uint8
     assert torch.equal(frames, before)
-    assert torch.equal(clip, augment(frames.contiguous(memory_format=torch.channels_last), [(name, 0.7)]))
+    assert torch.equal(
+        clip, augment(frames.contiguous(memory_format=torch.channels_last), [(name, 0.7)])
+    )
 
 
 def test_operations_follow_one_another_in_their_order() -> None:

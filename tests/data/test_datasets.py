@@ -21,7 +21,10 @@ def listed(dataset: VideoDataset) -> dict[str, list[tuple[str, str]]]:
     """Split -> (path below the source, class) of its videos."""
     root = dataset.source if dataset.source.is_dir() else dataset.source.parent
     return {
-        split: [(video.path.relative_to(root).as_posix(), dataset.classes[video.label]) for video in videos]
+        split: [
+            (video.path.relative_to(root).as_posix(), dataset.classes[video.label])
+            for video in videos
+        ]
         for split, videos in dataset.splits.items()
     }
 
@@ -44,7 +47,13 @@ def message(source: Path) -> str:
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
     touch(
-        tmp_path, "walk/b.mp4", "walk/a.AVI", "run/c.webm", "run/clip/img_1.jpg", "run/clip/img_2.jpg", "run/d.unheard"
+        tmp_path,
+        "walk/b.mp4",
+        "walk/a.AVI",
+        "run/c.webm",
+        "run/clip/img_1.jpg",
+        "run/clip/img_2.jpg",
+        "run/d.unheard",
     )
     touch(
         tmp_path,
@@ -58,7 +67,10 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path, val_share=0)
     assert dataset.classes == ("run", "walk")
     run = [("run/c.webm", "run"), ("run/clip", "run"), ("run/d.unheard", "run")]
-    assert listed(dataset) == {"train": [*run, ("walk/a.AVI", "walk"), ("walk/b.mp4", "walk")], "val": []}
+    assert listed(dataset) == {
+        "train": [*run, ("walk/a.AVI", "walk"), ("walk/b.mp4", "walk")],
+        "val": [],
+    }
     ignored = {path.relative_to(tmp_path).as_posix() for path in dataset.ignored}
     assert ignored == {"walk/notes.txt", "walk/Thumb.JPG", "walk/nested", "README.md"}
 
@@ -74,7 +86,11 @@ def test_a_folder_per_split_and_class(tmp_path: Path) -> None:
         "train/x.txt",
     )
     dataset = open_dataset(tmp_path)
-    assert {split: len(videos) for split, videos in dataset.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert {split: len(videos) for split, videos in dataset.splits.items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 1,
+    }
     assert listed(dataset)["val"] == [("Validation/run/c.mp4", "run")]
     assert dataset.for_evaluation == dataset.val
     assert len(dataset.for_check) == 4
@@ -86,13 +102,17 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).classes == ("bus", "train")
 
 
-@pytest.mark.parametrize(("splits", "chosen"), [(["train", "test"], "test"), (["train", "test", "valid"], "valid")])
+@pytest.mark.parametrize(
+    ("splits", "chosen"), [(["train", "test"], "test"), (["train", "test", "valid"], "valid")]
+)
 def test_what_there_is_to_validate_on(tmp_path: Path, splits: list[str], chosen: str) -> None:
     for split in splits:
         touch(tmp_path, f"{split}/run/{split}.mp4", f"{split}/walk/{split}.mp4")
     dataset = open_dataset(tmp_path)
     assert (
-        {video.path.stem for video in dataset.val} == {video.path.stem for video in dataset.for_evaluation} == {chosen}
+        {video.path.stem for video in dataset.val}
+        == {video.path.stem for video in dataset.for_evaluation}
+        == {chosen}
     )
     assert {video.path.stem for video in dataset.train} == {"train"}
 
@@ -100,8 +120,15 @@ def test_what_there_is_to_validate_on(tmp_path: Path, splits: list[str], chosen:
 def test_without_a_split_a_share_of_each_class_is_held_out(tmp_path: Path) -> None:
     touch(tmp_path, *(f"run/{i}.mp4" for i in range(10)), "walk/0.mp4", "walk/1.mp4", "jump/0.mp4")
     dataset = open_dataset(tmp_path, val_share=0.3)
-    held = {label: [video.path.name for video in dataset.val if video.label == label] for label in range(3)}
-    assert {label: len(names) for label, names in held.items()} == {0: 0, 1: 3, 2: 1}  # jump, run, walk
+    held = {
+        label: [video.path.name for video in dataset.val if video.label == label]
+        for label in range(3)
+    }
+    assert {label: len(names) for label, names in held.items()} == {
+        0: 0,
+        1: 3,
+        2: 1,
+    }  # jump, run, walk
     assert not {*dataset.train} & {*dataset.val}
     assert {*dataset.train} | {*dataset.val} == {*dataset.for_evaluation}
     assert len(dataset.for_evaluation) == 13
@@ -144,7 +171,9 @@ def test_a_manifest(tmp_path: Path) -> None:
 
 
 def test_the_real_manifest_and_the_real_folder_agree(shared_data: Path) -> None:
-    folder, table = (open_dataset(shared_data / "surveillance_fights" / name) for name in ("", "index.csv"))
+    folder, table = (
+        open_dataset(shared_data / "surveillance_fights" / name) for name in ("", "index.csv")
+    )
     assert folder.classes == table.classes == ("fight", "noFight")
     for split, count in (("train", 60), ("val", 30)):
         assert len(table.splits[split]) == count
@@ -183,10 +212,17 @@ def test_a_defect_of_a_manifest_is_named(tmp_path: Path, text: str, expected: st
 
 
 @pytest.mark.parametrize(
-    "text", [b"path,label\ncaf\xe9.mp4,run\n", b'path,label\n"a.mp4,run\nb.mp4,walk\n', b"\x00\x00\x00\x18ftypmp42\xff"]
+    "text",
+    [
+        b"path,label\ncaf\xe9.mp4,run\n",
+        b'path,label\n"a.mp4,run\nb.mp4,walk\n',
+        b"\x00\x00\x00\x18ftypmp42\xff",
+    ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: bytes) -> None:
-    assert message(manifest(tmp_path, text, "a.mp4", "b.mp4")).startswith(": not a CSV manifest in UTF-8: ")
+    assert message(manifest(tmp_path, text, "a.mp4", "b.mp4")).startswith(
+        ": not a CSV manifest in UTF-8: "
+    )
 
 
 def test_a_defect_of_a_folder_is_named(tmp_path: Path) -> None:
@@ -195,13 +231,21 @@ def test_a_defect_of_a_folder_is_named(tmp_path: Path) -> None:
         message(touch(tmp_path / "flat", "a.mp4"))
         == ": no class folders in it; expected flat/class/video, or a CSV manifest"
     )
-    assert message(touch(tmp_path / "empty", "run/a.mp4", "walk/a.txt")) == ": no videos in the class folders walk"
-    assert message(touch(tmp_path / "one", "run/a.mp4")) == ": training needs at least 2 classes, found only 'run'"
+    assert (
+        message(touch(tmp_path / "empty", "run/a.mp4", "walk/a.txt"))
+        == ": no videos in the class folders walk"
+    )
+    assert (
+        message(touch(tmp_path / "one", "run/a.mp4"))
+        == ": training needs at least 2 classes, found only 'run'"
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1])
 def test_a_share_is_checked(tmp_path: Path, share: float) -> None:
-    with pytest.raises(ConfigError, match=rf"val_share must be at least 0 and below 1, got {share}"):
+    with pytest.raises(
+        ConfigError, match=rf"val_share must be at least 0 and below 1, got {share}"
+    ):
         open_dataset(touch(tmp_path, "run/a.mp4"), val_share=share)
 
 
@@ -209,6 +253,11 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     dataset = open_dataset(touch(tmp_path, "run/a.mp4", "walk/b.mp4"))
     found = relabel(dataset, ("walk", "jump", "run"))
     assert found.classes == ("walk", "jump", "run")
-    assert {video.path.name: video.label for video in found.for_evaluation} == {"a.mp4": 2, "b.mp4": 0}
-    with pytest.raises(DatasetError, match=r"the model has no class 'walk', did you mean 'walking'\?$"):
+    assert {video.path.name: video.label for video in found.for_evaluation} == {
+        "a.mp4": 2,
+        "b.mp4": 0,
+    }
+    with pytest.raises(
+        DatasetError, match=r"the model has no class 'walk', did you mean 'walking'\?$"
+    ):
         relabel(dataset, ("walking", "run"))

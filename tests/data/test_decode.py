@@ -19,7 +19,9 @@ from zeroi2v.data.encode import write_video
 from zeroi2v.errors import VideoError
 
 
-def noting(given: list[int], choose: Callable[[int], Sequence[int]]) -> Callable[[int], Sequence[int]]:
+def noting(
+    given: list[int], choose: Callable[[int], Sequence[int]]
+) -> Callable[[int], Sequence[int]]:
     """The choice `choose`; the numbers of frames that it is given are noted in `given`."""
 
     def noted(num_frames: int) -> Sequence[int]:
@@ -29,8 +31,17 @@ def noting(given: list[int], choose: Callable[[int], Sequence[int]]) -> Callable
     return noted
 
 
-OPEN_GOP = {"preset": "veryfast", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"}
-HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "5", "b": "200k", "cpu-used": "5"}
+OPEN_GOP = {
+    "preset": "veryfast",
+    "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3",
+}
+HIDDEN = {
+    "auto-alt-ref": "1",
+    "lag-in-frames": "16",
+    "arnr-maxframes": "5",
+    "b": "200k",
+    "cpu-used": "5",
+}
 KINDS = {
     "gop.mp4": ("libx264", GOP, {}),
     "open_gop.mp4": ("libx264", OPEN_GOP, {}),
@@ -66,9 +77,9 @@ def test_every_frame_is_the_one_of_a_plain_decoding(tmp_path: Path, name: str) -
     given: list[int] = []
     assert torch.equal(read_clip(path, every), expected)
     for number in range(60):
-        assert torch.equal(read_clip(path, noting(given, lambda _, number=number: [number]))[0], expected[number]), (
-            number
-        )
+        assert torch.equal(
+            read_clip(path, noting(given, lambda _, number=number: [number]))[0], expected[number]
+        ), number
     order = [59, 0, 31, 31, 12]
     assert torch.equal(read_clip(path, lambda _: order), expected[order])
     assert {*given} == {60}
@@ -88,20 +99,29 @@ def frames_decoded(monkeypatch: pytest.MonkeyPatch, path: Path, order: Sequence[
     return count
 
 
-def test_a_frame_costs_no_more_than_its_group_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_costs_no_more_than_its_group_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = encode(tmp_path / "gop.mp4", "libx264", GOP, frames=240)
     assert frames_decoded(monkeypatch, path, [239]) <= 12
     assert frames_decoded(monkeypatch, path, [5, 125, 130, 239]) <= 6 + 11 + 12
 
 
-def test_frames_of_one_group_of_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_one_group_of_pictures_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = encode(tmp_path / "gop.mp4", "libx264", {"g": "120", "sc_threshold": "0"}, frames=60)
     assert frames_decoded(monkeypatch, path, [40, 7, 7, 50, 3]) <= 51
 
 
-def test_what_no_wanted_frame_refers_to_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_wanted_frame_refers_to_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each three frames the two B frames between P frames are only shown; the file is in both forms of H.264 packets."""
-    options = {"g": "120", "x264-params": "scenecut=0:bframes=2:b-adapt=0:b-pyramid=none:keyint=120"}
+    options = {
+        "g": "120",
+        "x264-params": "scenecut=0:bframes=2:b-adapt=0:b-pyramid=none:keyint=120",
+    }
     for name in ("lengths.mp4", "start_codes.ts"):
         path = encode(tmp_path / name, "libx264", options, frames=61)
         with av.open(str(path)) as container:
@@ -128,12 +148,21 @@ def test_real_videos_hold_the_frames_that_the_index_says(shared_data: Path) -> N
         try:
             clip = read_clip(path, noting(given, lambda n: [n - 1, 0, n // 3, n // 2, n // 3]))
         except VideoError as error:
-            if frames or error.reason not in ("no video stream", "invalid data found when processing input"):
+            if frames or error.reason not in (
+                "no video stream",
+                "invalid data found when processing input",
+            ):
                 wrong[path.name] = str(error)
             continue
         order = [frames - 1, 0, frames // 3, frames // 2, frames // 3]
-        expected = {number: upright(frame) for number, frame in enumerate(sequential(path)) if number in order}
-        if given[-1] != frames or not torch.equal(clip, torch.stack([expected[number] for number in order])):
+        expected = {
+            number: upright(frame)
+            for number, frame in enumerate(sequential(path))
+            if number in order
+        }
+        if given[-1] != frames or not torch.equal(
+            clip, torch.stack([expected[number] for number in order])
+        ):
             wrong[path.name] = f"{given} of {frames}"
     assert wrong == {}
 
@@ -145,12 +174,16 @@ def test_a_scan_says_what_the_index_says(shared_data: Path) -> None:
         info = scan(path)
         size = [int(row["width"]), int(row["height"])]
         assert info.frames == int(row["frames_decoded"] or 0), path.name
-        assert [info.width, info.height] == (size[::-1] if int(row["rotation"]) % 180 else size), path.name
+        assert [info.width, info.height] == (size[::-1] if int(row["rotation"]) % 180 else size), (
+            path.name
+        )
         assert read_clip(path, lambda _: [0]).shape == (1, 3, info.height, info.width), path.name
 
 
 def test_a_scan_measures_seconds_and_the_size_on_display(tmp_path: Path) -> None:
-    path = encode(tmp_path / "x.mp4", "libx264", GOP, prepare=lambda stream: stream.set_display_rotation(90))
+    path = encode(
+        tmp_path / "x.mp4", "libx264", GOP, prepare=lambda stream: stream.set_display_rotation(90)
+    )
     info = scan(path)
     assert (info.frames, info.width, info.height) == (60, 64, 96)
     assert info.seconds == pytest.approx(60 / 30)
@@ -176,7 +209,9 @@ def test_a_video_is_turned_as_its_container_says(tmp_path: Path, degrees: int) -
     assert (one.float() - other.float()).abs().mean() < 3
 
 
-@pytest.mark.parametrize(("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)])
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)]
+)
 @pytest.mark.parametrize("full", [False, True])
 def test_colours_follow_the_matrix_and_the_range(
     tmp_path: Path, matrix: int, red: float, blue: float, full: bool
@@ -211,7 +246,11 @@ def test_scaling_down_keeps_the_aspect_and_is_near_torchvisions(tmp_path: Path) 
     assert torch.equal(read_clip(path, every, short_side=180), full)
     assert torch.equal(read_clip(path, every, short_side=500), full)
     turned = encode(
-        tmp_path / "y.mp4", "libx264", size=(320, 180), frames=3, prepare=lambda stream: stream.set_display_rotation(90)
+        tmp_path / "y.mp4",
+        "libx264",
+        size=(320, 180),
+        frames=3,
+        prepare=lambda stream: stream.set_display_rotation(90),
     )
     assert read_clip(turned, every, short_side=45).shape == (3, 3, 80, 45)
 
@@ -243,7 +282,9 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         packet = av.Packet(jpeg.getvalue())
         packet.stream, packet.pts, packet.dts = cover, 0, 0
         container.mux(packet)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         silence.sample_rate = 44100
         container.mux(sound.encode(silence))
         container.mux(sound.encode(None))
@@ -261,7 +302,9 @@ def test_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
 
 
 def test_metadata_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
-    path = encode(tmp_path / "x.avi", "mpeg4", prepare=lambda stream: stream.metadata.update(title="TITLE"))
+    path = encode(
+        tmp_path / "x.avi", "mpeg4", prepare=lambda stream: stream.metadata.update(title="TITLE")
+    )
     path.write_bytes(path.read_bytes().replace(b"TITLE", b"caf\xe9\xff"))
     assert b"caf\xe9\xff" in path.read_bytes()
     assert len(read_clip(path, every)) == 60
@@ -273,7 +316,9 @@ def test_of_a_truncated_file_what_is_there_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     part = read_clip(path, every)
     assert 20 < len(part) < 50
-    assert torch.equal(part[:-3], whole[: len(part) - 3])  # the last ones may lack what they refer to
+    assert torch.equal(
+        part[:-3], whole[: len(part) - 3]
+    )  # the last ones may lack what they refer to
     assert scan(path).frames == len(part)
 
 
@@ -290,7 +335,9 @@ def test_what_is_damaged_is_passed_over(tmp_path: Path) -> None:
     assert torch.equal(part, whole[torch.tensor(kept)])
 
 
-@pytest.mark.parametrize(("codec", "damaged"), [("libx264", 12), ("libx264", 13), ("mpeg2video", 12)])
+@pytest.mark.parametrize(
+    ("codec", "damaged"), [("libx264", 12), ("libx264", 13), ("mpeg2video", 12)]
+)
 def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_decoding(
     tmp_path: Path, codec: str, damaged: int
 ) -> None:
@@ -308,7 +355,9 @@ def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_d
     expected = torch.stack([upright(frame) for frame in sequential(path)])
     assert not torch.equal(expected[: len(whole)], whole[: len(expected)])
     for number in range(0, len(expected), 4):
-        assert torch.equal(read_clip(path, lambda _, number=number: [number])[0], expected[number]), number
+        assert torch.equal(
+            read_clip(path, lambda _, number=number: [number])[0], expected[number]
+        ), number
 
 
 def broken(folder: Path, name: str) -> Path:
@@ -319,7 +368,9 @@ def broken(folder: Path, name: str) -> Path:
         data = encode(folder / "x.mp4", "libx264").read_bytes()
         half = data[:2000]  # the table of contents, at the end, is lost
         unknown = data.replace(b"avc1", b"zzzz")
-        path.write_bytes({"junk.mp4": data[::-1], "empty.mp4": b"", "codec.mp4": unknown, "half.mp4": half}[name])
+        path.write_bytes(
+            {"junk.mp4": data[::-1], "empty.mp4": b"", "codec.mp4": unknown, "half.mp4": half}[name]
+        )
     return path
 
 
@@ -355,7 +406,9 @@ def test_a_choice_beyond_the_video_is_a_defect_of_the_caller(tmp_path: Path) -> 
 
 
 def test_a_written_video_is_read_back(tmp_path: Path) -> None:
-    frames = torch.from_numpy(np.stack([picture(4 * number, 96, 64) for number in range(20)])).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(
+        np.stack([picture(4 * number, 96, 64) for number in range(20)])
+    ).permute(0, 3, 1, 2)
     path = tmp_path / "x.mp4"
     write_video(path, frames, fps=8)
     found = read_clip(path, every)
@@ -367,7 +420,9 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for _ in range(10):
         sizes = rng.integers(1_000, 300_000, 200)
-        leftover = [rng.bytes(int(size)) for size in sizes]  # for an encoder that reads memory it never set
+        leftover = [
+            rng.bytes(int(size)) for size in sizes
+        ]  # for an encoder that reads memory it never set
         del leftover
         write_video(again, frames, fps=8)
         assert again.read_bytes() == path.read_bytes()
@@ -378,7 +433,9 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
 
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="cannot be written: no such file or directory"):
-        write_video(tmp_path / "nowhere" / "x.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), fps=8)
+        write_video(
+            tmp_path / "nowhere" / "x.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), fps=8
+        )
     with pytest.raises(ValueError, match="even width and height, got 7x8"):
         write_video(tmp_path / "x.mp4", torch.zeros(2, 3, 8, 7, dtype=torch.uint8), fps=8)
     assert not [*tmp_path.iterdir()]

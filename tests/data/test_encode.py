@@ -14,7 +14,9 @@ from zeroi2v.data.encode import write_frames, write_video
 from zeroi2v.errors import VideoError
 
 
-def numbered(path: Path, times: list[int], *, size: tuple[int, int] = (96, 64), time_base: int = 1000) -> Path:
+def numbered(
+    path: Path, times: list[int], *, size: tuple[int, int] = (96, 64), time_base: int = 1000
+) -> Path:
     """A video in which frame i is a grey of 3 i, shown at `times[i]` / `time_base` seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=30)
@@ -39,9 +41,13 @@ def greys(path: Path) -> list[int]:
 
 
 def test_frames_at_uneven_times_stay_in_order_and_keep_their_times(tmp_path: Path) -> None:
-    times = [0, 20, 25, 400, 401, 402, 1000, 5000, 5001, 5100] + [6000 + 7 * i * i for i in range(60)]
+    times = [0, 20, 25, 400, 401, 402, 1000, 5000, 5001, 5100] + [
+        6000 + 7 * i * i for i in range(60)
+    ]
     source = numbered(tmp_path / "x.mkv", times)
-    assert times_of(source) == pytest.approx([time / 1000 for time in times])  # or the test would prove nothing
+    assert times_of(source) == pytest.approx(
+        [time / 1000 for time in times]
+    )  # or the test would prove nothing
     write_frames(tmp_path / "y.mp4", all_frames(source), short_side=256, keyframes=16, crf=10)
     assert greys(tmp_path / "y.mp4") == [*range(70)]
     assert times_of(tmp_path / "y.mp4") == pytest.approx([time / 1000 for time in times], abs=1e-4)
@@ -49,13 +55,20 @@ def test_frames_at_uneven_times_stay_in_order_and_keep_their_times(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("size", "short_side", "expected"),
-    [((97, 63), 256, (96, 62)), ((341, 256), 64, (84, 64)), ((64, 641), 32, (32, 320)), ((33, 500), 32, (32, 484))],
+    [
+        ((97, 63), 256, (96, 62)),
+        ((341, 256), 64, (84, 64)),
+        ((64, 641), 32, (32, 320)),
+        ((33, 500), 32, (32, 484)),
+    ],
 )
 def test_sizes_become_even_and_small_videos_stay_small(
     tmp_path: Path, size: tuple[int, int], short_side: int, expected: tuple[int, int]
 ) -> None:
     source = numbered(tmp_path / "x.mkv", [0, 33, 67], size=size)
-    write_frames(tmp_path / "y.mp4", all_frames(source), short_side=short_side, keyframes=16, crf=20)
+    write_frames(
+        tmp_path / "y.mp4", all_frames(source), short_side=short_side, keyframes=16, crf=20
+    )
     found = scan(tmp_path / "y.mp4")
     assert (found.width, found.height, found.frames) == (*expected, 3)
 
@@ -81,11 +94,17 @@ def test_copies_of_real_videos_show_the_same(shared_data: Path, tmp_path: Path) 
         write_frames(tmp_path / "y.mp4", all_frames(source), short_side=128, keyframes=16, crf=16)
         found = read_clip(tmp_path / "y.mp4", range)
         assert len(found) == len(frames), source
-        assert max(abs(a - b) for a, b in zip(found.shape, frames.shape, strict=True)) <= 1, source  # an odd side
+        assert max(abs(a - b) for a, b in zip(found.shape, frames.shape, strict=True)) <= 1, (
+            source
+        )  # an odd side
         same_size = F.resize(frames, found.shape[-2:], antialias=True)
         difference = (found.float() - same_size.float()).abs().mean((1, 2, 3))
         assert difference.mean() < 6, source
-        if source.stem in ("video_90", "video_180", "video_270"):  # the other way up it would be far off
+        if source.stem in (
+            "video_90",
+            "video_180",
+            "video_270",
+        ):  # the other way up it would be far off
             turned = (found.flip(-1, -2).float() - same_size.float()).abs().mean()
             assert difference.mean() < turned / 2, source
         copied += 1

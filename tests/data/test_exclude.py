@@ -28,20 +28,25 @@ def names(dataset: VideoDataset) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv"])
-def test_what_a_check_lists_is_left_out_and_nothing_else(dataset: VideoDataset, tmp_path: Path, kind: str) -> None:
+def test_what_a_check_lists_is_left_out_and_nothing_else(
+    dataset: VideoDataset, tmp_path: Path, kind: str
+) -> None:
     broken = {dataset.source / name: "no frame, at all" for name in (NAMES[2], NAMES[4])}
     listed = tmp_path / f"broken.{kind}"
     write_list(listed, dataset, broken)
     kept, left = leave_out(dataset, listed)
     assert {*left} == {*broken}
     assert names(kept) == {
-        split: [name for name in inside if name not in (NAMES[2], NAMES[4])] for split, inside in names(dataset).items()
+        split: [name for name in inside if name not in (NAMES[2], NAMES[4])]
+        for split, inside in names(dataset).items()
     }
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [listed.name]
     assert ("no frame, at all" in listed.read_text()) == (kind == "csv")
 
 
-def test_a_list_by_hand_may_hold_absolute_paths_and_empty_lines(dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_list_by_hand_may_hold_absolute_paths_and_empty_lines(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
     listed = tmp_path / "mine.txt"
     listed.write_text(f"b/../a/1.mp4\r\n\n{dataset.source / 'b' / '6.mp4'}\na/1.mp4\n")
     found = [path.relative_to(dataset.source) for path in leave_out(dataset, listed)[1]]
@@ -55,7 +60,9 @@ def test_an_empty_list_leaves_nothing_out(dataset: VideoDataset, tmp_path: Path)
 
 def test_a_listed_video_that_is_not_there_is_named(dataset: VideoDataset, tmp_path: Path) -> None:
     (tmp_path / "wrong.txt").write_text("a/1.mp4\na/2_two.mp4\n")
-    with pytest.raises(DatasetError, match=r"wrong.txt: a/2_two.mp4 is not in .*data, did you mean 'a/2 two.mp4'\?"):
+    with pytest.raises(
+        DatasetError, match=r"wrong.txt: a/2_two.mp4 is not in .*data, did you mean 'a/2 two.mp4'\?"
+    ):
         leave_out(dataset, tmp_path / "wrong.txt")
     (tmp_path / "wrong.csv").write_text("video\na/1.mp4\n")
     with pytest.raises(DatasetError, match="no column 'path'"):
@@ -64,7 +71,9 @@ def test_a_listed_video_that_is_not_there_is_named(dataset: VideoDataset, tmp_pa
         leave_out(dataset, tmp_path / "nowhere.txt")
 
 
-def test_a_list_that_cannot_be_written_is_refused_before_the_work(dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_list_that_cannot_be_written_is_refused_before_the_work(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
     with pytest.raises(DatasetError, match=r"a list of videos is a \.txt or \.csv file"):
         check_list_path(tmp_path / "broken")
     with pytest.raises(DatasetError, match="no such folder"):

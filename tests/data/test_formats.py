@@ -36,7 +36,9 @@ def held(dataset: VideoDataset) -> dict[str, list[tuple[str, str]]]:
     """Split -> (path below the source's folder, class) of its videos."""
     root = dataset.source if dataset.source.is_dir() else dataset.source.parent
     return {
-        split: [(os.path.relpath(video.path, root), dataset.classes[video.label]) for video in videos]
+        split: [
+            (os.path.relpath(video.path, root), dataset.classes[video.label]) for video in videos
+        ]
         for split, videos in dataset.splits.items()
     }
 
@@ -59,12 +61,16 @@ VAL = ["abseiling,v1,0,10,val"]
 def kinetics(folder: Path, *, lists: str = "annotations") -> Path:
     write(folder / lists / "train.csv", HEADER, *TRAIN)
     write(folder / lists / "val.csv", HEADER, *VAL)
-    write(folder / lists / "test.csv", HEADER.removeprefix("label,"), "t1,5,15,test")  # as released: without labels
+    write(
+        folder / lists / "test.csv", HEADER.removeprefix("label,"), "t1,5,15,test"
+    )  # as released: without labels
     return folder
 
 
 @pytest.mark.parametrize("lists", ["annotations", "."])
-@pytest.mark.parametrize("folders", [("", ""), ("shining_shoes/", "abseiling/"), ("shining shoes/", "abseiling/")])
+@pytest.mark.parametrize(
+    "folders", [("", ""), ("shining_shoes/", "abseiling/"), ("shining shoes/", "abseiling/")]
+)
 def test_kinetics(tmp_path: Path, lists: str, folders: tuple[str, str]) -> None:
     shoes, rope = folders
     first, second = f"train/{shoes}-abC_1_000007_000017.mp4", f"train/{rope}x2_123456_123466.mkv"
@@ -80,7 +86,10 @@ def test_kinetics(tmp_path: Path, lists: str, folders: tuple[str, str]) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.format == "kinetics"
     assert dataset.classes == ("abseiling", "shining shoes")
-    assert held(dataset) == {"train": [(first, "shining shoes"), (second, "abseiling")], "val": [(third, "abseiling")]}
+    assert held(dataset) == {
+        "train": [(first, "shining shoes"), (second, "abseiling")],
+        "val": [(third, "abseiling")],
+    }
     assert [path.name for path in dataset.ignored] == ["test.csv"]
 
 
@@ -101,7 +110,10 @@ def test_missing_videos_are_counted_before_training_and_can_be_left_out(tmp_path
     assert refusal(tmp_path) == f"SOURCE: 2 of its 3 videos are missing: {one}, {other}"
     dataset = open_dataset(tmp_path, missing="skip")
     assert held(dataset) == {"train": [("train/x2_123456_123466.mp4", "abseiling")], "val": []}
-    assert dataset.classes == ("abseiling", "shining shoes")  # a class does not depend on what was downloaded
+    assert dataset.classes == (
+        "abseiling",
+        "shining shoes",
+    )  # a class does not depend on what was downloaded
     assert not dataset.held_out
     assert dataset.missing == (tmp_path / one, tmp_path / other)
     assert any("2 videos are missing and left out" in text for text in dataset.warnings)
@@ -154,19 +166,32 @@ def test_a_line_that_is_there_twice_counts_once_and_is_reported(tmp_path: Path) 
     dataset = open_dataset(tmp_path)
     assert len(dataset.splits["train"]) == 1
     lists = tmp_path / "annotations/train.csv"
-    assert dataset.repeated == (f"{lists}, line 3: {tmp_path}/train/x2_123456_123466.mp4 is also at {lists}, line 2",)
+    assert dataset.repeated == (
+        f"{lists}, line 3: {tmp_path}/train/x2_123456_123466.mp4 is also at {lists}, line 2",
+    )
 
 
 def test_two_files_for_one_video_are_refused(tmp_path: Path) -> None:
     touch(kinetics(tmp_path), "train/a/x2_123456_123466.mp4", "train/b/x2_123456_123466.mp4")
-    files = "SOURCE/train/a/x2_123456_123466.mp4 and SOURCE/train/b/x2_123456_123466.mp4".replace("SOURCE/", "")
-    assert refusal(tmp_path) == f"train: {files} are one video to the list; name the folder to use by data.videos"
+    files = "SOURCE/train/a/x2_123456_123466.mp4 and SOURCE/train/b/x2_123456_123466.mp4".replace(
+        "SOURCE/", ""
+    )
+    assert (
+        refusal(tmp_path)
+        == f"train: {files} are one video to the list; name the folder to use by data.videos"
+    )
 
 
 def test_videos_are_found_three_folders_deep_and_no_deeper(tmp_path: Path) -> None:
-    touch(kinetics(tmp_path), "train/a/b/c/x2_123456_123466.mp4", "train/a/b/c/d/-abC_1_000007_000017.mp4")
+    touch(
+        kinetics(tmp_path),
+        "train/a/b/c/x2_123456_123466.mp4",
+        "train/a/b/c/d/-abC_1_000007_000017.mp4",
+    )
     (tmp_path / "train" / "a" / "round").symlink_to(tmp_path)
-    assert refusal(tmp_path).startswith("SOURCE: 2 of its 3 videos are missing: train/-abC_1_000007_000017.mp4, ")
+    assert refusal(tmp_path).startswith(
+        "SOURCE: 2 of its 3 videos are missing: train/-abC_1_000007_000017.mp4, "
+    )
 
 
 # Something-Something V2
@@ -175,16 +200,32 @@ def test_videos_are_found_three_folders_deep_and_no_deeper(tmp_path: Path) -> No
 def ssv2(folder: Path, prefix: str = "", *, answers: bool = True) -> list[str]:
     """Write a miniature whose 174 classes are in no alphabetical order, and give them."""
     names = [f"Doing number {(number * 71) % 174} with something" for number in range(174)]
-    names[93], names[94] = "Pushing something from left to right", "Pushing something from right to left"
-    names[86], names[87] = "Pulling something from left to right", "Pulling something from right to left"
+    names[93], names[94] = (
+        "Pushing something from left to right",
+        "Pushing something from right to left",
+    )
+    names[86], names[87] = (
+        "Pulling something from left to right",
+        "Pulling something from right to left",
+    )
     names[166] = "Turning the camera left while filming something"
     names[167] = "Turning the camera right while filming something"
     shuffled = sorted(range(174), key=lambda number: names[number])
-    write(folder / f"{prefix}labels.json", json.dumps({names[number]: str(number) for number in shuffled}))
+    write(
+        folder / f"{prefix}labels.json",
+        json.dumps({names[number]: str(number) for number in shuffled}),
+    )
     template = "Pushing [something] from left to right"
-    item = {"id": "78687", "label": "pushing cup from left to right", "template": template, "placeholders": ["cup"]}
+    item = {
+        "id": "78687",
+        "label": "pushing cup from left to right",
+        "template": template,
+        "placeholders": ["cup"],
+    }
     write(folder / f"{prefix}train.json", json.dumps([item]))
-    write(folder / f"{prefix}validation.json", json.dumps([{**item, "id": "3", "template": names[0]}]))
+    write(
+        folder / f"{prefix}validation.json", json.dumps([{**item, "id": "3", "template": names[0]}])
+    )
     write(folder / f"{prefix}test.json", json.dumps([{"id": "1420"}]))
     if answers:
         write(folder / f"{prefix}test-answers.csv", f"1420;{names[167]}")
@@ -194,7 +235,9 @@ def ssv2(folder: Path, prefix: str = "", *, answers: bool = True) -> list[str]:
 @pytest.mark.parametrize(("place", "prefix"), [("labels", ""), (".", "something-something-v2-")])
 def test_something_something(tmp_path: Path, place: str, prefix: str) -> None:
     names = ssv2(tmp_path / place, prefix)
-    videos = touch(tmp_path, "20bn-something-something-v2/78687.webm", "videos/3.mp4", "videos/1420.webm")
+    videos = touch(
+        tmp_path, "20bn-something-something-v2/78687.webm", "videos/3.mp4", "videos/1420.webm"
+    )
     dataset = open_dataset(videos)
     assert dataset.format == "ssv2"
     assert dataset.classes == tuple(names)
@@ -219,10 +262,11 @@ def test_odd_entries_of_something_something(tmp_path: Path) -> None:
     ssv2(tmp_path, answers=False)
     touch(tmp_path, "78687.webm", "3.webm")
     assert [path.name for path in open_dataset(tmp_path).ignored] == ["test.json"]
-    write(tmp_path / "train.json", json.dumps([{"id": "78687", "template": "Pushing [something] from lef to right"}]))
-    near = (
-        "no class is called 'Pushing something from lef to right', did you mean 'Pushing something from left to right'?"
+    write(
+        tmp_path / "train.json",
+        json.dumps([{"id": "78687", "template": "Pushing [something] from lef to right"}]),
     )
+    near = "no class is called 'Pushing something from lef to right', did you mean 'Pushing something from left to right'?"
     assert refusal(tmp_path) == f"train.json, entry 1: {near}"
     write(tmp_path / "train.json", json.dumps([{"id": "78687"}]))
     assert refusal(tmp_path) == "train.json, entry 1: expected an object with id and template"
@@ -238,7 +282,12 @@ def test_odd_entries_of_something_something(tmp_path: Path) -> None:
 def ucf101(folder: Path) -> Path:
     lists = folder / "ucfTrainTestlist"
     write(lists / "classInd.txt", "1 YoYo", "2 Archery", "3 HandstandPushups", end="\r\n")
-    write(lists / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 1", "Archery/v_Archery_g08_c01.avi 2", end="\r\n")
+    write(
+        lists / "trainlist01.txt",
+        "YoYo/v_YoYo_g08_c01.avi 1",
+        "Archery/v_Archery_g08_c01.avi 2",
+        end="\r\n",
+    )
     write(lists / "testlist01.txt", "HandstandPushups/v_HandStandPushups_g01_c01.avi", end="\r\n")
     write(
         lists / "trainlist02.txt",
@@ -253,18 +302,35 @@ def ucf101(folder: Path) -> Path:
 @pytest.mark.parametrize("place", ["UCF-101/", "", "videos/"])
 @pytest.mark.parametrize("ending", [".avi", ".mp4", "/img_00001.jpg"])
 def test_ucf101(tmp_path: Path, place: str, ending: str) -> None:
-    names = ["YoYo/v_YoYo_g08_c01", "Archery/v_Archery_g08_c01", "HandstandPushups/v_HandStandPushups_g01_c01"]
+    names = [
+        "YoYo/v_YoYo_g08_c01",
+        "Archery/v_Archery_g08_c01",
+        "HandstandPushups/v_HandStandPushups_g01_c01",
+    ]
     touch(ucf101(tmp_path), *(f"{place}{name}{ending}" for name in names))
     dataset = open_dataset(tmp_path)
     assert (dataset.format, dataset.classes) == ("ucf101", ("YoYo", "Archery", "HandstandPushups"))
-    yoyo, archery, handstand = ((f"{place}{name}{ending.partition('/')[0]}", name.partition("/")[0]) for name in names)
+    yoyo, archery, handstand = (
+        (f"{place}{name}{ending.partition('/')[0]}", name.partition("/")[0]) for name in names
+    )
     assert held(dataset) == {"train": [yoyo, archery], "val": [handstand]}
-    assert held(open_dataset(tmp_path, DataConfig(split=2))) == {"train": [handstand, yoyo], "val": [archery]}
-    assert refusal(tmp_path, split=3) == "SOURCE: no trainlist03.txt in it, did you mean 'trainlist02.txt'?"
+    assert held(open_dataset(tmp_path, DataConfig(split=2))) == {
+        "train": [handstand, yoyo],
+        "val": [archery],
+    }
+    assert (
+        refusal(tmp_path, split=3)
+        == "SOURCE: no trainlist03.txt in it, did you mean 'trainlist02.txt'?"
+    )
 
 
 def test_odd_lines_of_ucf101(tmp_path: Path) -> None:
-    touch(ucf101(tmp_path), "YoYo/v_YoYo_g08_c01.avi", "Archery/v_Archery_g08_c01.avi", "YoYo/v_YoYo_g09_c01.avi")
+    touch(
+        ucf101(tmp_path),
+        "YoYo/v_YoYo_g08_c01.avi",
+        "Archery/v_Archery_g08_c01.avi",
+        "YoYo/v_YoYo_g09_c01.avi",
+    )
     lists = tmp_path / "ucfTrainTestlist"
     write(lists / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 2")
     write(lists / "testlist01.txt", "Arcery/v_YoYo_g08_c01.avi")
@@ -276,9 +342,21 @@ def test_odd_lines_of_ucf101(tmp_path: Path) -> None:
 
 def hmdb51(folder: Path) -> Path:
     lists = folder / "testTrainMulti_7030_splits"
-    for split, (wave, hair) in {1: ((1, 2), (2, 0)), 2: ((2, 1), (0, 1)), 3: ((1, 1), (1, 1))}.items():
-        write(lists / f"wave_test_split{split}.txt", f"a_wave_0.avi {wave[0]} ", f"a clip #2_wave.avi {wave[1]} ")
-        write(lists / f"brush_hair_test_split{split}.txt", f"a_wave_0.avi {hair[0]} ", f"b.avi {hair[1]} ")
+    for split, (wave, hair) in {
+        1: ((1, 2), (2, 0)),
+        2: ((2, 1), (0, 1)),
+        3: ((1, 1), (1, 1)),
+    }.items():
+        write(
+            lists / f"wave_test_split{split}.txt",
+            f"a_wave_0.avi {wave[0]} ",
+            f"a clip #2_wave.avi {wave[1]} ",
+        )
+        write(
+            lists / f"brush_hair_test_split{split}.txt",
+            f"a_wave_0.avi {hair[0]} ",
+            f"b.avi {hair[1]} ",
+        )
     return folder
 
 
@@ -291,11 +369,18 @@ def test_hmdb51(tmp_path: Path, ending: str) -> None:
     touch(hmdb51(tmp_path), *videos)
     dataset = open_dataset(tmp_path)
     assert (dataset.format, dataset.classes) == ("hmdb51", ("brush_hair", "wave"))
-    wave0, wave1, hair0, hair1 = ((name.removesuffix("/frame1.png"), name.split("/")[1]) for name in videos)
+    wave0, wave1, hair0, hair1 = (
+        (name.removesuffix("/frame1.png"), name.split("/")[1]) for name in videos
+    )
     assert held(dataset) == {"train": [wave0], "val": [hair0, wave1]}
-    assert held(open_dataset(tmp_path, DataConfig(split=2))) == {"train": [hair1, wave1], "val": [wave0]}
+    assert held(open_dataset(tmp_path, DataConfig(split=2))) == {
+        "train": [hair1, wave1],
+        "val": [wave0],
+    }
     write(tmp_path / "testTrainMulti_7030_splits/wave_test_split1.txt", "a_wave_0.avi 3 ")
-    assert refusal(tmp_path).endswith("wave_test_split1.txt, line 1: '3' is none of 0 (unused), 1 (train) and 2 (test)")
+    assert refusal(tmp_path).endswith(
+        "wave_test_split1.txt, line 1: '3' is none of 0 (unused), 1 (train) and 2 (test)"
+    )
 
 
 # Diving48
@@ -311,7 +396,10 @@ def test_diving48(tmp_path: Path) -> None:
     write(tmp_path / "Diving48_V2_test.json", json.dumps([{**item, "vid_name": "b_1", "label": 1}]))
     touch(tmp_path, "rgb/-mmq0PT-u8k_00155.mp4", "rgb/b_1.mp4")
     dataset = open_dataset(tmp_path)
-    assert (dataset.format, dataset.classes) == ("diving48", ("Reverse Dive NoTwis PIKE", "Back 15som 05Twis FREE"))
+    assert (dataset.format, dataset.classes) == (
+        "diving48",
+        ("Reverse Dive NoTwis PIKE", "Back 15som 05Twis FREE"),
+    )
     assert held(dataset) == {
         "train": [("rgb/-mmq0PT-u8k_00155.mp4", "Reverse Dive NoTwis PIKE")],
         "val": [("rgb/b_1.mp4", "Back 15som 05Twis FREE")],
@@ -330,13 +418,28 @@ def test_diving48(tmp_path: Path) -> None:
 
 
 def test_mmaction_video_lists(tmp_path: Path) -> None:
-    write(tmp_path / "kinetics400_train_list_videos.txt", "some folder/x 1.mp4 11", "some folder/y.mp4 2")
+    write(
+        tmp_path / "kinetics400_train_list_videos.txt",
+        "some folder/x 1.mp4 11",
+        "some folder/y.mp4 2",
+    )
     write(tmp_path / "kinetics400_val_list_videos.txt", "z.mp4 0")
-    touch(tmp_path, "videos_train/some folder/x 1.mp4", "videos_train/some folder/y.mp4", "videos_val/z.mp4")
+    touch(
+        tmp_path,
+        "videos_train/some folder/x 1.mp4",
+        "videos_train/some folder/y.mp4",
+        "videos_val/z.mp4",
+    )
     dataset = open_dataset(tmp_path)
-    assert (dataset.format, dataset.classes) == ("mmaction", tuple(str(number) for number in range(12)))
+    assert (dataset.format, dataset.classes) == (
+        "mmaction",
+        tuple(str(number) for number in range(12)),
+    )
     assert held(dataset) == {
-        "train": [("videos_train/some folder/x 1.mp4", "11"), ("videos_train/some folder/y.mp4", "2")],
+        "train": [
+            ("videos_train/some folder/x 1.mp4", "11"),
+            ("videos_train/some folder/y.mp4", "2"),
+        ],
         "val": [("videos_val/z.mp4", "0")],
     }
     names = [f"class {number}" for number in range(12)][::-1]
@@ -358,7 +461,9 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
         "train": [("rawframes/YoYo/v_1", "0")],
         "val": [("rawframes/YoYo/v_2", "1")],
     }
-    assert held(open_dataset(tmp_path, DataConfig(split=2), val_share=0))["train"] == [("rawframes/YoYo/v_2", "1")]
+    assert held(open_dataset(tmp_path, DataConfig(split=2), val_share=0))["train"] == [
+        ("rawframes/YoYo/v_2", "1")
+    ]
     write(tmp_path / "ucf101_train_split_1_videos.txt", "YoYo/v_1.avi 0")
     names = "ucf101_train_split_1_rawframes.txt, ucf101_train_split_1_videos.txt, ucf101_val_split_1_rawframes.txt"
     assert refusal(tmp_path) == f"SOURCE: several for one split: {names}; name the one to use"
@@ -379,7 +484,9 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_odd_lines_of_mmaction_are_named(tmp_path: Path, lines: list[str], expected: str) -> None:
     source = write(touch(tmp_path, "a.mp4", "b.mp4", "clip/img_1.jpg") / "list.txt", *lines)
-    assert refusal(source) == f"SOURCE, {expected.replace('SOURCE', str(tmp_path))}".replace(f"{source}", "SOURCE")
+    assert refusal(source) == f"SOURCE, {expected.replace('SOURCE', str(tmp_path))}".replace(
+        f"{source}", "SOURCE"
+    )
 
 
 def test_a_number_beyond_the_named_classes(tmp_path: Path) -> None:
@@ -395,13 +502,22 @@ def test_a_number_beyond_the_named_classes(tmp_path: Path) -> None:
 
 def test_a_wrong_name_gives_the_nearest_and_a_right_one_is_obeyed(tmp_path: Path) -> None:
     touch(kinetics(tmp_path), "train/run/x2_123456_123466.mp4", "train/walk/b.mp4", "val/run/v.mp4")
-    with pytest.raises(ConfigError, match=r"format 'kinetic' is none of auto, kinetics, .*, did you mean 'kinetics'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"format 'kinetic' is none of auto, kinetics, .*, did you mean 'kinetics'\?",
+    ):
         open_dataset(tmp_path, DataConfig(format="kinetic"))
     assert open_dataset(tmp_path, DataConfig(format="folder")).classes == ("run", "walk")
     for name in FORMATS.keys() - {"kinetics", "folder", "manifest", "webdataset"}:
         assert refusal(tmp_path, format=name).startswith("SOURCE: no ")
-    assert refusal(tmp_path, format="webdataset") == "SOURCE: no videos in it that can be read as webdataset"
-    assert refusal(tmp_path, format="manifest") == "SOURCE: a folder, not a manifest; name the CSV file"
+    assert (
+        refusal(tmp_path, format="webdataset")
+        == "SOURCE: no videos in it that can be read as webdataset"
+    )
+    assert (
+        refusal(tmp_path, format="manifest")
+        == "SOURCE: a folder, not a manifest; name the CSV file"
+    )
 
 
 def test_what_only_resembles_a_list_does_not_hide_a_folder_per_class(tmp_path: Path) -> None:
@@ -415,7 +531,9 @@ def test_a_batch_is_decoded_from_listed_frame_folders(tmp_path: Path) -> None:
     for number, grey in enumerate((40, 200)):
         for frame in range(1, 6):
             (tmp_path / f"v{number}").mkdir(exist_ok=True)
-            Image.new("RGB", (32, 24), (grey,) * 3).save(tmp_path / f"v{number}" / f"img_{frame:05d}.jpg")
+            Image.new("RGB", (32, 24), (grey,) * 3).save(
+                tmp_path / f"v{number}" / f"img_{frame:05d}.jpg"
+            )
     source = write(tmp_path / "train.txt", "v0 5 0", "v1 5 1")
     dataset = open_dataset(source, val_share=0)
     loader = train_loader(
@@ -428,7 +546,9 @@ def test_a_batch_is_decoded_from_listed_frame_folders(tmp_path: Path) -> None:
         assert (clip.float() - (40, 200)[int(label)]).abs().max() < 4
 
 
-def test_a_long_list_asks_the_disk_once_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_asks_the_disk_once_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"c{number % 3}/{number}.mp4" for number in range(600)]
     touch(tmp_path, *names)
     table = io.StringIO()
@@ -438,7 +558,9 @@ def test_a_long_list_asks_the_disk_once_a_folder(tmp_path: Path, monkeypatch: py
     for name in asked:
         plain = getattr(os, name)
 
-        def counted(*arguments: object, plain: object = plain, name: str = name, **options: object) -> object:
+        def counted(
+            *arguments: object, plain: object = plain, name: str = name, **options: object
+        ) -> object:
             asked[name] += 1
             return plain(*arguments, **options)  # type: ignore[operator]  # a function of the module
 
@@ -448,14 +570,21 @@ def test_a_long_list_asks_the_disk_once_a_folder(tmp_path: Path, monkeypatch: py
     assert asked["stat"] < 10
 
 
-def test_frames_are_not_listed_to_find_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_not_listed_to_find_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     touch(
         ucf101(tmp_path),
-        *(f"rawframes/{name}/img_00001.jpg" for name in ("YoYo/v_YoYo_g08_c01", "Archery/v_Archery_g08_c01")),
+        *(
+            f"rawframes/{name}/img_00001.jpg"
+            for name in ("YoYo/v_YoYo_g08_c01", "Archery/v_Archery_g08_c01")
+        ),
     )
     touch(tmp_path, "rawframes/HandstandPushups/v_HandStandPushups_g01_c01/img_00001.jpg")
     listed = []
     plain = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: (listed.append(os.path.basename(folder)), plain(folder))[1])
+    monkeypatch.setattr(
+        os, "scandir", lambda folder: (listed.append(os.path.basename(folder)), plain(folder))[1]
+    )
     open_dataset(tmp_path)
     assert not [name for name in listed if name.startswith("v_")]

@@ -18,7 +18,9 @@ def every(num_frames: int) -> range:
 def slope(number: int) -> Image.Image:
     """A picture without symmetry: red grows to the right, green downwards, blue with the number."""
     y, x = np.mgrid[:40, :60]
-    return Image.fromarray(np.stack([4 * x, 6 * y, np.full_like(x, 2 * number)], -1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([4 * x, 6 * y, np.full_like(x, 2 * number)], -1).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -26,9 +28,14 @@ def slope(number: int) -> Image.Image:
 def test_images_are_the_pictures_that_pillow_reads(tmp_path: Path, kind: str, mode: str) -> None:
     for number in (3, 20, 100):
         slope(number).convert(mode).save(tmp_path / f"frame{number}.{kind.lower()}", kind)
-    expected = [np.array(Image.open(tmp_path / f"frame{number}.{kind.lower()}").convert("RGB")) for number in (100, 3)]
+    expected = [
+        np.array(Image.open(tmp_path / f"frame{number}.{kind.lower()}").convert("RGB"))
+        for number in (100, 3)
+    ]
     found = read_clip(tmp_path, lambda num_frames: [num_frames - 1, 0])
-    assert (found.permute(0, 2, 3, 1).float() - torch.tensor(np.stack(expected)).float()).abs().mean() < 3
+    assert (
+        found.permute(0, 2, 3, 1).float() - torch.tensor(np.stack(expected)).float()
+    ).abs().mean() < 3
 
 
 def grey(folder: Path, *names: str) -> Path:
@@ -51,7 +58,9 @@ def grey(folder: Path, *names: str) -> Path:
         (["img_1.png", "frame_1.png"], None),
     ],
 )
-def test_the_images_of_a_folder_are_taken_by_number(tmp_path: Path, names: list[str], order: list[int] | None) -> None:
+def test_the_images_of_a_folder_are_taken_by_number(
+    tmp_path: Path, names: list[str], order: list[int] | None
+) -> None:
     grey(tmp_path, *names)
     if order is None:
         with pytest.raises(VideoError, match="images of 2 kinds"):
@@ -66,7 +75,9 @@ def test_real_folders_of_frames(shared_data: Path) -> None:
     clip = read_clip(folder, every)
     assert len(clip) == 10
     for number in (1, 10):
-        expected = torch.from_numpy(np.array(Image.open(folder / f"img_{number:05d}.jpg"))).permute(2, 0, 1)
+        expected = torch.from_numpy(np.array(Image.open(folder / f"img_{number:05d}.jpg"))).permute(
+            2, 0, 1
+        )
         assert (clip[number - 1].float() - expected.float()).abs().mean() < 3
 
 
@@ -91,7 +102,9 @@ def test_images_are_turned_upright_as_pillow_does(tmp_path: Path, orientation: i
         (b"", "img_1.jpg: not a JPEG, PNG, WebP or BMP image"),
     ],
 )
-def test_a_broken_folder_is_named_with_one_reason(tmp_path: Path, data: bytes | None, reason: str) -> None:
+def test_a_broken_folder_is_named_with_one_reason(
+    tmp_path: Path, data: bytes | None, reason: str
+) -> None:
     if data is not None:
         (tmp_path / "img_1.jpg").write_bytes(data)
     for use in (lambda: read_clip(tmp_path, every), lambda: scan(tmp_path)):

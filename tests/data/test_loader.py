@@ -47,19 +47,31 @@ def with_broken(videos: list[Video], tmp_path: Path) -> list[Video]:
 
 
 def training(videos: list[Video], **changes: Any) -> TrainLoader:
-    settings: dict[str, Any] = {"clip": CLIP, "pixels": PixelsConfig(), "size": 16, "labels": LABELS, "batch_size": 3}
+    settings: dict[str, Any] = {
+        "clip": CLIP,
+        "pixels": PixelsConfig(),
+        "size": 16,
+        "labels": LABELS,
+        "batch_size": 3,
+    }
     return train_loader(videos, **settings | {"seed": 0, "workers": 0, "broken": "stop"} | changes)
 
 
 def test_an_epoch_is_every_sample_once_as_its_seed_epoch_and_index_say(videos: list[Video]) -> None:
     loader = training(videos, seed=5)
     batches = [*loader.epoch(2)]
-    assert [clips.shape for clips, _ in batches] == [(3, 4, 3, 16, 16), (3, 4, 3, 16, 16), (1, 4, 3, 16, 16)]
+    assert [clips.shape for clips, _ in batches] == [
+        (3, 4, 3, 16, 16),
+        (3, 4, 3, 16, 16),
+        (1, 4, 3, 16, 16),
+    ]
     assert len(loader) == 3
     order = list(range(7))
     Random("5/2").shuffle(order)
     for (clip, label), index in zip(
-        ((c, y) for clips, ys in batches for c, y in zip(clips, ys, strict=True)), order, strict=True
+        ((c, y) for clips, ys in batches for c, y in zip(clips, ys, strict=True)),
+        order,
+        strict=True,
     ):
         rng = Random(f"5/2/{index}")
         numbers: list[int] = []
@@ -75,7 +87,9 @@ def test_an_epoch_is_every_sample_once_as_its_seed_epoch_and_index_say(videos: l
 
 
 def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True))
+    return all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+    )
 
 
 def test_workers_change_nothing_and_live_on(videos: list[Video]) -> None:
@@ -89,7 +103,9 @@ def test_workers_change_nothing_and_live_on(videos: list[Video]) -> None:
     assert same(epochs[2], epochs[0])
     assert not same(epochs[0], epochs[1])
     assert not same(epochs[0], [*training(videos, seed=1).epoch(1)])
-    assert torch.equal(state, torch.get_rng_state())  # or dropout would depend on the number of workers
+    assert torch.equal(
+        state, torch.get_rng_state()
+    )  # or dropout would depend on the number of workers
 
 
 def test_an_epoch_left_early_does_not_disturb_the_next(videos: list[Video]) -> None:
@@ -133,7 +149,10 @@ def test_a_broken_video_is_left_out_and_listed(with_broken: list[Video], workers
         assert sum(len(labels) for _, labels in batches) == 7
         assert all(len(clips) == len(labels) > 0 for clips, labels in batches)
     reason = "invalid data found when processing input"
-    assert loader.broken == {str(with_broken[1].path): "no such file", str(with_broken[4].path): reason}
+    assert loader.broken == {
+        str(with_broken[1].path): "no such file",
+        str(with_broken[4].path): reason,
+    }
 
 
 def test_a_batch_of_broken_videos_only_is_empty(tmp_path: Path) -> None:
@@ -143,27 +162,36 @@ def test_a_batch_of_broken_videos_only_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_evaluation_sees_every_view_and_every_broken_video(with_broken: list[Video], workers: int) -> None:
+def test_an_evaluation_sees_every_view_and_every_broken_video(
+    with_broken: list[Video], workers: int
+) -> None:
     views = ViewsConfig(clips=2, crops=3)
-    batches = [*view_loader(with_broken, clip=CLIP, views=views, size=16, batch_size=4, workers=workers)]
+    batches = [
+        *view_loader(with_broken, clip=CLIP, views=views, size=16, batch_size=4, workers=workers)
+    ]
     assert [batch.indices for batch in batches] == [[0, 2, 3], [5, 6, 7], [8]]
     broken = [(index, error.path) for batch in batches for index, error in batch.broken]
     assert broken == [(index, str(with_broken[index].path)) for index in (1, 4)]
     for batch in batches:
         assert batch.clips.shape == (len(batch.indices), 6, 4, 3, 16, 16)
         for index, clips in zip(batch.indices, batch.clips, strict=True):
-            assert torch.equal(clips, read_views(with_broken[index].path, clip=CLIP, views=views, size=16))
+            assert torch.equal(
+                clips, read_views(with_broken[index].path, clip=CLIP, views=views, size=16)
+            )
 
 
 @pytest.mark.parametrize("sampling", ["segment", "dense"])
 def test_workers_change_no_view(videos: list[Video], sampling: Literal["segment", "dense"]) -> None:
     clip, views = ClipConfig(frames=4, sampling=sampling, stride=3), ViewsConfig(clips=2, crops=3)
     found = [
-        [*view_loader(videos, clip=clip, views=views, size=16, batch_size=2, workers=workers)] for workers in (0, 1, 2)
+        [*view_loader(videos, clip=clip, views=views, size=16, batch_size=2, workers=workers)]
+        for workers in (0, 1, 2)
     ]
     for others in found[1:]:
         assert [batch.indices for batch in others] == [batch.indices for batch in found[0]]
-        assert all(torch.equal(one.clips, other.clips) for one, other in zip(found[0], others, strict=True))
+        assert all(
+            torch.equal(one.clips, other.clips) for one, other in zip(found[0], others, strict=True)
+        )
 
 
 def test_a_batch_without_a_readable_video_lists_them_all(tmp_path: Path) -> None:
@@ -173,7 +201,9 @@ def test_a_batch_without_a_readable_video_lists_them_all(tmp_path: Path) -> None
     assert [index for index, _ in batch.broken] == [0]
 
 
-def test_views_are_clips_times_crops_of_one_decoding(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_clips_times_crops_of_one_decoding(
+    videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = videos[0].path
     calls = []
 

@@ -34,7 +34,10 @@ def source(tmp_path: Path) -> Path:
 
 def listed(dataset: VideoDataset, root: Path) -> dict[str, dict[str, str]]:
     return {
-        split: {str(one.path.relative_to(root).with_suffix("")): dataset.classes[one.label] for one in videos}
+        split: {
+            str(one.path.relative_to(root).with_suffix("")): dataset.classes[one.label]
+            for one in videos
+        }
         for split, videos in dataset.splits.items()
     }
 
@@ -58,10 +61,18 @@ def test_the_copy_opens_as_the_same_data_set(source: Path, tmp_path: Path, worke
 
 
 def test_splits_and_labels_of_a_manifest_are_kept(source: Path, tmp_path: Path) -> None:
-    rows = ["path,label,split", "a/0.mp4,x,train", "a/1.mp4,y,train", f"{source}/b b/0.mp4,x,val", "b b/1.mp4,y,test"]
+    rows = [
+        "path,label,split",
+        "a/0.mp4,x,train",
+        "a/1.mp4,y,train",
+        f"{source}/b b/0.mp4,x,val",
+        "b b/1.mp4,y,test",
+    ]
     (source / "list.csv").write_text("\n".join(rows))
     dataset = open_dataset(source / "list.csv")
-    assert not [error for _, error in reencode(dataset, tmp_path / "copy", SMALL, workers=0) if error]
+    assert not [
+        error for _, error in reencode(dataset, tmp_path / "copy", SMALL, workers=0) if error
+    ]
     copied = open_dataset(tmp_path / "copy" / "manifest.csv")
     assert listed(copied, tmp_path / "copy") == listed(dataset, source)
 
@@ -100,7 +111,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_video(
 
     monkeypatch.setattr(Path, "with_name", onto_full)
     with pytest.raises(
-        VideoError, match=r"2\.mp4: cannot be written: no space left on device; what is finished stays"
+        VideoError,
+        match=r"2\.mp4: cannot be written: no space left on device; what is finished stays",
     ) as caught:
         list(reencode(open_dataset(source), tmp_path / "copy", SMALL, workers=workers))
     assert "\n" not in str(caught.value)
@@ -126,5 +138,7 @@ def test_a_folder_in_use_is_refused(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [{"short_side": 255}, {"keyframes": 0}, {"crf": 52}])
 def test_a_wrong_setting_is_named(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be .*, got {next(iter(wrong.values()))}"):
+    with pytest.raises(
+        ConfigError, match=f"{next(iter(wrong))} must be .*, got {next(iter(wrong.values()))}"
+    ):
         ReencodeConfig(**wrong)

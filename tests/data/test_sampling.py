@@ -65,7 +65,11 @@ def exact_segment_clip(num_frames: int, frames: int, clip: int, clips: int) -> l
 
 def exact_dense_clip(num_frames: int, frames: int, stride: int, clip: int, clips: int) -> list[int]:
     last_start = max(num_frames - (frames - 1) * stride - 1, 0)
-    start = math.floor(Fraction(last_start, 2)) if clips == 1 else round(Fraction(last_start, clips - 1) * clip)
+    start = (
+        math.floor(Fraction(last_start, 2))
+        if clips == 1
+        else round(Fraction(last_start, clips - 1) * clip)
+    )
     looped = [*range(num_frames)] * (1 + (start + frames * stride) // num_frames)
     return looped[start::stride][:frames]
 
@@ -94,7 +98,9 @@ def test_every_segment_clip_of_every_length_is_the_official_one(frames: int, cli
 
 @pytest.mark.parametrize(("frames", "stride"), [(8, 16), (16, 8), (32, 4)])
 @pytest.mark.parametrize("clips", [1, 2, 3])
-def test_every_dense_clip_of_every_length_is_the_official_one(frames: int, stride: int, clips: int) -> None:
+def test_every_dense_clip_of_every_length_is_the_official_one(
+    frames: int, stride: int, clips: int
+) -> None:
     clip = ClipConfig(frames=frames, sampling="dense", stride=stride)
     for num_frames in range(1, 401):
         expected = [exact_dense_clip(num_frames, frames, stride, k, clips) for k in range(clips)]
@@ -104,7 +110,10 @@ def test_every_dense_clip_of_every_length_is_the_official_one(frames: int, strid
 @pytest.mark.parametrize("frames", [8, 16, 32])
 def test_a_training_draw_of_every_length_has_the_official_bounds(frames: int) -> None:
     stride = 128 // frames
-    dense, segment = ClipConfig(frames=frames, sampling="dense", stride=stride), ClipConfig(frames=frames)
+    dense, segment = (
+        ClipConfig(frames=frames, sampling="dense", stride=stride),
+        ClipConfig(frames=frames),
+    )
     lowest, highest = Extreme(), Extreme()
     highest.highest = True
     for num_frames in range(1, 401):
@@ -122,7 +131,9 @@ def test_a_training_draw_of_every_length_has_the_official_bounds(frames: int) ->
     ("frames", "stride", "starts", "span"),
     [(8, 16, [0, 94, 187], 112), (16, 8, [0, 90, 179], 120), (32, 4, [0, 88, 175], 124)],
 )
-def test_the_three_clips_of_kinetics(frames: int, stride: int, starts: list[int], span: int) -> None:
+def test_the_three_clips_of_kinetics(
+    frames: int, stride: int, starts: list[int], span: int
+) -> None:
     clip = ClipConfig(frames=frames, sampling="dense", stride=stride)
     found = clip_indices(300, clip, clips=3)
     assert [indices[0] for indices in found] == starts
@@ -132,7 +143,9 @@ def test_the_three_clips_of_kinetics(frames: int, stride: int, starts: list[int]
 def test_a_short_video_starts_over() -> None:
     assert dense_indices(50, 8, 16) == [0, 16, 32, 48, 14, 30, 46, 12]
     assert (
-        dense_indices(50, 8, 16, clip=2, clips=3) == dense_indices(50, 8, 16, rng=Random(0)) == dense_indices(50, 8, 16)
+        dense_indices(50, 8, 16, clip=2, clips=3)
+        == dense_indices(50, 8, 16, rng=Random(0))
+        == dense_indices(50, 8, 16)
     )
 
 
@@ -142,7 +155,12 @@ def test_a_training_draw_covers_its_segment_and_no_more() -> None:
     for _ in range(500):
         for values, index in zip(seen, segment_indices(23, 4, rng=rng), strict=True):
             values.add(index)
-    assert seen == [{*range(7)}, {*range(6, 12)}, {*range(11, 17)}, {*range(16, 23)}]  # bounds 0, 5.5, 11, 16.5, 22
+    assert seen == [
+        {*range(7)},
+        {*range(6, 12)},
+        {*range(11, 17)},
+        {*range(16, 23)},
+    ]  # bounds 0, 5.5, 11, 16.5, 22
 
 
 def test_a_training_draw_covers_every_offset_of_a_dense_clip() -> None:
@@ -155,7 +173,9 @@ def test_a_training_draw_covers_every_offset_of_a_dense_clip() -> None:
 @pytest.mark.parametrize("sampling", ["segment", "dense"])
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 8, 9, 113, 1000])
 @pytest.mark.parametrize("rng", [None, Random(0)])
-def test_every_number_is_a_frame_of_the_video(sampling: str, num_frames: int, rng: Random | None) -> None:
+def test_every_number_is_a_frame_of_the_video(
+    sampling: str, num_frames: int, rng: Random | None
+) -> None:
     clip = ClipConfig(frames=8, sampling="dense" if sampling == "dense" else "segment", stride=16)
     found = clip_indices(num_frames, clip, clips=3, rng=rng)
     assert [len(indices) for indices in found] == [8, 8, 8]
@@ -164,13 +184,19 @@ def test_every_number_is_a_frame_of_the_video(sampling: str, num_frames: int, rn
 
 def test_the_clips_of_an_evaluation_are_the_samplers_clips() -> None:
     segment, dense = ClipConfig(frames=4), ClipConfig(frames=4, sampling="dense", stride=3)
-    assert clip_indices(50, segment, clips=2) == [segment_indices(50, 4, clip=k, clips=2) for k in range(2)]
-    assert clip_indices(50, dense, clips=2) == [dense_indices(50, 4, 3, clip=k, clips=2) for k in range(2)]
+    assert clip_indices(50, segment, clips=2) == [
+        segment_indices(50, 4, clip=k, clips=2) for k in range(2)
+    ]
+    assert clip_indices(50, dense, clips=2) == [
+        dense_indices(50, 4, 3, clip=k, clips=2) for k in range(2)
+    ]
     assert clip_indices(50, segment, rng=Random(5)) == [segment_indices(50, 4, rng=Random(5))]
 
 
 def test_the_index_arithmetic_needs_the_standard_library_only() -> None:
     heavy = "{'torch', 'torchvision', 'av', 'numpy'} & {*sys.modules}"
     program = f"import sys, zeroi2v.data.sampling; sys.exit(str({heavy}) if {heavy} else 0)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

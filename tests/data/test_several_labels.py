@@ -25,7 +25,10 @@ LABELS = {"a": [2, 0], "b": [1], "c": [0, 1, 2], "d": [2]}
 
 
 def in_words(dataset: VideoDataset) -> dict[str, list[str]]:
-    return {video.path.stem: [dataset.classes[label] for label in video.labels] for video in dataset.for_check}
+    return {
+        video.path.stem: [dataset.classes[label] for label in video.labels]
+        for video in dataset.for_check
+    }
 
 
 def csv_manifest(folder: Path) -> Path:
@@ -50,7 +53,10 @@ def tar_files(folder: Path, ending: str) -> Path:
     with tarfile.open(folder / "all.tar", "w") as tar:
         for name, labels in LABELS.items():
             text = json.dumps({"label": labels}) if ending == "json" else "|".join(map(str, labels))
-            for file, content in {f"{name}.mp4": b"video", f"{name}.{ending}": text.encode()}.items():
+            for file, content in {
+                f"{name}.mp4": b"video",
+                f"{name}.{ending}": text.encode(),
+            }.items():
                 header = tarfile.TarInfo(file)
                 header.size = len(content)
                 tar.addfile(header, BytesIO(content))
@@ -73,7 +79,9 @@ def test_every_format_gives_the_same_labels(write: object, tmp_path: Path) -> No
         (tmp_path / f"{name}.mp4").touch()
     source = write(tmp_path)  # type: ignore[operator]  # one of the functions above
     dataset = open_dataset(source, SEVERAL)
-    assert in_words(dataset) == {name: [str(label) for label in sorted(labels)] for name, labels in LABELS.items()}
+    assert in_words(dataset) == {
+        name: [str(label) for label in sorted(labels)] for name, labels in LABELS.items()
+    }
     assert {one.path for one in dataset.train}.isdisjoint(one.path for one in dataset.val)
     assert not dataset.repeated
 
@@ -87,9 +95,21 @@ def test_a_recogniser_of_one_label_takes_a_bar_for_a_part_of_the_name(tmp_path: 
 @pytest.mark.parametrize(
     ("write", "setting", "message"),
     [
-        (csv_line_per_label, DataConfig(), "list.csv, line 3: .*a.mp4 is also at .* line 2, with another label"),
-        (mmaction_list, DataConfig(), "line 1: labels 2, 0; if a video may have several labels, set data.multi_label"),
-        (lambda folder: tar_files(folder, "json"), DataConfig(), "several labels need data.multi_label"),
+        (
+            csv_line_per_label,
+            DataConfig(),
+            "list.csv, line 3: .*a.mp4 is also at .* line 2, with another label",
+        ),
+        (
+            mmaction_list,
+            DataConfig(),
+            "line 1: labels 2, 0; if a video may have several labels, set data.multi_label",
+        ),
+        (
+            lambda folder: tar_files(folder, "json"),
+            DataConfig(),
+            "several labels need data.multi_label",
+        ),
     ],
 )
 def test_without_the_setting_several_labels_are_an_error(
@@ -105,7 +125,10 @@ def test_without_the_setting_several_labels_are_an_error(
     ("rows", "message"),
     [
         (["a.mp4,x|", "b.mp4,y"], "line 2: the label is empty"),
-        (["a.mp4,x|y,train", "a.mp4,z,val"], "line 3: .*a.mp4 is also at .*, line 2, with another split"),
+        (
+            ["a.mp4,x|y,train", "a.mp4,z,val"],
+            "line 3: .*a.mp4 is also at .*, line 2, with another split",
+        ),
     ],
 )
 def test_odd_lines_are_named(rows: list[str], message: str, tmp_path: Path) -> None:
@@ -162,7 +185,9 @@ def test_a_flip_exchanges_every_label_of_a_pair(tmp_path: Path) -> None:
 def test_a_copy_of_the_data_set_has_the_same_labels(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     blocks_dataset(tmp_path / "videos", train=3, val=1, frames=4)
-    (tmp_path / "videos/list.csv").write_text("path,label\n0.mp4,b|a\n1.mp4,c\n2.mp4,a|c|b\n3.mp4,b\n")
+    (tmp_path / "videos/list.csv").write_text(
+        "path,label\n0.mp4,b|a\n1.mp4,c\n2.mp4,a|c|b\n3.mp4,b\n"
+    )
     dataset = open_dataset(tmp_path / "videos/list.csv", SEVERAL)
     for _ in copy_videos(dataset, tmp_path / "copy", ReencodeConfig(short_side=48), workers=1):
         pass
@@ -171,8 +196,12 @@ def test_a_copy_of_the_data_set_has_the_same_labels(tmp_path: Path) -> None:
 
 def test_another_second_label_is_another_data_set() -> None:
     """So a run is not resumed on it."""
-    dataset = VideoDataset(Path("x"), ("a", "b", "c"), {"train": (Video(Path("1.mp4"), 0, (1,)),), "val": ()})
-    other = dataclasses.replace(dataset, splits={"train": (Video(Path("1.mp4"), 0, (2,)),), "val": ()})
+    dataset = VideoDataset(
+        Path("x"), ("a", "b", "c"), {"train": (Video(Path("1.mp4"), 0, (1,)),), "val": ()}
+    )
+    other = dataclasses.replace(
+        dataset, splits={"train": (Video(Path("1.mp4"), 0, (2,)),), "val": ()}
+    )
     assert data_key(dataset.classes, dataset.train) != data_key(other.classes, other.train)
 
 

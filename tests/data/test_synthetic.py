@@ -25,12 +25,16 @@ from zeroi2v.errors import DatasetError
 
 
 def write(folder: Path, seed: int = 0, workers: int = 0) -> dict[str, bytes]:
-    assert list(write_motion_videos(folder, {"train": 32, "val": 16}, seed=seed, workers=workers)) == [
+    assert list(
+        write_motion_videos(folder, {"train": 32, "val": 16}, seed=seed, workers=workers)
+    ) == [
         *MOTIONS,
         *MOTIONS,
         *MOTIONS,
     ]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.mp4"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.mp4"))
+    }
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
@@ -44,7 +48,9 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path: Path)
 
 def test_every_video_has_its_reversal_in_the_other_class_and_the_same_split(tmp_path: Path) -> None:
     write(tmp_path / "videos")
-    originals = [path for path in (tmp_path / "videos").rglob("*.mp4") if "reversed" not in path.stem]
+    originals = [
+        path for path in (tmp_path / "videos").rglob("*.mp4") if "reversed" not in path.stem
+    ]
     assert len(originals) == 24
     for path in originals:
         backwards = path.parents[1] / REVERSE[path.parent.name] / f"{path.stem}_reversed.mp4"
@@ -52,7 +58,10 @@ def test_every_video_has_its_reversal_in_the_other_class_and_the_same_split(tmp_
         assert (one - other.flip(0)).abs().mean() < 4, "but for what H.264 loses"
         assert (one - other).abs().mean() > (one - other.flip(0)).abs().mean()
     dataset = open_dataset(tmp_path / "videos")
-    assert {name: len(videos) for name, videos in dataset.splits.items()} == {"train": 32, "val": 16}
+    assert {name: len(videos) for name, videos in dataset.splits.items()} == {
+        "train": 32,
+        "val": 16,
+    }
     assert dataset.classes == tuple(sorted(MOTIONS))
 
 
@@ -80,11 +89,16 @@ class _Highest(Random):
 def centre(scene_cover: torch.Tensor) -> torch.Tensor:
     """Centre of mass (x, y) of a cover (S, S)."""
     grid = torch.arange(scene_cover.shape[-1]).float()
-    return torch.stack([(scene_cover.sum(0) * grid).sum(), (scene_cover.sum(1) * grid).sum()]) / scene_cover.sum()
+    return (
+        torch.stack([(scene_cover.sum(0) * grid).sum(), (scene_cover.sum(1) * grid).sum()])
+        / scene_cover.sum()
+    )
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_the_main_object_does_what_the_class_says(motion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_object_does_what_the_class_says(
+    motion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     covers: list[torch.Tensor] = []
     angles: list[torch.Tensor] = []
 
@@ -122,7 +136,9 @@ def test_distractors_and_background_drift_steadily_each_its_own_way(
     """So that motion somewhere in the picture tells nothing: at most a fifth of the side, or of a period, in any direction."""
     scenes: list[Scene] = []
 
-    def spying(scene: Scene, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def spying(
+        scene: Scene, size: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         scenes.append(scene)
         return render(scene, size, generator)
 

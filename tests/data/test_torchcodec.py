@@ -27,7 +27,9 @@ def usable() -> None:
 
 @pytest.mark.usefixtures("usable")
 @pytest.mark.slow
-def test_frames_of_real_videos_are_those_of_pyav(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_real_videos_are_those_of_pyav(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Unscaled 8-bit frames to rounding; where colours are interpolated, which the two do in different ways, on the average."""
     by_torchcodec = 0
 
@@ -62,7 +64,9 @@ def test_frames_of_real_videos_are_those_of_pyav(shared_data: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("usable")
-def test_the_loader_decodes_with_what_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loader_decodes_with_what_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.mp4"
     level = (12 * torch.arange(20)).to(torch.uint8)
     write_video(path, level.view(20, 1, 1, 1).expand(20, 3, 32, 32), fps=8)
@@ -75,7 +79,9 @@ def test_the_loader_decodes_with_what_the_settings_say(tmp_path: Path, monkeypat
     monkeypatch.setattr(decode, "torchcodec_clip", noting)
     found = []
     for clip in (ClipConfig(frames=4), ClipConfig(frames=4, decoder="torchcodec")):
-        (batch,) = view_loader([Video(path, 0)], clip=clip, views=ViewsConfig(), size=32, batch_size=1, workers=0)
+        (batch,) = view_loader(
+            [Video(path, 0)], clip=clip, views=ViewsConfig(), size=32, batch_size=1, workers=0
+        )
         found.append(batch.clips)
     assert len(used) == 1
     assert (found[0].int() - found[1].int()).abs().max() <= 1
@@ -94,7 +100,9 @@ def test_a_decoder_that_cannot_be_used_is_one_clear_error(
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchcodec"]:
         monkeypatch.delitem(sys.modules, name)
     if module is None:
-        monkeypatch.setattr(sys, "path", [one for one in sys.path if not (Path(one) / "torchcodec").is_dir()])
+        monkeypatch.setattr(
+            sys, "path", [one for one in sys.path if not (Path(one) / "torchcodec").is_dir()]
+        )
     else:
         (tmp_path / "torchcodec.py").write_text(module)
         monkeypatch.syspath_prepend(tmp_path)

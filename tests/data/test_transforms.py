@@ -21,7 +21,9 @@ PLACES: tuple[Literal["before_crop", "after_flip"], ...] = ("before_crop", "afte
 
 
 def noise(*shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_random_crops_are_distributed_as_torchvisions() -> None:
@@ -37,7 +39,9 @@ def test_random_crops_are_distributed_as_torchvisions() -> None:
             for params in (reference.make_params([image]) for _ in range(4000))
         ]
     ).double()
-    error = (ours.var(0) / 4000 + theirs.var(0) / 4000).sqrt()  # standard error of a difference of means
+    error = (
+        ours.var(0) / 4000 + theirs.var(0) / 4000
+    ).sqrt()  # standard error of a difference of means
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 4 * error).all()
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.06, atol=0)
 
@@ -57,7 +61,8 @@ def test_a_training_clip_is_one_crop_of_all_its_frames() -> None:
     found, flipped = train_pixels(frames, 32, pixels, Random(3))
     top, left, height, width = random_crop(60, 80, pixels, Random(3))
     expected = [
-        F.resize(frame[:, top : top + height, left : left + width], [32, 32], antialias=True) for frame in frames
+        F.resize(frame[:, top : top + height, left : left + width], [32, 32], antialias=True)
+        for frame in frames
     ]
     assert torch.equal(found, torch.stack(expected))
     assert not flipped
@@ -81,11 +86,15 @@ def test_a_flip_mirrors_the_crop_and_is_reported() -> None:
     assert (unflipped, flipped) == (False, True)
     assert torch.equal(mirrored, plain.flip(-1))
     rng = Random(0)
-    share = sum(train_pixels(frames[:1], 8, PixelsConfig(flip=0.25), rng)[1] for _ in range(400)) / 400
+    share = (
+        sum(train_pixels(frames[:1], 8, PixelsConfig(flip=0.25), rng)[1] for _ in range(400)) / 400
+    )
     assert math.isclose(share, 0.25, abs_tol=0.09)
 
 
-def test_an_augmentation_is_drawn_alike_before_the_crop_or_after_the_flip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_augmentation_is_drawn_alike_before_the_crop_or_after_the_flip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frames = noise(2, 3, 60, 80)
     calls: list[tuple[Tensor, list[tuple[str, float]]]] = []
 
@@ -96,7 +105,10 @@ def test_an_augmentation_is_drawn_alike_before_the_crop_or_after_the_flip(monkey
     monkeypatch.setattr(transforms, "augment", recorded)
     before = PixelsConfig(augment_operations=4, augment_probability=1, flip=1)
     plain, _ = train_pixels(frames, 32, PixelsConfig(flip=1), Random(5))
-    found = [train_pixels(frames, 32, replace(before, augment_place=place), Random(5)) for place in PLACES]
+    found = [
+        train_pixels(frames, 32, replace(before, augment_place=place), Random(5))
+        for place in PLACES
+    ]
     (first, operations), (second, again) = calls[1:]
     assert calls[0][1] == []
     assert len(operations) == 4
@@ -104,7 +116,9 @@ def test_an_augmentation_is_drawn_alike_before_the_crop_or_after_the_flip(monkey
     assert torch.equal(first, frames)
     assert torch.equal(second, plain)
     crop = random_crop(60, 80, before, Random(5))
-    assert torch.equal(found[0][0], F.resized_crop(augment(frames, operations), *crop, [32, 32]).flip(-1))
+    assert torch.equal(
+        found[0][0], F.resized_crop(augment(frames, operations), *crop, [32, 32]).flip(-1)
+    )
     assert torch.equal(found[1][0], augment(plain, operations))
 
 
@@ -122,7 +136,9 @@ def test_what_is_switched_off_shifts_no_other_draw() -> None:
     unapplied = {"augment_operations": 4, "augment_probability": 0}
     assert torch.equal(plain, clip(**unapplied))
     assert torch.equal(erased, clip(**unapplied, erase=1, erase_fill="grey"))
-    assert torch.equal(clip(flip=0, erase=1, erase_fill="grey")[..., ~rectangle], clip(flip=0)[..., ~rectangle])
+    assert torch.equal(
+        clip(flip=0, erase=1, erase_fill="grey")[..., ~rectangle], clip(flip=0)[..., ~rectangle]
+    )
     augmented = clip(augment_operations=14, erase=1, erase_fill="grey")
     assert (augmented[..., rectangle] == 128).all()  # the erasing is the last, and where it was
 
@@ -161,12 +177,16 @@ def test_an_erased_rectangle_has_an_area_and_aspect_of_its_range_anywhere_in_the
         assert 0.019 < areas[-1] < 0.336
         assert 0.28 < aspects[-1] < 3.6
     assert all(edge.any() for edge in (touched[0], touched[-1], touched[:, 0], touched[:, -1]))
-    assert math.isclose(sum(areas) / 400, (0.02 + 1 / 3) / 2, abs_tol=0.018)  # uniform: 4 standard errors
+    assert math.isclose(
+        sum(areas) / 400, (0.02 + 1 / 3) / 2, abs_tol=0.018
+    )  # uniform: 4 standard errors
     assert min(areas) < 0.03
     assert max(areas) > 0.32
     logs = [math.log(aspect) for aspect in aspects]
     assert math.isclose(sum(logs) / 400, 0, abs_tol=0.14)
-    assert math.isclose(sum(log * log for log in logs) / 400, math.log(10 / 3) ** 2 / 3, rel_tol=0.15)
+    assert math.isclose(
+        sum(log * log for log in logs) / 400, math.log(10 / 3) ** 2 / 3, rel_tol=0.15
+    )
 
 
 def test_noise_is_uniform_and_new_in_each_frame_and_grey_is_constant() -> None:
@@ -177,7 +197,9 @@ def test_noise_is_uniform_and_new_in_each_frame_and_grey_is_constant() -> None:
     inside = (found != frames).flatten(0, 1).any(0)
     pixels = found[..., inside]
     expected = pixels.numel() / 256
-    chi_square = ((torch.bincount(pixels.flatten().int(), minlength=256) - expected) ** 2 / expected).sum()
+    chi_square = (
+        (torch.bincount(pixels.flatten().int(), minlength=256) - expected) ** 2 / expected
+    ).sum()
     assert 180 < chi_square < 330  # 255 degrees of freedom: 1 in 1000 is above
     assert not torch.equal(pixels[0], pixels[1])
     assert torch.equal(found[..., ~inside], frames[..., ~inside])
@@ -187,10 +209,14 @@ def test_noise_is_uniform_and_new_in_each_frame_and_grey_is_constant() -> None:
 
 
 @pytest.mark.parametrize("fill", ["noise", "grey"])
-def test_the_smallest_rectangle_is_a_pixel_and_the_largest_the_frame(fill: Literal["noise", "grey"]) -> None:
+def test_the_smallest_rectangle_is_a_pixel_and_the_largest_the_frame(
+    fill: Literal["noise", "grey"],
+) -> None:
     frames = torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
     pixels = PixelsConfig(erase=1, erase_fill=fill)
-    assert erased_sides(frames, erase(frames, replace(pixels, erase_area=(1e-6, 1e-6)), Random(0))) == (1, 1)
+    assert erased_sides(
+        frames, erase(frames, replace(pixels, erase_area=(1e-6, 1e-6)), Random(0))
+    ) == (1, 1)
     whole = replace(pixels, erase_area=(1, 1), erase_aspect=(1, 1))
     assert erased_sides(frames, erase(frames, whole, Random(0))) == (16, 16)
     tall = replace(pixels, erase_area=(0.5, 0.5), erase_aspect=(0.1, 0.1))
@@ -207,7 +233,8 @@ def test_clips_are_erased_with_their_probability() -> None:
 
 # Where the crops of 48 pixels begin along the longer side, by the official CenterCrop and ThreeCrop; of an odd rest one pixel is left over.
 @pytest.mark.parametrize(
-    ("longer", "starts"), [(48, [0, 0, 0]), (49, [0, 0, 0]), (50, [0, 1, 2]), (85, [0, 18, 36]), (90, [0, 21, 42])]
+    ("longer", "starts"),
+    [(48, [0, 0, 0]), (49, [0, 0, 0]), (50, [0, 1, 2]), (85, [0, 18, 36]), (90, [0, 21, 42])],
 )
 @pytest.mark.parametrize("upright", [False, True])
 def test_one_view_is_the_centre_and_three_lie_along_the_longer_side(
@@ -219,7 +246,9 @@ def test_one_view_is_the_centre_and_three_lie_along_the_longer_side(
     assert torch.equal(view_pixels(frames, 48, 1), expected[1][None])
 
 
-@pytest.mark.parametrize(("height", "width", "scaled"), [(60, 100, [48, 80]), (100, 60, [80, 48]), (24, 30, [48, 60])])
+@pytest.mark.parametrize(
+    ("height", "width", "scaled"), [(60, 100, [48, 80]), (100, 60, [80, 48]), (24, 30, [48, 60])]
+)
 def test_the_shorter_side_of_a_view_is_its_size(height: int, width: int, scaled: list[int]) -> None:
     frames = noise(2, 3, height, width)
     expected = F.center_crop(F.resize(frames, scaled, antialias=True), [48, 48])
@@ -230,8 +259,8 @@ def test_normalising_is_the_formula() -> None:
     clip = noise(2, 4, 3, 8, 8)
     mean, std = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
     found = normalise(clip, mean, std)
-    expected = (clip.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(
-        3, 1, 1
-    )
+    expected = (clip.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
+        std
+    ).double().view(3, 1, 1)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)

@@ -23,13 +23,17 @@ def test_a_merge_that_moves_a_logit_is_refused_and_nothing_is_written(
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
     model.labels = ("left", "right", "up")
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "list.csv").write_text(f"path,label\n{next(motion_videos.glob('val/left/*.mp4'))},left\n")
+    (tmp_path / "list.csv").write_text(
+        f"path,label\n{next(motion_videos.glob('val/left/*.mp4'))},left\n"
+    )
     merge = VideoClassifier.merge
 
     def moved(self: VideoClassifier) -> VideoClassifier:
         merged = merge(self)
         with torch.no_grad():
-            merged.classifier.bias[1] += error  # no logit is above 1 here, so that the tolerance is the smallest
+            merged.classifier.bias[1] += (
+                error  # no logit is above 1 here, so that the tolerance is the smallest
+            )
         return merged
 
     monkeypatch.setattr(VideoClassifier, "merge", moved)

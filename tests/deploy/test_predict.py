@@ -13,7 +13,7 @@ import zeroi2v
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.loader import read_views
-from zeroi2v.engine.evaluate import BATCH, evaluate
+from zeroi2v.inference.evaluate import BATCH, evaluate
 
 
 def test_scores_are_the_mean_of_the_softmax_of_each_view(
@@ -34,10 +34,14 @@ def test_scores_are_the_mean_of_the_softmax_of_each_view(
     video = open_dataset(motion_videos).val[0].path
     found = predictor.predict(video)
     shares = [[math.exp(logit) / sum(map(math.exp, view)) for logit in view] for view in logits]
-    by_hand = {label: sum(share[place] for share in shares) / 6 for place, label in enumerate(model.labels)}
+    by_hand = {
+        label: sum(share[place] for share in shares) / 6 for place, label in enumerate(model.labels)
+    }
     assert {one.label: one.score for one in found} == pytest.approx(by_hand)
     assert [one.label for one in found] == sorted(by_hand, key=by_hand.__getitem__, reverse=True)
-    assert found[0].label != model.labels[torch.tensor(logits).mean(0).argmax()], "or the order would not matter"
+    assert found[0].label != model.labels[torch.tensor(logits).mean(0).argmax()], (
+        "or the order would not matter"
+    )
     assert [one.label for one in predictor.predict(video, top_k=1)] == [found[0].label]
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in model.normalisation)
@@ -45,7 +49,9 @@ def test_scores_are_the_mean_of_the_softmax_of_each_view(
     torch.testing.assert_close(seen[0], (views / 255 - mean) / std)
 
 
-def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(motion_videos: Path, tmp_path: Path) -> None:
+def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(
+    motion_videos: Path, tmp_path: Path
+) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
     model.views = ViewsConfig(clips=7, crops=3)
     model.save_pretrained(tmp_path)

@@ -14,15 +14,15 @@ import torch
 
 import zeroi2v
 from tests.videos_for_tests import blocks_dataset
-from zeroi2v.cli import main
+from zeroi2v.cli.main import main
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.loader import read_views, train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine import train as training
-from zeroi2v.engine.evaluate import Evaluation, average_precision, evaluate, view_scores
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import Run, train
+from zeroi2v.engine import run as training
+from zeroi2v.engine.run import Run, train
+from zeroi2v.files import read_json_lines
+from zeroi2v.inference.evaluate import Evaluation, average_precision, evaluate, view_scores
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
@@ -39,7 +39,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     blocks_dataset(folder, train=8, val=0, frames=4)
     labels = ["a", "a|b", "c", "b|c", "a|b|c", "b", "a|c", "c"]
-    rows = [f"{number}.mp4,{text},{'train' if number < 5 else 'val'}" for number, text in enumerate(labels)]
+    rows = [
+        f"{number}.mp4,{text},{'train' if number < 5 else 'val'}"
+        for number, text in enumerate(labels)
+    ]
     (folder / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     return folder / "list.csv"
 
@@ -69,7 +72,9 @@ def test_average_precision_by_hand() -> None:
     scores, has = torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([1.0, 0.0, 1.0, 0.0])
     assert average_precision(scores, has) == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert average_precision(scores, 1 - has) == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert average_precision(torch.zeros(4), torch.tensor([1.0, 0.0, 0.0, 0.0])) == 0.25, "equal scores say nothing"
+    assert average_precision(torch.zeros(4), torch.tensor([1.0, 0.0, 0.0, 0.0])) == 0.25, (
+        "equal scores say nothing"
+    )
     assert average_precision(scores, torch.zeros(4)) is None
 
 
@@ -86,14 +91,21 @@ def test_average_precision_is_the_area_under_the_steps(seed: int) -> None:
 
 def test_the_figure_is_the_mean_over_classes_of_the_mean_sigmoid_over_views() -> None:
     logits = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0]]).float()
-    videos = tuple(Video.of(Path(str(n)), row.nonzero().flatten().tolist()) for n, row in enumerate(labels))
+    labels = torch.tensor(
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0]]
+    ).float()
+    videos = tuple(
+        Video.of(Path(str(n)), row.nonzero().flatten().tolist()) for n, row in enumerate(labels)
+    )
     found = Evaluation(logits, labels, videos, ())
     by_hand = [
-        [sum(1 / (1 + math.exp(-view[label])) for view in views) / 3 for label in range(4)] for views in logits.tolist()
+        [sum(1 / (1 + math.exp(-view[label])) for view in views) / 3 for label in range(4)]
+        for views in logits.tolist()
     ]
     torch.testing.assert_close(found.scores, torch.tensor(by_hand, dtype=torch.float64))
-    each = [area_under_steps([row[k] for row in by_hand], (labels[:, k] > 0).tolist()) for k in range(3)]
+    each = [
+        area_under_steps([row[k] for row in by_hand], (labels[:, k] > 0).tolist()) for k in range(3)
+    ]
     assert found.per_class() == [*map(pytest.approx, each), None], "the last class has no video"
     assert found.to_dict() == {"mAP": pytest.approx(sum(each) / 3), "videos": 6, "skipped": []}
 
@@ -122,7 +134,9 @@ def test_the_loss_is_the_mean_binary_cross_entropy(dataset: VideoDataset, tmp_pa
     assert read_json_lines(run.folder / "log.jsonl")[0]["loss"] == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_the_run_keeps_its_best_epoch_by_map_and_the_folder_knows(run: Run, dataset: VideoDataset) -> None:
+def test_the_run_keeps_its_best_epoch_by_map_and_the_folder_knows(
+    run: Run, dataset: VideoDataset
+) -> None:
     log = read_json_lines(run.folder / "log.jsonl")
     figures = [entry["mAP"] for entry in log]
     assert not any("top1" in entry for entry in log)
@@ -181,7 +195,12 @@ def test_eval_needs_no_setting_and_says_map(
     assert main([*words, "--json", "--scores", str(tmp_path / "scores.csv")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["mAP"] == pytest.approx(run.best)
-    assert (found["videos"], found["skipped"], found["split"], set(found["per_class"])) == (3, [], "val", {*"abc"})
+    assert (found["videos"], found["skipped"], found["split"], set(found["per_class"])) == (
+        3,
+        [],
+        "val",
+        {*"abc"},
+    )
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows] == ["label", "b", "a|c", "c"]
     assert main(words) == 0
@@ -203,12 +222,20 @@ def test_a_model_of_one_label_refuses_videos_with_several(
     assert "has no class 'a|" in capsys.readouterr().err
 
 
-def test_a_classifier_of_one_label_starts_anew_for_several(run: Run, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_classifier_of_one_label_starts_anew_for_several(
+    run: Run, dataset: VideoDataset, tmp_path: Path
+) -> None:
     """Its logits were compared with each other, not with zero."""
-    settings = dataclasses.replace(RECIPE.train, epochs=1, learning_rate=1e-12, start_from=str(run.folder))
+    settings = dataclasses.replace(
+        RECIPE.train, epochs=1, learning_rate=1e-12, start_from=str(run.folder)
+    )
     kept = train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "kept")
     alone = dataclasses.replace(
-        dataset, splits={split: tuple(Video(v.path, v.label) for v in own) for split, own in dataset.splits.items()}
+        dataset,
+        splits={
+            split: tuple(Video(v.path, v.label) for v in own)
+            for split, own in dataset.splits.items()
+        },
     )
     recipe = dataclasses.replace(RECIPE, data=DataConfig(), train=settings)
     anew = train(recipe, alone, tmp_path / "anew")

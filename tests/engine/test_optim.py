@@ -11,7 +11,10 @@ from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    shares = [learning_rate_share(step, steps=100, warmup_steps=10, warmup_start=0.1) for step in range(101)]
+    shares = [
+        learning_rate_share(step, steps=100, warmup_steps=10, warmup_start=0.1)
+        for step in range(101)
+    ]
     assert shares[0] == pytest.approx(0.1)
     assert shares[5] == pytest.approx(0.55)
     assert shares[10] == 1
@@ -24,9 +27,15 @@ def test_norms_and_embeddings_have_no_weight_decay() -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3)
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, learning_rate=1.0, weight_decay=0.05).param_groups
-    decayed = {group["weight_decay"]: {names[parameter] for parameter in group["params"]} for group in groups}
+    decayed = {
+        group["weight_decay"]: {names[parameter] for parameter in group["params"]}
+        for group in groups
+    }
     assert decayed[0.0] == {"temporal_embedding", "tower.norm.weight", "tower.norm.bias"}
-    assert decayed[0.05] == {name for name, p in model.named_parameters() if p.requires_grad} - decayed[0.0]
+    assert (
+        decayed[0.05]
+        == {name for name, p in model.named_parameters() if p.requires_grad} - decayed[0.0]
+    )
 
 
 def test_three_steps_are_adamw_by_hand() -> None:
@@ -38,7 +47,12 @@ def test_three_steps_are_adamw_by_hand() -> None:
         nn.init.normal_(parameter)
     rate, decay = 0.01, 0.3
     optimizer = build_optimizer(model, learning_rate=rate, weight_decay=decay)
-    decays = {model[0].weight: decay, model[0].bias: decay, model[1].weight: 0.0, model[1].bias: 0.0}
+    decays = {
+        model[0].weight: decay,
+        model[0].bias: decay,
+        model[1].weight: 0.0,
+        model[1].bias: 0.0,
+    }
     expected = {parameter: parameter.detach().clone() for parameter in decays}
     gradients = {parameter: [torch.randn_like(parameter) for _ in range(3)] for parameter in decays}
     for step in range(3):
@@ -51,7 +65,9 @@ def test_three_steps_are_adamw_by_hand() -> None:
             mean = 0.9 * mean + 0.1 * gradient
             square = 0.999 * square + 0.001 * gradient**2
             moved = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-            expected[parameter] = (1 - rate * decays[parameter]) * expected[parameter] - rate * moved
+            expected[parameter] = (1 - rate * decays[parameter]) * expected[
+                parameter
+            ] - rate * moved
         torch.testing.assert_close(parameter.detach(), expected[parameter])
 
 

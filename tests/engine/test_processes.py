@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from zeroi2v import load
-from zeroi2v.config import ClipConfig, Recipe, TrainConfig, write_recipe
+from zeroi2v.config import ClipConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import open_dataset
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import train
+from zeroi2v.engine.run import train
+from zeroi2v.files import read_json_lines
+from zeroi2v.recipes import write_recipe
 
 RECIPE = Recipe(
     clip=ClipConfig(frames=4),
@@ -41,14 +42,23 @@ def test_a_batch_taken_in_parts_gives_the_same_losses(motion_videos: Path, tmp_p
     dataset = open_dataset(motion_videos)
     in_parts = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, accumulate=3))
     one, other = (
-        train(recipe, dataset, tmp_path / name).folder for name, recipe in {"one": RECIPE, "parts": in_parts}.items()
+        train(recipe, dataset, tmp_path / name).folder
+        for name, recipe in {"one": RECIPE, "parts": in_parts}.items()
     )
     for whole, parts in zip(log_of(one), log_of(other), strict=True):
         assert parts == pytest.approx(whole, abs=1e-5)
 
 
 def launch(processes: int, *arguments: str) -> list[str]:
-    launched = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", "zeroi2v", *arguments]
+    launched = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "zeroi2v",
+        *arguments,
+    ]
     return [sys.executable, *launched]
 
 
@@ -65,10 +75,25 @@ def test_two_processes_train_and_evaluate_like_one(motion_videos: Path, tmp_path
     logs, scores = [], []
     for processes in (1, 2):
         out = str(tmp_path / f"of-{processes}")
-        zeroi2v(processes, "train", str(motion_videos), "--out", out, "--recipe", str(tmp_path / "recipe.toml"))
+        zeroi2v(
+            processes,
+            "train",
+            str(motion_videos),
+            "--out",
+            out,
+            "--recipe",
+            str(tmp_path / "recipe.toml"),
+        )
         logs.append(log_of(Path(out)))
         found = zeroi2v(
-            processes, "eval", str(motion_videos), "--model", str(tmp_path / "of-1"), "--clips", "2", "--json"
+            processes,
+            "eval",
+            str(motion_videos),
+            "--model",
+            str(tmp_path / "of-1"),
+            "--clips",
+            "2",
+            "--json",
         )
         scores.append(json.loads(found))  # one value, printed once
     assert logs[0][0]["clips"] == 48
@@ -79,7 +104,9 @@ def test_two_processes_train_and_evaluate_like_one(motion_videos: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_processes_that_share_the_weights_leave_what_one_process_leaves(motion_videos: Path, tmp_path: Path) -> None:
+def test_processes_that_share_the_weights_leave_what_one_process_leaves(
+    motion_videos: Path, tmp_path: Path
+) -> None:
     """Also a run that was killed after an epoch and went on; with the gradient clipped, which takes the norm of all parts."""
     settings = dataclasses.replace(RECIPE.train, gradient_clip=0.5, sharding="full")
     write_recipe(dataclasses.replace(RECIPE, train=settings), tmp_path / "recipe.toml")
@@ -90,13 +117,22 @@ def test_processes_that_share_the_weights_leave_what_one_process_leaves(motion_v
     for whole, shared in zip(one, two, strict=True):
         assert shared == pytest.approx(whole, abs=1e-5)
     for name in ("config.json", "recipe.toml"):
-        assert without_results(tmp_path / "of-1" / name) == without_results(tmp_path / "of-2" / name)
-    before, after = (load_file(tmp_path / f"of-{processes}" / "model.safetensors") for processes in (1, 2))
+        assert without_results(tmp_path / "of-1" / name) == without_results(
+            tmp_path / "of-2" / name
+        )
+    before, after = (
+        load_file(tmp_path / f"of-{processes}" / "model.safetensors") for processes in (1, 2)
+    )
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
-    assert load(tmp_path / "of-2").results == pytest.approx(load(tmp_path / "of-1").results, abs=1e-5)
+    assert load(tmp_path / "of-2").results == pytest.approx(
+        load(tmp_path / "of-1").results, abs=1e-5
+    )
 
     killed = subprocess.Popen(
-        launch(2, *words, str(tmp_path / "killed")), env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
+        launch(2, *words, str(tmp_path / "killed")),
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not (tmp_path / "killed" / "resume.pt").exists():
         assert killed.poll() is None, "the run ended early"
@@ -109,4 +145,8 @@ def test_processes_that_share_the_weights_leave_what_one_process_leaves(motion_v
 
 
 def without_results(path: Path) -> object:
-    return {**json.loads(path.read_text()), "results": None} if path.suffix == ".json" else path.read_text()
+    return (
+        {**json.loads(path.read_text()), "results": None}
+        if path.suffix == ".json"
+        else path.read_text()
+    )

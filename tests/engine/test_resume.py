@@ -14,12 +14,13 @@ from random import Random
 import pytest
 import torch
 
-from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig, write_recipe
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
-from zeroi2v.engine import train as training
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import train
+from zeroi2v.engine import run as training
+from zeroi2v.engine.run import train
 from zeroi2v.errors import CheckpointError
+from zeroi2v.files import read_json_lines
+from zeroi2v.recipes import write_recipe
 
 RECIPE = Recipe(
     model=ModelConfig(adapter_dropout=0.1),
@@ -51,7 +52,10 @@ def assert_same(one: Path, other: Path) -> None:
     for name in ("last.safetensors", "model.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     logs = [
-        [{**entry, "seconds": 0, "peak_memory": 0} for entry in read_json_lines(folder / "log.jsonl")]
+        [
+            {**entry, "seconds": 0, "peak_memory": 0}
+            for entry in read_json_lines(folder / "log.jsonl")
+        ]
         for folder in (one, other)
     ]
     assert logs[0] == logs[1]
@@ -59,7 +63,11 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 9])
 def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
-    stop: int, undisturbed: Path, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int,
+    undisturbed: Path,
+    dataset: VideoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = 0
     step = training.take_step
@@ -97,14 +105,19 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed
     random = Random(0)
     command = [sys.executable, "-m", "zeroi2v", "train", str(motion_videos), "--quiet"]
     start = time.perf_counter()
-    subprocess.run([*command, "--out", str(tmp_path / "timed"), "--recipe", str(tmp_path / "recipe.toml")], check=True)
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "timed"), "--recipe", str(tmp_path / "recipe.toml")],
+        check=True,
+    )
     longest = time.perf_counter() - start
     killed = attempt = 0
     while killed < 20:
         attempt += 1
         out = tmp_path / f"run-{attempt}"
         start = time.perf_counter()
-        process = subprocess.Popen([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")])
+        process = subprocess.Popen(
+            [*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")]
+        )
         try:
             process.wait(random.uniform(0.4, 1) * longest)
             longest = min(
@@ -117,11 +130,15 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed
         if (out / "resume.pt").exists():
             subprocess.run([*command, "--out", str(out), "--resume"], check=True)
         else:  # killed before the first batch
-            subprocess.run([*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")], check=True)
+            subprocess.run(
+                [*command, "--out", str(out), "--recipe", str(tmp_path / "recipe.toml")], check=True
+            )
         assert_same(out, undisturbed)
 
 
-def test_other_videos_or_a_damaged_file_are_refused(undisturbed: Path, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_other_videos_or_a_damaged_file_are_refused(
+    undisturbed: Path, dataset: VideoDataset, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     fewer = dataclasses.replace(dataset, splits={**dataset.splits, "train": dataset.train[1:]})
@@ -139,7 +156,11 @@ def test_other_videos_or_a_damaged_file_are_refused(undisturbed: Path, dataset: 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved_and_says_so(
-    undisturbed: Path, dataset: VideoDataset, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path,
+    dataset: VideoDataset,
+    motion_videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The disk is as full as a limit on the size of a file makes it: below that of resume.pt, above that of the model."""
     out, step, taken = tmp_path / "run", training.take_step, 0
@@ -158,7 +179,7 @@ def test_a_full_disk_leaves_what_was_saved_and_says_so(
     saved = {path.name: path.read_bytes() for path in out.iterdir()}
     limit = len(saved["resume.pt"]) // 2
     assert limit > len(saved["model.safetensors"])
-    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from zeroi2v.cli import main"
+    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from zeroi2v.cli.main import main"
     words = ["train", str(motion_videos), "--out", str(out), "--resume", "--quiet"]
     command = [sys.executable, "-c", f"{program}; sys.exit(main({words!r}))"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -16,18 +16,22 @@ from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainC
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine import train as training
-from zeroi2v.engine.evaluate import Evaluation, evaluate
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import Run, train
+from zeroi2v.engine import run as training
+from zeroi2v.engine.run import Run, train
+from zeroi2v.files import read_json_lines
+from zeroi2v.inference.evaluate import Evaluation, evaluate
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
     clip=ClipConfig(frames=4),
     pixels=PixelsConfig(flip=0.5),
-    train=TrainConfig(epochs=1, batch_size=2, warmup_epochs=0.5, workers=0, precision="fp32", save_every_minutes=0),
+    train=TrainConfig(
+        epochs=1, batch_size=2, warmup_epochs=0.5, workers=0, precision="fp32", save_every_minutes=0
+    ),
 )
-CHANGES: dict[str, Any] = {  # a setting, and a value of it after which a run ends with other weights
+CHANGES: dict[
+    str, Any
+] = {  # a setting, and a value of it after which a run ends with other weights
     "model.heads": (),
     "model.ratio": 0.5,
     "model.operator": "hr_qkv",
@@ -75,16 +79,36 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
     "train.few_frames": {"train.few_frames": 3, "train.few_frames_epochs": 1},
-    "train.few_frames_epochs": {"train.epochs": 2, "train.few_frames": 2, "train.few_frames_epochs": 1},
+    "train.few_frames_epochs": {
+        "train.epochs": 2,
+        "train.few_frames": 2,
+        "train.few_frames_epochs": 1,
+    },
     **{
-        f"pixels.augment_{name}": {"pixels.augment_operations": 4, "pixels.augment_probability": 1.0}
+        f"pixels.augment_{name}": {
+            "pixels.augment_operations": 4,
+            "pixels.augment_probability": 1.0,
+        }
         for name in ("operations", "magnitude", "jitter", "probability", "place")
     },
     **{f"pixels.erase_{name}": {"pixels.erase": 1.0} for name in ("fill", "area", "aspect")},
 }
 ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
-    *("model.tower", "model.pretrained", "model.weights", "train.start_from", "views.clips", "views.crops"),
-    *("train.validate_every", "train.patience", "train.accumulate", "train.workers", "train.broken"),
+    *(
+        "model.tower",
+        "model.pretrained",
+        "model.weights",
+        "train.start_from",
+        "views.clips",
+        "views.crops",
+    ),
+    *(
+        "train.validate_every",
+        "train.patience",
+        "train.accumulate",
+        "train.workers",
+        "train.broken",
+    ),
     *(
         "train.save_every_minutes",
         "train.exclude",
@@ -112,7 +136,10 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     for key, value in changes.items():
         table, _, name = key.partition(".")
         tables.setdefault(table, {})[name] = value
-    parts = {table: dataclasses.replace(getattr(recipe, table), **settings) for table, settings in tables.items()}
+    parts = {
+        table: dataclasses.replace(getattr(recipe, table), **settings)
+        for table, settings in tables.items()
+    }
     return dataclasses.replace(recipe, **parts)
 
 
@@ -121,8 +148,12 @@ def last_weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def plain(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return last_weights(train(RECIPE, without_validation(dataset), tmp_path_factory.mktemp("plain") / "run"))
+def plain(
+    dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    return last_weights(
+        train(RECIPE, without_validation(dataset), tmp_path_factory.mktemp("plain") / "run")
+    )
 
 
 @pytest.mark.parametrize("setting", CHANGES)
@@ -134,7 +165,9 @@ def test_a_changed_setting_changes_the_run(
         plain = last_weights(train(changed(RECIPE, BASES[setting]), videos, tmp_path / "plain"))
     recipe = changed(RECIPE, {**BASES.get(setting, {}), setting: CHANGES[setting]})
     found = last_weights(train(recipe, videos, tmp_path / "run"))
-    assert found.keys() != plain.keys() or any(not torch.equal(found[key], plain[key]) for key in plain)
+    assert found.keys() != plain.keys() or any(
+        not torch.equal(found[key], plain[key]) for key in plain
+    )
 
 
 def test_the_same_settings_give_the_same_run(
@@ -147,18 +180,24 @@ def test_the_same_settings_give_the_same_run(
 
 def test_every_setting_is_listed() -> None:
     assert {*CHANGES} | ELSEWHERE == {
-        f"{table}.{setting}" for table, settings in dataclasses.asdict(RECIPE).items() for setting in settings
+        f"{table}.{setting}"
+        for table, settings in dataclasses.asdict(RECIPE).items()
+        for setting in settings
     }
 
 
-def test_checkpointing_changes_no_weight(dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_checkpointing_changes_no_weight(
+    dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     recipe = changed(RECIPE, {"train.checkpointing": True})
     found = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
     for name, weight in plain.items():
         torch.testing.assert_close(found[name], weight, msg=name)
 
 
-def test_a_run_that_begins_with_few_frames_ends_with_all(dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_run_that_begins_with_few_frames_ends_with_all(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
     seen: list[int] = []
     step = training.take_step
 
@@ -166,10 +205,17 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(dataset: VideoDataset, 
         seen.append(clips.shape[1])
         return step(learner, clips, labels)
 
-    settings = {"train.epochs": 3, "train.few_frames": 2, "train.few_frames_epochs": 1, "train.batch_size": 4}
+    settings = {
+        "train.epochs": 3,
+        "train.few_frames": 2,
+        "train.few_frames_epochs": 1,
+        "train.batch_size": 4,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "take_step", noted)
-        run = train(changed(RECIPE, settings), dataset, tmp_path / "run")  # validates after each epoch, on all frames
+        run = train(
+            changed(RECIPE, settings), dataset, tmp_path / "run"
+        )  # validates after each epoch, on all frames
     assert seen == [2, 4, 4]
     assert zeroi2v.load(run.folder).frames == 4
 
@@ -195,9 +241,15 @@ def test_the_first_step_is_as_long_as_its_learning_rate(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_loss_is_the_smoothed_cross_entropy(smoothing: float, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_the_loss_is_the_smoothed_cross_entropy(
+    smoothing: float, dataset: VideoDataset, tmp_path: Path
+) -> None:
     """(1 - s) * -log p(label) + s * the mean of -log p over all classes, of a model that hardly moves."""
-    settings = {"train.batch_size": 4, "train.learning_rate": 1e-12, "train.label_smoothing": smoothing}
+    settings = {
+        "train.batch_size": 4,
+        "train.learning_rate": 1e-12,
+        "train.label_smoothing": smoothing,
+    }
     recipe = changed(RECIPE, settings)
     run = train(recipe, without_validation(dataset), tmp_path / "run")
     model = zeroi2v.load(run.folder)
@@ -217,12 +269,20 @@ def test_the_loss_is_the_smoothed_cross_entropy(smoothing: float, dataset: Video
         surprise = -model(normalise(clips, *model.normalisation)).double().log_softmax(-1)  # (B, K)
     own = surprise[torch.arange(4), labels]
     by_hand = ((1 - smoothing) * own + smoothing * surprise.mean(1)).mean().item()
-    assert abs(own.mean().item() - surprise.mean().item()) > 1e-4, "or smoothing would change nothing"
+    assert abs(own.mean().item() - surprise.mean().item()) > 1e-4, (
+        "or smoothing would change nothing"
+    )
     assert read_json_lines(run.folder / "log.jsonl")[0]["loss"] == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_a_temporal_embedding_that_is_to_be_zero_stays_zero(dataset: VideoDataset, tmp_path: Path) -> None:
-    run = train(changed(RECIPE, {"model.temporal_embedding": "zero"}), without_validation(dataset), tmp_path / "run")
+def test_a_temporal_embedding_that_is_to_be_zero_stays_zero(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
+    run = train(
+        changed(RECIPE, {"model.temporal_embedding": "zero"}),
+        without_validation(dataset),
+        tmp_path / "run",
+    )
     assert not zeroi2v.load(run.folder).temporal_embedding.any()
 
 

@@ -11,15 +11,22 @@ import pytest
 
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
-from zeroi2v.engine import train as training
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import train
+from zeroi2v.engine import run as training
+from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError
+from zeroi2v.files import read_json_lines
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
     clip=ClipConfig(frames=2),
-    train=TrainConfig(epochs=3, batch_size=2, warmup_epochs=0.5, workers=0, save_every_minutes=1e-6, tensorboard=True),
+    train=TrainConfig(
+        epochs=3,
+        batch_size=2,
+        warmup_epochs=0.5,
+        workers=0,
+        save_every_minutes=1e-6,
+        tensorboard=True,
+    ),
 )
 
 
@@ -28,7 +35,10 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
-    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [(one.step, one.value) for one in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def test_the_points_are_the_log_and_a_resumed_run_has_none_twice(
@@ -59,17 +69,26 @@ def test_the_points_are_the_log_and_a_resumed_run_has_none_twice(
         "clips_per_second",
     }
     for name in ("loss", "learning_rate", "top1", "top5", "peak_memory"):
-        assert found[name] == [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in log]
-    speed = [(entry["epoch"], pytest.approx(entry["clips"] / entry["seconds"], rel=1e-6)) for entry in log]
+        assert found[name] == [
+            (entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in log
+        ]
+    speed = [
+        (entry["epoch"], pytest.approx(entry["clips"] / entry["seconds"], rel=1e-6))
+        for entry in log
+    ]
     assert found["clips_per_second"] == speed
     assert [entry["epoch"] for entry in log] == [1, 2, 3]
 
 
-def test_without_the_package_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     dataset = blocks_dataset(tmp_path, train=4, val=1, frames=4)
     with pytest.raises(ConfigError, match="needs tensorboard: pip install tensorboard"):
         train(RECIPE, dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    off = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, tensorboard=False, epochs=1))
+    off = dataclasses.replace(
+        RECIPE, train=dataclasses.replace(RECIPE.train, tensorboard=False, epochs=1)
+    )
     assert not (train(off, dataset, tmp_path / "run").folder / "tensorboard").exists()

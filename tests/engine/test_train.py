@@ -17,12 +17,13 @@ import torch
 from safetensors import safe_open
 
 import zeroi2v
-from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig, read_recipe
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
-from zeroi2v.engine.evaluate import evaluate
-from zeroi2v.engine.log import read_json_lines
-from zeroi2v.engine.train import Run, train
+from zeroi2v.engine.run import Run, train
 from zeroi2v.errors import ConfigError, VideoError, ZeroI2VError
+from zeroi2v.files import read_json_lines
+from zeroi2v.inference.evaluate import evaluate
+from zeroi2v.recipes import read_recipe
 
 RECIPE = Recipe(
     model=ModelConfig(adapter_dropout=0.1),
@@ -56,26 +57,43 @@ def test_a_run_learns_and_leaves_a_folder_that_loads(run: Run, dataset: VideoDat
     assert (run.epochs, run.broken) == (2, {})
     model = zeroi2v.load(run.folder)
     assert model.labels == dataset.classes
-    assert evaluate(model, dataset.val).top(1) == log[run.best_epoch - 1]["top1"] == max(entry["top1"] for entry in log)
+    assert (
+        evaluate(model, dataset.val).top(1)
+        == log[run.best_epoch - 1]["top1"]
+        == max(entry["top1"] for entry in log)
+    )
     assert read_recipe(run.folder / "recipe.toml") == RECIPE
 
 
-def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Run, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(
+    run: Run, dataset: VideoDataset, tmp_path: Path
+) -> None:
     other = train(
-        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, workers=1)), dataset, tmp_path / "run"
+        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, workers=1)),
+        dataset,
+        tmp_path / "run",
     )
     assert figures(other.folder) == figures(run.folder)
-    assert (other.folder / "last.safetensors").read_bytes() == (run.folder / "last.safetensors").read_bytes()
+    assert (other.folder / "last.safetensors").read_bytes() == (
+        run.folder / "last.safetensors"
+    ).read_bytes()
     seeded = train(
-        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, seed=1)), dataset, tmp_path / "seed-1"
+        dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, seed=1)),
+        dataset,
+        tmp_path / "seed-1",
     )
     assert figures(seeded.folder) != figures(run.folder)
 
 
 def test_only_what_the_strategy_names_has_moved(run: Run) -> None:
-    before = zeroi2v.create_model("zeroi2v_tiny", num_classes=8, frames=4, pretrained=True).tower.state_dict()
+    before = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=8, frames=4, pretrained=True
+    ).tower.state_dict()
     after = zeroi2v.load(run.folder).tower.state_dict()
-    assert {key for key in before if not torch.equal(before[key], after[key])} == {"norm.weight", "norm.bias"}
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {
+        "norm.weight",
+        "norm.bias",
+    }
 
 
 def test_a_folder_in_use_is_refused(run: Run, dataset: VideoDataset) -> None:
@@ -92,7 +110,9 @@ def test_a_folder_that_a_crash_left_before_the_first_step_can_be_started_in(
     assert train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "run").epochs == 1
 
 
-def with_a_broken_video(dataset: VideoDataset, tmp_path: Path, split: str) -> tuple[VideoDataset, Path]:
+def with_a_broken_video(
+    dataset: VideoDataset, tmp_path: Path, split: str
+) -> tuple[VideoDataset, Path]:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     videos = dataset.splits[split]
@@ -101,7 +121,9 @@ def with_a_broken_video(dataset: VideoDataset, tmp_path: Path, split: str) -> tu
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_broken_video_stops_the_run_with_its_path(dataset: VideoDataset, tmp_path: Path, split: str) -> None:
+def test_a_broken_video_stops_the_run_with_its_path(
+    dataset: VideoDataset, tmp_path: Path, split: str
+) -> None:
     bad, path = with_a_broken_video(dataset, tmp_path, split)
     with pytest.raises(VideoError) as caught:
         train(RECIPE, bad, tmp_path / "run")
@@ -112,7 +134,9 @@ def test_a_broken_video_stops_the_run_with_its_path(dataset: VideoDataset, tmp_p
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_broken_video_can_be_left_out_and_is_listed(dataset: VideoDataset, tmp_path: Path, split: str) -> None:
+def test_a_broken_video_can_be_left_out_and_is_listed(
+    dataset: VideoDataset, tmp_path: Path, split: str
+) -> None:
     bad, path = with_a_broken_video(dataset, tmp_path, split)
     settings = dataclasses.replace(RECIPE.train, broken="skip", epochs=1)
     run = train(dataclasses.replace(RECIPE, train=settings), bad, tmp_path / "run")
@@ -120,9 +144,13 @@ def test_a_broken_video_can_be_left_out_and_is_listed(dataset: VideoDataset, tmp
     assert figures(run.folder)[0]["clips"] == len(bad.train) - (split == "train")
 
 
-def test_a_clipped_gradient_takes_a_short_step(run: Run, dataset: VideoDataset, tmp_path: Path) -> None:
+def test_a_clipped_gradient_takes_a_short_step(
+    run: Run, dataset: VideoDataset, tmp_path: Path
+) -> None:
     """AdamW divides by the gradient's size plus 1e-8, so only a gradient well below that takes a short step."""
-    short = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=1, gradient_clip=1e-12))
+    short = dataclasses.replace(
+        RECIPE, train=dataclasses.replace(RECIPE.train, epochs=1, gradient_clip=1e-12)
+    )
     train(short, dataset, tmp_path / "run")
     first = {
         folder: zeroi2v.load(folder).adapters[0]["qkv"].up.weight.abs().max()
@@ -132,7 +160,9 @@ def test_a_clipped_gradient_takes_a_short_step(run: Run, dataset: VideoDataset, 
 
 
 def test_a_loss_that_is_no_number_ends_the_run(dataset: VideoDataset, tmp_path: Path) -> None:
-    settings = dataclasses.replace(RECIPE.train, learning_rate=1e30, warmup_epochs=0.0, precision="fp32")
+    settings = dataclasses.replace(
+        RECIPE.train, learning_rate=1e30, warmup_epochs=0.0, precision="fp32"
+    )
     with pytest.raises(ZeroI2VError, match="learning_rate"):
         train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "run")
 
@@ -159,7 +189,9 @@ def wait_for(out: Path, epochs: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def test_a_run_killed_at_any_moment_still_loads_with_its_last_epoch(motion_videos: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_still_loads_with_its_last_epoch(
+    motion_videos: Path, tmp_path: Path
+) -> None:
     for attempt in range(3):
         out = tmp_path / f"run-{attempt}"
         process = subprocess.Popen(command(motion_videos, out, 100), stderr=subprocess.DEVNULL)
@@ -175,7 +207,9 @@ def test_a_run_killed_at_any_moment_still_loads_with_its_last_epoch(motion_video
 
 def test_ctrl_c_saves_and_says_where(motion_videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(command(motion_videos, out, 100), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(motion_videos, out, 100), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     wait_for(out, 1, process)
     os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1].decode()

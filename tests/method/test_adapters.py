@@ -14,8 +14,12 @@ from zeroi2v.method.adapters import GELUAdapter, LinearAdapter, LoRA, STAdapter
 from zeroi2v.method.relocate import ClipCount
 
 KINDS: dict[str, Callable[..., Any]] = {
-    "linear": lambda channels, width, **settings: LinearAdapter(channels, width, bias=True, **settings),
-    "lora": lambda channels, width, **settings: LoRA(channels, width, channels, bias=False, **settings),
+    "linear": lambda channels, width, **settings: LinearAdapter(
+        channels, width, bias=True, **settings
+    ),
+    "lora": lambda channels, width, **settings: LoRA(
+        channels, width, channels, bias=False, **settings
+    ),
     "gelu": lambda channels, width, **settings: GELUAdapter(channels, width, bias=True, **settings),
     "st": lambda channels, width, **settings: STAdapter(
         channels, width, bias=True, prefix=0, count=ClipCount(1), **settings
@@ -32,7 +36,12 @@ def gelu(x: float) -> float:
     return x * (1 + math.erf(x / math.sqrt(2))) / 2
 
 
-INNER = {"linear": identity, "lora": identity, "gelu": gelu, "st": gelu}  # between an adapter's two linears
+INNER = {
+    "linear": identity,
+    "lora": identity,
+    "gelu": gelu,
+    "st": gelu,
+}  # between an adapter's two linears
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +65,10 @@ def test_an_adapter_starts_small_before_its_bottleneck_and_at_zero_after_it(kind
     adapter = KINDS[kind](400, 100, scale=1.0, dropout=0.0)
     assert adapter.down.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert abs(adapter.down.weight.mean().item()) < 1e-3
-    zeros = [adapter.up.weight, *(linear.bias for linear in (adapter.down, adapter.up) if linear.bias is not None)]
+    zeros = [
+        adapter.up.weight,
+        *(linear.bias for linear in (adapter.down, adapter.up) if linear.bias is not None),
+    ]
     assert not any(parameter.any() for parameter in zeros)
     assert len(zeros) == (1 if kind == "lora" else 3)
 

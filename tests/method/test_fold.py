@@ -12,10 +12,15 @@ from zeroi2v.method.adapters import LinearAdapter
 from zeroi2v.method.fold import affine, assign, compose
 
 
-@pytest.mark.parametrize(("first_bias", "second_bias"), list(itertools.product([True, False], repeat=2)))
+@pytest.mark.parametrize(
+    ("first_bias", "second_bias"), list(itertools.product([True, False], repeat=2))
+)
 def test_composing_is_one_after_the_other(first_bias: bool, second_bias: bool) -> None:
     torch.manual_seed(0)
-    first, second = nn.Linear(5, 7, bias=first_bias).double(), nn.Linear(7, 3, bias=second_bias).double()
+    first, second = (
+        nn.Linear(5, 7, bias=first_bias).double(),
+        nn.Linear(7, 3, bias=second_bias).double(),
+    )
     folded = compose(affine(second), affine(first))
     x = torch.randn(11, 5, dtype=torch.float64)
     composed = x @ folded.weight.T + (0 if folded.bias is None else folded.bias)

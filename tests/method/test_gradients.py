@@ -28,7 +28,10 @@ def test_a_linear_map_is_added_with_its_own_gradients(bias: bool) -> None:
 def test_the_sum_is_made_of_what_it_is_given_and_leaves_it_as_it_was() -> None:
     linear = nn.Linear(3, 5)
     z = torch.randn(2, 3, 3)
-    for x in (torch.randn(2, 6, 5)[:, ::2], torch.randn(3, 2, 5).transpose(0, 1)):  # neither is contiguous
+    for x in (
+        torch.randn(2, 6, 5)[:, ::2],
+        torch.randn(3, 2, 5).transpose(0, 1),
+    ):  # neither is contiguous
         before = x.clone()
         torch.testing.assert_close(add_linear(x, z, linear, 1.0), x + linear(z))
         torch.testing.assert_close(x, before, rtol=0, atol=0)
@@ -52,7 +55,10 @@ def normed(channels: int = 8) -> tuple[nn.LayerNorm, Tensor]:
 
 def test_an_adapter_after_a_norm_keeps_the_norms_input_instead_of_its_output() -> None:
     norm, x = normed()
-    frozen, adapter = nn.Linear(8, 8).requires_grad_(False), LinearAdapter(8, 2, scale=1.0, dropout=0.0, bias=True)
+    frozen, adapter = (
+        nn.Linear(8, 8).requires_grad_(False),
+        LinearAdapter(8, 2, scale=1.0, dropout=0.0, bias=True),
+    )
     nn.init.normal_(adapter.up.weight)
     output = norm(x)
     kept = weakref.ref(output)
@@ -68,7 +74,9 @@ def test_an_adapter_after_a_norm_keeps_the_norms_input_instead_of_its_output() -
     output = nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps)
     inner = adapter.up(adapter.down(output))
     frozen(output + inner).square().sum().backward()
-    for one, other in zip(ours, [x.grad, *(parameter.grad for parameter in adapter.parameters())], strict=True):
+    for one, other in zip(
+        ours, [x.grad, *(parameter.grad for parameter in adapter.parameters())], strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

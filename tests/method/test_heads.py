@@ -29,7 +29,9 @@ TABLE_6 = [  # table, heads, frames, temporal heads, temporal receptive field
 
 
 @pytest.mark.parametrize(("table", "heads", "frames", "temporal", "field"), TABLE_6)
-def test_table_6(table: Heads, heads: int, frames: int, temporal: tuple[int, ...], field: int) -> None:
+def test_table_6(
+    table: Heads, heads: int, frames: int, temporal: tuple[int, ...], field: int
+) -> None:
     (layout,) = parse_heads(table, head_counts=[heads], frames=frames)
     assert layout == temporal + (0,) * (heads - len(temporal))
     assert temporal_receptive_field(layout) == field
@@ -62,13 +64,22 @@ def test_each_block_may_have_its_own() -> None:
 
 @pytest.mark.parametrize("table", ["k400", "ssv2"])
 @pytest.mark.parametrize("frames", [1, 8, 16, 32, 64])
-def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_temporal(table: str, frames: int) -> None:
+def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_temporal(
+    table: str, frames: int
+) -> None:
     for count in sorted({*range(1, 40)} - {12, 16}):
         (layout,) = parse_heads(table, head_counts=[count], frames=frames)
         assert len(layout) == count
-        temporal = Counter(offset for head in layout for offset, share in shares(head) for _ in range(int(share * 12)))
+        temporal = Counter(
+            offset
+            for head in layout
+            for offset, share in shares(head)
+            for _ in range(int(share * 12))
+        )
         spatial = temporal.pop(0)
-        assert count == 7 or 1 / 6 <= sum(temporal.values()) / (12 * count) <= 1 / 4  # of 7 heads, one
+        assert (
+            count == 7 or 1 / 6 <= sum(temporal.values()) / (12 * count) <= 1 / 4
+        )  # of 7 heads, one
         near_first = [temporal[offset] for offset in (-1, 1, -2, 2, -3)]
         assert near_first == sorted(near_first, reverse=True)
         assert spatial + sum(near_first) == 12 * count
@@ -87,7 +98,10 @@ def test_table_6b_stages_of_swin_b() -> None:
     counts = [heads for heads, depth in depths.items() for _ in range(depth)]
     layouts = parse_heads("ssv2", head_counts=counts, frames=16)
     assert layouts == tuple(SWIN_B[heads] + (0,) * (heads - len(SWIN_B[heads])) for heads in counts)
-    fields = {heads: temporal_receptive_field(layout) for heads, layout in zip(counts, layouts, strict=True)}
+    fields = {
+        heads: temporal_receptive_field(layout)
+        for heads, layout in zip(counts, layouts, strict=True)
+    }
     assert fields == {4: 2, 8: 3, 16: 5, 32: 5}
 
 

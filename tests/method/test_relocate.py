@@ -52,12 +52,17 @@ def slow_relocate(
         width = layout.value_width if part == 2 else layout.key_width
         for head in range(layout.head_count):
             for channel in range(width):
-                index, offset = slow_layout_index(layout, part, head, channel), offset_of(head, channel, width)
+                index, offset = (
+                    slow_layout_index(layout, part, head, channel),
+                    offset_of(head, channel, width),
+                )
                 for row in range(len(projected)):
                     clip, rest = divmod(row, frames * windows)
                     frame, window = divmod(rest, windows)
                     source = frame + offset if 0 <= frame + offset < frames else frame
-                    result[row, ..., index] = projected[(clip * frames + source) * windows + window, ..., index]
+                    result[row, ..., index] = projected[
+                        (clip * frames + source) * windows + window, ..., index
+                    ]
     return result
 
 
@@ -77,7 +82,13 @@ def of_heads(heads: HeadLayout) -> Callable[[int, int, int], int]:
 def random_heads(draw: random.Random, frames: int, count: int) -> HeadLayout:
     half = Fraction(1, 2)
     return tuple(
-        draw.choice([0, draw.randint(-frames, frames), ((draw.randint(-3, 3), half), (draw.randint(-3, 3), half))])
+        draw.choice(
+            [
+                0,
+                draw.randint(-frames, frames),
+                ((draw.randint(-3, 3), half), (draw.randint(-3, 3), half)),
+            ]
+        )
         for _ in range(count)
     )
 
@@ -89,11 +100,18 @@ def test_relocation_is_equation_8_for_random_layouts(frames: int, name: str) -> 
     for windows in (1, 3):
         heads = random_heads(draw, frames, layout.head_count)
         channels = layout.head_count * (2 * layout.key_width + layout.value_width)
-        projected = torch.randn(2 * frames * windows, 2, channels, generator=torch.Generator().manual_seed(frames))
+        projected = torch.randn(
+            2 * frames * windows, 2, channels, generator=torch.Generator().manual_seed(frames)
+        )
         for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
             expected = slow_relocate(projected, frames, layout, of_heads(heads), parts)
             moved = relocate(
-                projected.clone(), clips=2, frames=frames, layout=layout, moves=head_moves(heads), queries=queries
+                projected.clone(),
+                clips=2,
+                frames=frames,
+                layout=layout,
+                moves=head_moves(heads),
+                queries=queries,
             )
             torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
@@ -113,7 +131,9 @@ def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -
     moves = channel_moves(ratio, layout.head_count)
     for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
         expected = slow_relocate(projected, frames, layout, offset_of, parts)
-        moved = relocate(projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, queries=queries)
+        moved = relocate(
+            projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, queries=queries
+        )
         torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
 
@@ -172,13 +192,17 @@ def test_rows_name_every_channel_of_q_k_and_v_once(name: str) -> None:
             for head in range(layout.head_count)
         ]
         assert rows.tolist() == expected
-    assert sorted(torch.cat([q.flatten(), k.flatten(), v.flatten()]).tolist()) == list(range(q.numel() * 2 + v.numel()))
+    assert sorted(torch.cat([q.flatten(), k.flatten(), v.flatten()]).tolist()) == list(
+        range(q.numel() * 2 + v.numel())
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 @pytest.mark.parametrize("queries", [False, True])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_gradients_go_back_to_the_frames_that_were_read(layout: FusedLayout, queries: bool, frames: int) -> None:
+def test_gradients_go_back_to_the_frames_that_were_read(
+    layout: FusedLayout, queries: bool, frames: int
+) -> None:
     """Against the slow route's own: offsets of both signs, some beyond the clip, a split head, edges."""
     heads: HeadLayout = (-1, 1, ((2, Fraction(1, 2)), (0, Fraction(1, 2))), -3, 7, 0)
     torch.manual_seed(0)
@@ -190,9 +214,13 @@ def test_gradients_go_back_to_the_frames_that_were_read(layout: FusedLayout, que
         made = leaf * 1.5  # as a projection makes it: no leaf, held by nobody else
         if route == "fast":
             moves = head_moves(heads)
-            made = relocate(made, clips=2, frames=frames, layout=layout, moves=moves, queries=queries)
+            made = relocate(
+                made, clips=2, frames=frames, layout=layout, moves=moves, queries=queries
+            )
         else:
-            made = slow_relocate(made, frames, layout, of_heads(heads), (0, 1, 2) if queries else (1, 2))
+            made = slow_relocate(
+                made, frames, layout, of_heads(heads), (0, 1, 2) if queries else (1, 2)
+            )
         (made * weights).sum().backward()
         found.append((made.detach(), leaf.grad))
     torch.testing.assert_close(found[0], found[1])

@@ -28,14 +28,20 @@ with torch.no_grad():
 
 
 def models() -> dict[str, VideoClassifier]:
-    pretrained = zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=4, pretrained=True, adapter_scale=0.5)
+    pretrained = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=5, frames=4, pretrained=True, adapter_scale=0.5
+    )
     with torch.no_grad():
         for name, parameter in pretrained.named_parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                parameter += 0.1 * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(len(name))
+                )
     return {
         "adapters alone": pretrained.eval(),
-        "with its tower": noisy(small_model("vit_small_plus_patch16_dinov3_qkvb", heads="-1*1/2, 2*1")),
+        "with its tower": noisy(
+            small_model("vit_small_plus_patch16_dinov3_qkvb", heads="-1*1/2, 2*1")
+        ),
         "merged": noisy(small_model("vit_small_patch14_reg4_dinov2")).merge(),
         "probe": noisy(small_model("vit_tiny_patch16_224", strategy="linear_probe", heads=[])),
         "full": noisy(small_model("vit_tiny_patch16_224", strategy="full")),
@@ -43,7 +49,9 @@ def models() -> dict[str, VideoClassifier]:
 
 
 @pytest.mark.parametrize("kind", models())
-def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(kind: str, tmp_path: Path) -> None:
+def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(
+    kind: str, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     model = models()[kind]
@@ -51,7 +59,9 @@ def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(kind: st
     clip = random_clip(model)
     model.save_pretrained(tmp_path / "model")
     save_file({"clip": clip}, tmp_path / "clip.safetensors")
-    arguments = [str(tmp_path / name) for name in ("model", "clip.safetensors", "logits.safetensors")]
+    arguments = [
+        str(tmp_path / name) for name in ("model", "clip.safetensors", "logits.safetensors")
+    ]
     subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *arguments], check=True)
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(clip))
@@ -76,7 +86,9 @@ def test_a_folder_leaves_out_the_frozen_tower_that_has_a_name(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("change", ["frozen", "half"])
-def test_a_model_made_ready_for_inference_saves_what_it_learned(change: str, tmp_path: Path) -> None:
+def test_a_model_made_ready_for_inference_saves_what_it_learned(
+    change: str, tmp_path: Path
+) -> None:
     model = models()["adapters alone"]
     model = model.requires_grad_(False) if change == "frozen" else model.half()
     clip = random_clip(model)
@@ -111,11 +123,15 @@ def damaged(folder: Path, kind: str) -> None:
         case "another width":
             config.write_text(json.dumps({**text, "labels": ["a", "b"]}))
         case "another strategy":
-            config.write_text(json.dumps({**text, "model": {**text["model"], "strategy": "linear_probe"}}))
+            config.write_text(
+                json.dumps({**text, "model": {**text["model"], "strategy": "linear_probe"}})
+            )
         case "other pixels":
             config.write_text(json.dumps({**text, "input": {**text["input"], "std": [9, 9, 9]}}))
         case "no merged":
-            config.write_text(json.dumps({key: value for key, value in text.items() if key != "merged"}))
+            config.write_text(
+                json.dumps({key: value for key, value in text.items() if key != "merged"})
+            )
         case "unknown setting":
             config.write_text(json.dumps({**text, "model": {**text["model"], "adapter_ration": 1}}))
 
@@ -138,7 +154,9 @@ def damaged(folder: Path, kind: str) -> None:
         ("unknown setting", "did you mean 'adapter_ratio'"),
     ],
 )
-def test_a_damaged_folder_gives_one_line_that_names_the_file(kind: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_folder_gives_one_line_that_names_the_file(
+    kind: str, message: str, tmp_path: Path
+) -> None:
     models()["adapters alone"].save_pretrained(tmp_path)
     damaged(tmp_path, kind)
     with pytest.raises(CheckpointError) as caught:
@@ -171,7 +189,9 @@ def test_a_flipped_bit_anywhere_is_found(name: str, tmp_path: Path) -> None:
     assert not any("\n" in message for message in messages)
 
 
-def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="no such folder"):
         zeroi2v.load(tmp_path / "nothing" / "here")
@@ -204,14 +224,18 @@ def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path
     assert "merged: plain" in model_card(loaded.merge())
 
 
-def test_pushing_uploads_what_saving_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushing_uploads_what_saving_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[object] = []
 
     def upload(api: object, *, repo_id: str, folder_path: str, commit_message: str) -> None:
         calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "create_repo", lambda api, name, **options: calls.append((name, options))
+        huggingface_hub.HfApi,
+        "create_repo",
+        lambda api, name, **options: calls.append((name, options)),
     )
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     address = small_model("zeroi2v_tiny").push_to_hub("someone/motions", private=True)
@@ -227,5 +251,7 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("no route\nto anything")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(CheckpointError, match=r"^someone/motions: the Hub does not take it: no route; log in"):
+    with pytest.raises(
+        CheckpointError, match=r"^someone/motions: the Hub does not take it: no route; log in"
+    ):
         small_model("zeroi2v_tiny").push_to_hub("someone/motions")

@@ -31,7 +31,9 @@ FAST = tuple(name for name in IMPLEMENTATIONS if name not in SLOW)
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # timm's own, of small versions
     pytest.mark.parametrize(
-        "merged", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], indirect=True
+        "merged",
+        [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+        indirect=True,
     ),
 ]
 
@@ -42,7 +44,11 @@ def merged(request: pytest.FixtureRequest) -> Iterator[VideoClassifier]:
     torch.manual_seed(0)
     with small_tower(request.param) as (options, size):
         model = zeroi2v.create_model(
-            request.param, num_classes=5, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
+            request.param,
+            num_classes=5,
+            frames=FRAMES,
+            heads="-1*1/2, 1*1/2",
+            tower_options=options,
         )
         yield randomise(model.eval(), torch.randn(2, FRAMES, 3, size, size)).merge()
 
@@ -56,7 +62,9 @@ def clips(model: VideoClassifier) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def test_a_merged_model_exports_with_a_dynamic_batch(merged: VideoClassifier) -> None:
     two, three = clips(merged)
-    exported = torch.export.export(merged, (two,), dynamic_shapes={"clip": {0: torch.export.Dim("batch")}}).module()
+    exported = torch.export.export(
+        merged, (two,), dynamic_shapes={"clip": {0: torch.export.Dim("batch")}}
+    ).module()
     for clip in (two, three):
         torch.testing.assert_close(exported(clip), merged(clip))
 
@@ -64,6 +72,8 @@ def test_a_merged_model_exports_with_a_dynamic_batch(merged: VideoClassifier) ->
 @torch.no_grad()
 def test_a_merged_model_compiles_without_a_graph_break(merged: VideoClassifier) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(merged, fullgraph=True, backend="eager")  # the tracer; no C++ compiler is asked for
+    compiled = torch.compile(
+        merged, fullgraph=True, backend="eager"
+    )  # the tracer; no C++ compiler is asked for
     for clip in clips(merged):
         torch.testing.assert_close(compiled(clip), merged(clip))

@@ -26,16 +26,24 @@ from tests.official_for_tests import (
     random_official,
 )
 from zeroi2v.errors import CheckpointError, ConfigError, HeadsError
-from zeroi2v.models.foreign import OFFICIAL
+from zeroi2v.models.weights import OFFICIAL
 
 BASE = [(64, -1), (64, 1)]  # shift_div 12 of 768 channels
-LARGE = [(96, -1), (96, 1), (48, -2), (48, 2), (48, -3)]  # shift1_div 8, shift2_div 16, shift3_div 16
+LARGE = [
+    (96, -1),
+    (96, 1),
+    (48, -2),
+    (48, 2),
+    (48, -3),
+]  # shift1_div 8, shift2_div 16, shift3_div 16
 LARGE_HEADS = [-1, -1, 1, 1, -2, 2, -3]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def clip_of(frames: int, image_size: int = 32) -> Tensor:
-    return torch.randn(2, frames, 3, image_size, image_size, generator=torch.Generator().manual_seed(3))
+    return torch.randn(
+        2, frames, 3, image_size, image_size, generator=torch.Generator().manual_seed(3)
+    )
 
 
 def saved(state: Any, path: Path) -> Path:
@@ -80,7 +88,9 @@ def test_features_and_logits_are_those_of_the_official_code(
 def test_in_float64_they_are_the_same_but_for_rounding(tmp_path: Path) -> None:
     state = random_official(width=768, depth=2, frames=4)
     path = saved(state, tmp_path / "a.pth")
-    model = zeroi2v.load_official(path, heads=LARGE_HEADS, adapter_scale=1.0, head_count=16).double()
+    model = zeroi2v.load_official(
+        path, heads=LARGE_HEADS, adapter_scale=1.0, head_count=16
+    ).double()
     precise, clip = {key: tensor.double() for key, tensor in state.items()}, clip_of(4).double()
     theirs = official_features(precise, clip, folds=LARGE, scale=1.0, heads=16)
     with torch.no_grad():
@@ -89,7 +99,8 @@ def test_in_float64_they_are_the_same_but_for_rounding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folds", "heads", "head_count", "scale"), [(BASE, [-1, 1], 12, 0.5), (LARGE, LARGE_HEADS, 16, 1.0)]
+    ("folds", "heads", "head_count", "scale"),
+    [(BASE, [-1, 1], 12, 0.5), (LARGE, LARGE_HEADS, 16, 1.0)],
 )
 def test_a_file_that_the_official_script_merged_gives_the_same(
     folds: list[tuple[int, int]], heads: list[int], head_count: int, scale: float, tmp_path: Path
@@ -114,7 +125,9 @@ def test_sizes_come_from_the_tensors(tmp_path: Path) -> None:
     assert model.config.adapter_scale == 0.5
     assert model.dropout.p == 0.5
     assert not model.training
-    for ours, theirs in zip(model.normalisation, ([122.769, 116.74, 104.04], [68.493, 66.63, 70.321]), strict=True):
+    for ours, theirs in zip(
+        model.normalisation, ([122.769, 116.74, 104.04], [68.493, 66.63, 70.321]), strict=True
+    ):
         assert [255 * value for value in ours] == pytest.approx(theirs, abs=0.06)
     with torch.no_grad():
         theirs = official_features(state, clip_of(6, 40), folds=[(64, -1)], scale=0.5, heads=2)
@@ -131,8 +144,14 @@ def test_the_model_is_an_ordinary_one(merged: bool, tmp_path: Path) -> None:
     again = zeroi2v.load(tmp_path / "model")
     assert torch.equal(again(clip_of(3)), model(clip_of(3)))
     assert (again.config, again.heads, again.merged) == (model.config, model.heads, merged)
-    trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"tower", "classifier", "temporal_embedding"} | (set() if merged else {"adapters"})
+    trained = {
+        name.partition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert trained == {"tower", "classifier", "temporal_embedding"} | (
+        set() if merged else {"adapters"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +163,9 @@ def test_the_model_is_an_ordinary_one(merged: bool, tmp_path: Path) -> None:
         ("CLIP-L_sthv2_u32", LARGE_HEADS, 1.0),
     ],
 )
-def test_a_published_file_is_known_by_name(name: str, heads: list[int], scale: float, tmp_path: Path) -> None:
+def test_a_published_file_is_known_by_name(
+    name: str, heads: list[int], scale: float, tmp_path: Path
+) -> None:
     published = OFFICIAL[name]
     state = random_official(width=published.width, depth=1, frames=published.frames)
     path = saved(state, tmp_path / f"{name}.pth")
@@ -156,7 +177,9 @@ def test_a_published_file_is_known_by_name(name: str, heads: list[int], scale: f
     assert (model.clip.sampling, model.views.clips, model.views.crops) == (
         ("segment", 1, 3) if "sthv2" in name else ("dense", 3, 1)
     )
-    assert zeroi2v.load_official(path, heads=[1], adapter_scale=2.0).heads == ((1, *[0] * (published.width // 64 - 1)),)
+    assert zeroi2v.load_official(path, heads=[1], adapter_scale=2.0).heads == (
+        (1, *[0] * (published.width // 64 - 1)),
+    )
 
 
 def test_a_published_name_on_another_model_is_refused(tmp_path: Path) -> None:
@@ -167,7 +190,9 @@ def test_a_published_name_on_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"heads": [-1, 1]}, {"adapter_scale": 0.5}])
 def test_what_no_tensor_tells_must_be_given(given: dict[str, Any], tmp_path: Path) -> None:
-    path = saved(random_official(width=128, depth=1, frames=3), tmp_path / "best_acc_top1_epoch_38.pth")
+    path = saved(
+        random_official(width=128, depth=1, frames=3), tmp_path / "best_acc_top1_epoch_38.pth"
+    )
     with pytest.raises(ConfigError, match="give both") as caught:
         zeroi2v.load_official(path, **given)
     assert str(path) in str(caught.value)
@@ -203,14 +228,24 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        pytest.param(changed(lambda s: s.pop(f"{BLOCK}.ln_1.bias")), f"missing {BLOCK}.ln_1.bias", id="missing key"),
         pytest.param(
-            changed(lambda s: s.pop("backbone.conv1.weight")), "backbone.conv1.weight is missing", id="no stem"
+            changed(lambda s: s.pop(f"{BLOCK}.ln_1.bias")),
+            f"missing {BLOCK}.ln_1.bias",
+            id="missing key",
         ),
         pytest.param(
-            changed(lambda s: s.pop(f"{BLOCK}.S_Adapter.D_fc2.weight")), "S_Adapter.D_fc2.weight", id="half adapter"
+            changed(lambda s: s.pop("backbone.conv1.weight")),
+            "backbone.conv1.weight is missing",
+            id="no stem",
         ),
-        pytest.param(changed(lambda s: s.update(more=torch.ones(1))), "not known more", id="unknown key"),
+        pytest.param(
+            changed(lambda s: s.pop(f"{BLOCK}.S_Adapter.D_fc2.weight")),
+            "S_Adapter.D_fc2.weight",
+            id="half adapter",
+        ),
+        pytest.param(
+            changed(lambda s: s.update(more=torch.ones(1))), "not known more", id="unknown key"
+        ),
         pytest.param(
             changed(lambda s: s.update({f"{BLOCK}.mlp.c_fc.bias": torch.ones(3)})),
             f"{BLOCK}.mlp.c_fc.bias is (3,)",
@@ -226,10 +261,20 @@ def flipped(path: Path) -> None:
             "7 tokens",
             id="no square",
         ),
-        pytest.param(changed(lambda s: s.update(note="text")), "note is no tensor", id="text among the tensors"),
+        pytest.param(
+            changed(lambda s: s.update(note="text")),
+            "note is no tensor",
+            id="text among the tensors",
+        ),
         pytest.param(flipped, "damaged: the checksum of", id="a flipped bit"),
-        pytest.param(lambda path: path.write_text("no tensors here"), "not a file of weights", id="a text file"),
-        pytest.param(lambda path: path.write_bytes(b""), "not a file of weights", id="an empty file"),
+        pytest.param(
+            lambda path: path.write_text("no tensors here"),
+            "not a file of weights",
+            id="a text file",
+        ),
+        pytest.param(
+            lambda path: path.write_bytes(b""), "not a file of weights", id="an empty file"
+        ),
         pytest.param(lambda path: torch.save([1, 2], path), "holds no state_dict", id="a list"),
         pytest.param(
             lambda path: torch.save({"conv.weight": torch.ones(2)}, path),
@@ -282,7 +327,9 @@ def test_a_pickle_with_code_is_refused_and_nothing_of_it_runs(kind: str, tmp_pat
         assert marker.exists(), "the file is what it should be"
 
 
-def test_what_mmengine_logs_beside_the_weights_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_mmengine_logs_beside_the_weights_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     module = types.ModuleType("mmengine.logging.history_buffer")
 
     class HistoryBuffer:
@@ -295,7 +342,8 @@ def test_what_mmengine_logs_beside_the_weights_is_passed_over(monkeypatch: pytes
         monkeypatch.setitem(sys.modules, name, module)
     state = random_official(width=128, depth=1, frames=3)
     path = saved(
-        {"state_dict": state, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}, tmp_path / "epoch_40.pth"
+        {"state_dict": state, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}},
+        tmp_path / "epoch_40.pth",
     )
     monkeypatch.undo()
     model = zeroi2v.load_official(path, heads=[1], adapter_scale=0.5)

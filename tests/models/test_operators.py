@@ -52,17 +52,23 @@ def moved_tokens(normed: Tensor, ratio: float) -> Tensor:
     return result
 
 
-def slow_block(block: Any, x: Tensor, parts: str, offset_of: OffsetOf, class_token: float) -> Tensor:
+def slow_block(
+    block: Any, x: Tensor, parts: str, offset_of: OffsetOf, class_token: float
+) -> Tensor:
     """A pre-norm block: x (B, T, N, C) to the same. `parts`: which of q, k and v move."""
     normed = moved_tokens(block.norm1(x), class_token)
-    projected = (normed @ block.attn.qkv.weight.T + block.attn.qkv.bias).unflatten(-1, (3, HEADS, WIDTH))
+    projected = (normed @ block.attn.qkv.weight.T + block.attn.qkv.bias).unflatten(
+        -1, (3, HEADS, WIDTH)
+    )
     moved = projected.clone()
     for part, name in enumerate("qkv"):
         for head in range(HEADS if name in parts else 0):
             for channel in range(WIDTH):
                 for frame in range(FRAMES):
                     read = source(frame, offset_of(head, channel))
-                    moved[:, frame, :, part, head, channel] = projected[:, read, :, part, head, channel]
+                    moved[:, frame, :, part, head, channel] = projected[
+                        :, read, :, part, head, channel
+                    ]
     attended = torch.empty_like(x)
     for head in range(HEADS):
         q, k, v = (moved[:, :, :, part, head] for part in range(3))  # (B, T, N, D)
@@ -77,17 +83,32 @@ CASES: list[tuple[dict[str, Any], str, OffsetOf]] = [
     ({"heads": [-1, 1, 2, -3]}, "kv", of_heads(-1, 1, 2, -3)),
     ({"operator": "hr_qkv", "heads": [-1, 1, 2, -3]}, "qkv", of_heads(-1, 1, 2, -3)),
     *[({"ratio": ratio}, "kv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1 / 2, 1.0)],
-    *[({"operator": "hr_qkv", "ratio": ratio}, "qkv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1.0)],
-    *[({"operator": "shift_kv", "ratio": ratio}, "kv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
-    *[({"operator": "shift_qkv", "ratio": ratio}, "qkv", of_every_head(ratio)) for ratio in (1 / 4, 1 / 2, 1.0)],
+    *[
+        ({"operator": "hr_qkv", "ratio": ratio}, "qkv", of_all_channels(ratio))
+        for ratio in (1 / 6, 1 / 4, 1.0)
+    ],
+    *[
+        ({"operator": "shift_kv", "ratio": ratio}, "kv", of_every_head(ratio))
+        for ratio in (1 / 4, 1 / 2, 1.0)
+    ],
+    *[
+        ({"operator": "shift_qkv", "ratio": ratio}, "qkv", of_every_head(ratio))
+        for ratio in (1 / 4, 1 / 2, 1.0)
+    ],
     *[({"operator": "cls_shift", "ratio": ratio}, "", of_heads()) for ratio in (1 / 4, 1 / 2, 1.0)],
 ]
 
 
-@pytest.mark.parametrize(("settings", "parts", "offset_of"), CASES, ids=[str(settings) for settings, *_ in CASES])
+@pytest.mark.parametrize(
+    ("settings", "parts", "offset_of"), CASES, ids=[str(settings) for settings, *_ in CASES]
+)
 @torch.no_grad()
-def test_the_first_block_does_what_table_1a_says(settings: dict[str, Any], parts: str, offset_of: OffsetOf) -> None:
-    model = noisy(small_model("zeroi2v_tiny", frames=FRAMES, strategy="linear_probe", **settings)).double()
+def test_the_first_block_does_what_table_1a_says(
+    settings: dict[str, Any], parts: str, offset_of: OffsetOf
+) -> None:
+    model = noisy(
+        small_model("zeroi2v_tiny", frames=FRAMES, strategy="linear_probe", **settings)
+    ).double()
     block: Any = model.tower.get_submodule("blocks.0")
     seen: list[Tensor] = []
     hooks = [
@@ -97,9 +118,9 @@ def test_the_first_block_does_what_table_1a_says(settings: dict[str, Any], parts
     model(random_clip(model, clips=CLIPS))
     for hook in hooks:
         hook.remove()
-    for (
-        inner
-    ) in block.modules():  # the slow block uses the norms and the MLP, without what the model has hooked to them
+    for inner in (
+        block.modules()
+    ):  # the slow block uses the norms and the MLP, without what the model has hooked to them
         inner._forward_pre_hooks.clear()
         inner._forward_hooks.clear()
     x, found = (tensor.unflatten(0, (CLIPS, FRAMES)) for tensor in seen)

@@ -18,7 +18,7 @@ from tests.videos_for_tests import blocks_dataset
 from zeroi2v import VideoClassifier
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.engine.train import train
+from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError, MergeError, TowerError
 
 PEERS: dict[
@@ -31,10 +31,17 @@ PEERS: dict[
         {"adapters", "temporal_embedding", "tower.norm"},
     ),
     "st_adapter": ({"strategy": "st_adapter_published"}, {"adapters"}),
-    "st_adapter, two adapters": ({"strategy": "st_adapter_published", "sites": ("block", "mlp")}, {"adapters"}),
+    "st_adapter, two adapters": (
+        {"strategy": "st_adapter_published", "sites": ("block", "mlp")},
+        {"adapters"},
+    ),
     "joint": ({"strategy": "joint"}, {"tower", "temporal_embedding"}),
 }
-KINDS = ["zeroi2v_tiny", "vit_base_patch16_siglip_224", "vit_small_patch14_reg4_dinov2"]  # class token, none, registers
+KINDS = [
+    "zeroi2v_tiny",
+    "vit_base_patch16_siglip_224",
+    "vit_small_patch14_reg4_dinov2",
+]  # class token, none, registers
 B, T = 2, 4
 
 
@@ -91,7 +98,9 @@ def test_an_aim_block_attends_over_time_then_space_and_adapts_the_mlp(name: str)
                 y = normed(block.norm1, x[clip, :, place])
                 if "temporal_in" in adapters:
                     y = y + bottleneck(adapters["temporal_in"], y)
-                expected[clip, :, place] += bottleneck(adapters["temporal"], attention(block.attn, y))
+                expected[clip, :, place] += bottleneck(
+                    adapters["temporal"], attention(block.attn, y)
+                )
             for frame in range(T):
                 z = expected[clip, frame].clone()
                 y = attention(block.attn, normed(block.norm1, z))
@@ -124,7 +133,9 @@ def test_st_adapters_sit_on_the_residual_stream_and_see_three_frames(name: str) 
         expected = adapted(adapters["block"], x)
         for clip in range(B):
             for frame in range(T):
-                expected[clip, frame] += attention(block.attn, normed(block.norm1, expected[clip, frame]))
+                expected[clip, frame] += attention(
+                    block.attn, normed(block.norm1, expected[clip, frame])
+                )
         if "mlp" in adapters:
             expected = adapted(adapters["mlp"], expected)
         expected = expected + mlp(block, normed(block.norm2, expected))
@@ -156,14 +167,18 @@ def test_an_evl_layer_adds_to_each_patch_what_the_frames_beside_it_hold() -> Non
                 expected[:, frame] += layer.convolution.weight[:, 0, step + 1] * x[:, frame + step]
                 if step == 0:
                     continue
-                weight = {-1: layer.before, 1: layer.after}[step].unflatten(0, (2 * rows - 1, 2 * columns - 1))
+                weight = {-1: layer.before, 1: layer.after}[step].unflatten(
+                    0, (2 * rows - 1, 2 * columns - 1)
+                )
                 scores = q[:, frame, :, 1:] @ k[:, frame + step, :, 1:].transpose(-1, -2) / 8**0.5
                 shares = scores.softmax(-1).mean(1)  # (B, P, P)
                 for mine in range(rows * columns):
                     for other in range(rows * columns):
                         down = mine // columns - other // columns + rows - 1
                         right = mine % columns - other % columns + columns - 1
-                        expected[:, frame, 1 + mine] += shares[:, mine, other, None] * weight[down, right]
+                        expected[:, frame, 1 + mine] += (
+                            shares[:, mine, other, None] * weight[down, right]
+                        )
         torch.testing.assert_close(layer.in_time(x, q, k), expected)
 
 
@@ -177,7 +192,10 @@ def test_evl_decodes_the_last_four_blocks_of_all_frames() -> None:
     memories: list[Tensor] = []
     for layer in decoder.layers:
         layer.token_norm.register_forward_pre_hook(lambda _, inputs: memories.append(inputs[0]))
-        for name in ("before", "after"):  # without these, what a layer adds needs nothing but the tokens
+        for name in (
+            "before",
+            "after",
+        ):  # without these, what a layer adds needs nothing but the tokens
             nn.init.zeros_(getattr(layer, name))
     clip = random_clip(model)
     with torch.no_grad():
@@ -186,12 +204,20 @@ def test_evl_decodes_the_last_four_blocks_of_all_frames() -> None:
         query = decoder.query.expand(B, 1, -1)
         for layer, tokens, memory in zip(decoder.layers, blocks, memories, strict=True):
             kernel = layer.convolution.weight[:, 0]
-            expected = tokens + layer.convolution.bias + layer.frame_embedding[:, None] + kernel[:, 1] * tokens
+            expected = (
+                tokens
+                + layer.convolution.bias
+                + layer.frame_embedding[:, None]
+                + kernel[:, 1] * tokens
+            )
             expected[:, 1:] += kernel[:, 0] * tokens[:, :-1]
             expected[:, :-1] += kernel[:, 2] * tokens[:, 1:]
             torch.testing.assert_close(memory, expected.flatten(1, 2))
             y, q = normed(layer.token_norm, memory), normed(layer.query_norm, query)
-            weight, bias = layer.attention.in_proj_weight.chunk(3), layer.attention.in_proj_bias.chunk(3)
+            weight, bias = (
+                layer.attention.in_proj_weight.chunk(3),
+                layer.attention.in_proj_bias.chunk(3),
+            )
             q, k, v = (z @ w.T + b for z, w, b in zip((q, y, y), weight, bias, strict=True))
             q, k, v = (z.unflatten(-1, (12, 8)).transpose(1, 2) for z in (q, k, v))
             read = ((q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -202,7 +228,9 @@ def test_evl_decodes_the_last_four_blocks_of_all_frames() -> None:
 
 
 @pytest.mark.parametrize("tower", KINDS)
-@pytest.mark.parametrize("name", ["aim", "aim, four adapters", "st_adapter", "st_adapter, two adapters"])
+@pytest.mark.parametrize(
+    "name", ["aim", "aim, four adapters", "st_adapter", "st_adapter, two adapters"]
+)
 def test_adapters_of_peers_start_as_nothing(name: str, tower: str) -> None:
     model = small_model(tower, **PEERS[name][0]).eval()
     plain = small_model(tower, strategy="linear_probe", heads=[]).eval()
@@ -210,7 +238,9 @@ def test_adapters_of_peers_start_as_nothing(name: str, tower: str) -> None:
     clip = random_clip(model)
     torch.testing.assert_close(model.features(clip), plain.features(clip), rtol=1e-5, atol=1e-5)
     changed = noisy(model).features(clip)
-    assert not torch.allclose(changed, plain.features(clip), rtol=1e-2, atol=1e-2), "or they would prove nothing"
+    assert not torch.allclose(changed, plain.features(clip), rtol=1e-2, atol=1e-2), (
+        "or they would prove nothing"
+    )
 
 
 @pytest.mark.parametrize("tower", KINDS)
@@ -244,8 +274,12 @@ def test_a_step_of_training_moves_what_the_strategy_names_alone(
     )
     run = train(recipe, dataset, tmp_path / "run")
     model = zeroi2v.load(run.folder)
-    before = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=T, pretrained=True, **settings).state_dict()
-    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    before = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=2, frames=T, pretrained=True, **settings
+    ).state_dict()
+    moved = {
+        key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])
+    }
     allowed = ("classifier", *parts)
     assert all(key.startswith(allowed) for key in moved)
     assert {part for part in allowed if any(key.startswith(part) for key in moved)} == {*allowed}
@@ -267,7 +301,9 @@ def test_nothing_of_evls_tower_waits_for_a_gradient() -> None:
 
 @pytest.mark.parametrize("tower", KINDS)
 @pytest.mark.parametrize("name", PEERS)
-def test_a_saved_peer_is_rebuilt_also_after_another_length(name: str, tower: str, tmp_path: Path) -> None:
+def test_a_saved_peer_is_rebuilt_also_after_another_length(
+    name: str, tower: str, tmp_path: Path
+) -> None:
     model = noisy(small_model(tower, **PEERS[name][0]))
     model.resize(frames=6)
     clip = random_clip(model)
@@ -276,14 +312,20 @@ def test_a_saved_peer_is_rebuilt_also_after_another_length(name: str, tower: str
     assert torch.equal(loaded(clip), model(clip))
     strategy = PEERS[name][0]["strategy"]
     assert loaded.config.strategy == strategy
-    assert f"adapted to video with strategy {strategy}," in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"adapted to video with strategy {strategy}," in (tmp_path / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_evls_decoder_is_resized_with_its_tower(tmp_path: Path) -> None:
     model = noisy(small_model("zeroi2v_tiny", strategy="evl"))
     layer: Any = model.adapters[-1]["decoder"].layers[0]  # type: ignore[index]  # a ModuleDict
     with torch.no_grad():  # a plane over the steps, which any interpolation keeps
-        layer.before.copy_(torch.cartesian_prod(torch.arange(11.0), torch.arange(11.0)).sum(1)[:, None].expand(-1, 96))
+        layer.before.copy_(
+            torch.cartesian_prod(torch.arange(11.0), torch.arange(11.0))
+            .sum(1)[:, None]
+            .expand(-1, 96)
+        )
     model.resize(image_size=64, frames=6)
     table = layer.before[:, 0].unflatten(0, (15, 15))  # a grid of 8 by 8
     assert table[7, 7] == 10
@@ -319,7 +361,10 @@ def test_a_copy_of_a_peer_stands_alone(name: str) -> None:
     ("settings", "message"),
     [
         ({"strategy": "evl", "heads": [-1]}, "heads: strategy evl has spatial heads alone"),
-        ({"strategy": "aim", "operator": "cls_shift", "ratio": 0.25}, "operator has no meaning for strategy aim"),
+        (
+            {"strategy": "aim", "operator": "cls_shift", "ratio": 0.25},
+            "operator has no meaning for strategy aim",
+        ),
         ({"strategy": "joint", "ratio": 0.25}, "ratio has no meaning"),
         ({"strategy": "evl", "sites": ("qkv",)}, "'qkv' is not one of this strategy's"),
         ({"strategy": "aim", "sites": ("temporal_in", "joint")}, "name temporal too"),
@@ -329,18 +374,25 @@ def test_a_copy_of_a_peer_stands_alone(name: str) -> None:
         ({"strategy": "evl", "temporal_embedding": "zero"}, "temporal_embedding has no meaning"),
     ],
 )
-def test_a_setting_without_meaning_for_a_peer_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_a_setting_without_meaning_for_a_peer_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         small_model("zeroi2v_tiny", **settings)
 
 
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize(
-    "tower", ["vit_small_patch16_dinov3", "vit_relpos_small_patch16_224", "vit_small_patch16_18x2_224"]
+    "tower",
+    ["vit_small_patch16_dinov3", "vit_relpos_small_patch16_224", "vit_small_patch16_18x2_224"],
 )
 def test_a_peer_refuses_what_is_no_plain_vision_transformer(name: str, tower: str) -> None:
-    with pytest.raises(TowerError, match=f"{tower}: strategy .* is for plain vision transformers, not for"):
-        zeroi2v.create_model(tower, num_classes=2, frames=2, tower_options=TOWERS[tower], **PEERS[name][0])
+    with pytest.raises(
+        TowerError, match=f"{tower}: strategy .* is for plain vision transformers, not for"
+    ):
+        zeroi2v.create_model(
+            tower, num_classes=2, frames=2, tower_options=TOWERS[tower], **PEERS[name][0]
+        )
 
 
 def test_the_paper_shapes_of_peers_are_defaults() -> None:

@@ -43,30 +43,48 @@ def test_a_resized_model_saves_and_loads_as_it_is(name: str, tmp_path: Path) -> 
 
 
 def test_heads_of_a_table_stay_those_of_the_clip_they_were_made_for(tmp_path: Path) -> None:
-    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=16, heads="ssv2", pretrained=True).eval()
+    model = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=3, frames=16, heads="ssv2", pretrained=True
+    ).eval()
     model.resize(frames=8)
     model.save_pretrained(tmp_path)
     assert zeroi2v.load(tmp_path).heads == model.heads
-    assert model.heads != zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=8, heads="ssv2").heads
-    split = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=8, heads="-1*1/2, 1*1/4, 2", pretrained=True)
+    assert (
+        model.heads
+        != zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=8, heads="ssv2").heads
+    )
+    split = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=3, frames=8, heads="-1*1/2, 1*1/4, 2", pretrained=True
+    )
     split.resize(frames=4)
     split.save_pretrained(tmp_path)
     assert zeroi2v.load(tmp_path).heads == split.heads
 
 
-@pytest.mark.parametrize("change", [{"frames": 9}, {"frames": 0}, {"image_size": 50}, {"frames": 16, "image_size": 50}])
+@pytest.mark.parametrize(
+    "change", [{"frames": 9}, {"frames": 0}, {"image_size": 50}, {"frames": 16, "image_size": 50}]
+)
 def test_a_resize_that_is_refused_changes_nothing(change: dict[str, int]) -> None:
-    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=8, tubelet=2, pretrained=True)
+    model = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=3, frames=8, tubelet=2, pretrained=True
+    )
     with pytest.raises(ConfigError):
         model.resize(**change)
-    assert (model.frames, model.image_size, model.clip.frames, model.config.pretrained) == (8, 48, 8, True)
+    assert (model.frames, model.image_size, model.clip.frames, model.config.pretrained) == (
+        8,
+        48,
+        8,
+        True,
+    )
     assert len(model.temporal_embedding) == 4
     assert model.config.heads is None
 
 
 def test_only_square_pictures_and_only_options_of_shape_are_taken() -> None:
     with pytest.raises(ConfigError, match="square"):
-        zeroi2v.create_model("vit_tiny_patch16_224", num_classes=2, tower_options={"img_size": (32, 64)})
+        zeroi2v.create_model(
+            "vit_tiny_patch16_224", num_classes=2, tower_options={"img_size": (32, 64)}
+        )
     for option in ("checkpoint_path", "pretrained_cfg", "cache_dir"):
         with pytest.raises(ConfigError, match=option):
             zeroi2v.create_model("vit_tiny_patch16_224", num_classes=2, tower_options={option: "x"})

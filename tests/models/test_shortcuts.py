@@ -13,8 +13,8 @@ import zeroi2v
 from benchmarks.training_step import reference
 from tests.towers_for_tests import gather_inputs, noisy, random_clip, small_model
 from zeroi2v import VideoClassifier, create_model
-from zeroi2v.analysis.memory import LiveBytes
 from zeroi2v.errors import ConfigError
+from zeroi2v.measure.memory import LiveBytes
 from zeroi2v.method import adapters, gradients
 
 CLIP = "vit_base_patch16_clip_quickgelu_224"
@@ -24,7 +24,11 @@ PLAIN = "vit_tiny_patch16_224"
 def gradients_of(model: VideoClassifier, logits: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     logits.square().sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -55,7 +59,9 @@ def test_a_training_step_has_the_gradients_of_the_papers_graph(tower: str) -> No
         (PLAIN, {"sites": ["q", "k", "v", "proj", "up", "down"]}),
     ],
 )
-def test_shortcuts_change_no_gradient(tower: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shortcuts_change_no_gradient(
+    tower: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = noisy(small_model(tower, **settings)).double().train()
     clip = random_clip(model)
     ours = gradients_of(model, model(clip))
@@ -73,7 +79,11 @@ def test_a_feature_that_reads_a_second_token_has_it_worked_out() -> None:
     """The distilled tower's feature is the mean of its class and distillation tokens."""
     torch.manual_seed(0)
     options = {"img_size": 32, "depth": 2}
-    model = noisy(create_model("deit_tiny_distilled_patch16_224", num_classes=3, frames=4, tower_options=options))
+    model = noisy(
+        create_model(
+            "deit_tiny_distilled_patch16_224", num_classes=3, frames=4, tower_options=options
+        )
+    )
     clip = random_clip(model)
     evaluated = model(clip)
     torch.testing.assert_close(model.train()(clip), evaluated)
@@ -96,7 +106,9 @@ def patches_seen(model: VideoClassifier, clip: Tensor) -> Tensor:
     """Which patches of each frame enter the first block, by an embedding that numbers them: (B, T, N)."""
     tower: Any = model.tower
     with torch.no_grad():
-        tower.pos_embed.copy_(torch.arange(tower.pos_embed.shape[1])[None, :, None].expand_as(tower.pos_embed))
+        tower.pos_embed.copy_(
+            torch.arange(tower.pos_embed.shape[1])[None, :, None].expand_as(tower.pos_embed)
+        )
         for parameter in tower.patch_embed.parameters():
             parameter.zero_()
         tower.cls_token.zero_()
@@ -219,7 +231,10 @@ def test_adapters_in_the_upper_blocks_merge_and_are_saved(tmp_path: Path) -> Non
     [
         ({"adapted_blocks": 4}, "has 3 attention blocks, got 4"),
         ({"adapted_blocks": 0}, "at least 1, or none for all, got 0"),
-        ({"adapted_blocks": 1, "strategy": "linear_probe"}, "linear_probe has no adapters of its own"),
+        (
+            {"adapted_blocks": 1, "strategy": "linear_probe"},
+            "linear_probe has no adapters of its own",
+        ),
     ],
 )
 def test_adapted_blocks_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -235,10 +250,14 @@ def test_fewer_frames_reach_as_far_in_time() -> None:
     model.take_frames(4)
     attention: Any = model.tower.blocks[0].attn  # type: ignore[index]
     q: dict[str, Tensor] = {}
-    attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(before=output.clone()), prepend=True)
+    attention.qkv.register_forward_hook(
+        lambda _, inputs, output: q.update(before=output.clone()), prepend=True
+    )
     attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(after=output.clone()))
     assert model(random_clip(model, clips=1)).shape == (1, 5)
-    before, after = (q[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after"))  # keys (T, N, H, D)
+    before, after = (
+        q[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after")
+    )  # keys (T, N, H, D)
     read = [[0, 1, 0, 1], [0, 0, 1, 2], [1, 2, 3, 3]]
     for head, frames in enumerate(read):
         assert torch.equal(after[:, :, head], before[frames][:, :, head])

@@ -84,7 +84,9 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
     bare = small_model(tower, strategy="linear_probe", heads=settings.get("heads"))
     bare.tower.load_state_dict(model.tower.state_dict())
     torch.testing.assert_close(model.tokens(clip), bare.eval().tokens(clip), rtol=1e-5, atol=1e-5)
-    adapters = list(model.adapters[:-1].parameters())  # the last block's patch tokens may reach no output
+    adapters = list(
+        model.adapters[:-1].parameters()
+    )  # the last block's patch tokens may reach no output
     assert adapters
 
     model.train()
@@ -96,7 +98,9 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter -= 10 * parameter.grad
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert moved <= trains
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapters)
@@ -107,13 +111,23 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
 
 @pytest.mark.parametrize(
     ("strategy", "trains"),
-    [("zeroi2v", True), ("lora", True), ("st_adapter", True), ("temporal_heads", True), ("linear_probe", False)],
+    [
+        ("zeroi2v", True),
+        ("lora", True),
+        ("st_adapter", True),
+        ("temporal_heads", True),
+        ("linear_probe", False),
+    ],
 )
 @pytest.mark.parametrize(
     ("tower", "options", "norm"),
     [
         ("zeroi2v_tiny", {"depth": 1}, "norm"),  # of all tokens; the class token is the feature
-        ("zeroi2v_tiny", {"depth": 1, "global_pool": "avg"}, "fc_norm"),  # of the mean of the tokens
+        (
+            "zeroi2v_tiny",
+            {"depth": 1, "global_pool": "avg"},
+            "fc_norm",
+        ),  # of the mean of the tokens
         ("zeroi2v_tiny", {"depth": 1, "global_pool": "avg", "final_norm": False}, None),
         ("pit_ti_224", {"img_size": 64, "depth": (1, 1, 2)}, "norm"),
         ("tiny_vit_5m_224", {"depths": (1, 1, 1, 1)}, "head.norm"),
@@ -123,7 +137,9 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
 def test_the_norm_before_the_frame_feature_trains(
     tower: str, options: dict[str, Any], norm: str | None, strategy: str, trains: bool
 ) -> None:
-    model = zeroi2v.create_model(tower, num_classes=2, frames=2, strategy=strategy, tower_options=options)
+    model = zeroi2v.create_model(
+        tower, num_classes=2, frames=2, strategy=strategy, tower_options=options
+    )
     found = {name for name, parameter in model.tower.named_parameters() if parameter.requires_grad}
     assert found == ({f"{norm}.weight", f"{norm}.bias"} if trains and norm else set())
 
@@ -137,7 +153,9 @@ def test_a_part_of_the_projection_has_an_adapter_of_its_own(site: str) -> None:
     weight, bias = block.projection.weight, block.projection.bias
     rows = slice(("q", "k", "v").index(site) * 96, (("q", "k", "v").index(site) + 1) * 96)
     expected = x @ weight.T + bias
-    adapted = x + 0.5 * ((x @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias)
+    adapted = x + 0.5 * (
+        (x @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias
+    )
     expected[..., rows] = adapted @ weight[rows].T + bias[rows]
     torch.testing.assert_close(block.projection(x), expected)
 
@@ -147,7 +165,9 @@ def test_an_st_adapter_mixes_three_frames_of_each_patch() -> None:
     clips, frames, tokens, prefix = 2, 5, 4, 1
     count = ClipCount(frames)
     count.clips = clips
-    adapter = STAdapter(6, 3, scale=0.5, dropout=0.0, bias=True, prefix=prefix, count=count).double()
+    adapter = STAdapter(
+        6, 3, scale=0.5, dropout=0.0, bias=True, prefix=prefix, count=count
+    ).double()
     for parameter in adapter.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(clips * frames, prefix + tokens, 6, dtype=torch.float64)
@@ -159,8 +179,13 @@ def test_an_st_adapter_mixes_three_frames_of_each_patch() -> None:
                 inner = adapter.conv.bias.clone()  # type: ignore[union-attr]  # a convolution with a bias
                 for step in (-1, 0, 1):
                     if 0 <= frame + step < frames:
-                        inner += adapter.conv.weight[:, 0, step + 1] * down[clip * frames + frame + step, token]
-                expected[clip * frames + frame, token] += 0.5 * adapter.up(nn.functional.gelu(inner))
+                        inner += (
+                            adapter.conv.weight[:, 0, step + 1]
+                            * down[clip * frames + frame + step, token]
+                        )
+                expected[clip * frames + frame, token] += 0.5 * adapter.up(
+                    nn.functional.gelu(inner)
+                )
     torch.testing.assert_close(adapter(x), expected)
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import zeroi2v
 from tests.towers_for_tests import noisy, random_clip
 from zeroi2v import VideoClassifier, create_model
-from zeroi2v.analysis.cost import cost, new_tower
 from zeroi2v.errors import ConfigError
+from zeroi2v.measure.cost import cost, new_tower
 from zeroi2v.models.towers import build_tower
 
 SMALL = {"img_size": 64, "embed_dim": 32, "depths": (2, 2), "num_heads": (4, 8), "window_size": 4}
@@ -34,7 +34,12 @@ def swin_b(**settings: Any) -> VideoClassifier:
     """Swin-B at 32 frames, without storage."""
     with torch.device("meta"):
         return create_model(
-            "swin_base_patch4_window7_224", num_classes=174, frames=32, heads="ssv2", tubelet=2, **settings
+            "swin_base_patch4_window7_224",
+            num_classes=174,
+            frames=32,
+            heads="ssv2",
+            tubelet=2,
+            **settings,
         )
 
 
@@ -47,19 +52,25 @@ def test_the_patch_embedding_is_the_inflated_3d_convolution() -> None:
     bias = model.tower.get_submodule("patch_embed.proj").bias
     expected = F.conv3d(clip.transpose(1, 2), inflated, bias, stride=(2, 4, 4))  # (B, D, T, H, W)
     found = model.tower.get_submodule("patch_embed.proj")(model.tower_input(clip))
-    torch.testing.assert_close(found.unflatten(0, (2, 4)), expected.transpose(1, 2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found.unflatten(0, (2, 4)), expected.transpose(1, 2), rtol=1e-12, atol=1e-12
+    )
 
 
 @torch.no_grad()
 def test_a_still_clip_gives_what_the_image_tower_gives() -> None:
     model = swin(strategy="linear_probe").double()
     picture = random_clip(model, clips=1)[:, :1]
-    image_tower = build_tower("swin_base_patch4_window7_224", pretrained=False, options=SMALL).double()
+    image_tower = build_tower(
+        "swin_base_patch4_window7_224", pretrained=False, options=SMALL
+    ).double()
     state = model.tower.state_dict()
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :3] * 2
     image_tower.load_state_dict(state)
     features = model.features(picture.repeat(1, 8, 1, 1, 1))
-    torch.testing.assert_close(features, image_tower(picture[0]).expand(1, 4, -1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        features, image_tower(picture[0]).expand(1, 4, -1), rtol=1e-10, atol=1e-10
+    )
 
 
 @torch.no_grad()
@@ -82,7 +93,9 @@ def test_merged_saved_and_loaded(tmp_path: Path) -> None:
     model = noisy(swin())
     clip = random_clip(model)
     with torch.no_grad():
-        torch.testing.assert_close(model.double().merge()(clip.double()), model(clip.double()), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            model.double().merge()(clip.double()), model(clip.double()), rtol=1e-8, atol=1e-8
+        )
         model.float()
         for kind, one in (("adapted", model), ("merged", model.merge())):
             one.save_pretrained(tmp_path / kind)
@@ -90,7 +103,11 @@ def test_merged_saved_and_loaded(tmp_path: Path) -> None:
             assert again.frames == 8
             assert torch.equal(again(clip), one(clip))
     tower = {f"tower.{key}" for key in new_tower(model).state_dict()}
-    assert set(model.merge().state_dict()) == tower | {"temporal_embedding", "classifier.weight", "classifier.bias"}
+    assert set(model.merge().state_dict()) == tower | {
+        "temporal_embedding",
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 def test_full_fine_tuning_reaches_every_weight() -> None:
@@ -115,5 +132,7 @@ def test_table_11() -> None:
     assert 3 * cost(full).gmacs == pytest.approx(741, rel=0.005)
     assert cost(full).params == pytest.approx(86.9e6, abs=0.1e6)
     assert cost(full).trainable_params == cost(full).params
-    assert sum(parameter.numel() for parameter in adapted.adapters.parameters()) == pytest.approx(14e6, abs=1e6)
+    assert sum(parameter.numel() for parameter in adapted.adapters.parameters()) == pytest.approx(
+        14e6, abs=1e6
+    )
     assert [len(one) for one in adapted.adapters] == [4] * 24

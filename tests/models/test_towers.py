@@ -13,7 +13,14 @@ from torch import nn
 import zeroi2v
 from tests.tower_checks import IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, check_tower
 from zeroi2v.errors import TowerError
-from zeroi2v.models.towers import TINY_NAME, find_blocks, has_class_token, prefix_tokens, spatial_blocks, tiny_tower
+from zeroi2v.models.towers import (
+    TINY_NAME,
+    find_blocks,
+    has_class_token,
+    prefix_tokens,
+    spatial_blocks,
+    tiny_tower,
+)
 
 PARTLY_COVERED = {  # and how many attention blocks of their small versions stay spatial
     "convit_tiny": 1,
@@ -27,7 +34,11 @@ PARTLY_COVERED = {  # and how many attention blocks of their small versions stay
 
 @pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
 @pytest.mark.parametrize(
-    "name", [*IMPLEMENTATIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_IMPLEMENTATIONS)]
+    "name",
+    [
+        *IMPLEMENTATIONS,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_IMPLEMENTATIONS),
+    ],
 )
 def test_every_way_of_writing_attention_keeps_the_promises(name: str) -> None:
     assert name in zeroi2v.supported_towers()
@@ -36,7 +47,11 @@ def test_every_way_of_writing_attention_keeps_the_promises(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["convit_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in [*PARTLY_COVERED][1:])]
+    "name",
+    [
+        "convit_tiny",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in [*PARTLY_COVERED][1:]),
+    ],
 )
 def test_a_partly_covered_tower_keeps_the_promises_where_it_is_covered(
     name: str, caplog: pytest.LogCaptureFixture
@@ -59,7 +74,9 @@ def test_a_partly_covered_tower_is_said_to_be_in_one_warning_and_in_its_card(
     assert "blocks.1.attn" not in caplog.text
     assert len(model.heads) == 2
     model.save_pretrained(tmp_path)
-    assert "| attention that stays spatial | `blocks.0.attn` |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| attention that stays spatial | `blocks.0.attn` |" in (
+        tmp_path / "README.md"
+    ).read_text(encoding="utf-8")
     clip = torch.randn(2, 8, 3, 32, 32)
     assert torch.equal(zeroi2v.load(tmp_path)(clip), model.eval()(clip))
 
@@ -89,7 +106,11 @@ def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
             continue
         spatial = spatial_blocks(tower)
         assert name in (partly if spatial else supported), name
-        fused = {path for path, module in tower.named_modules() if isinstance(getattr(module, "qkv", None), nn.Linear)}
+        fused = {
+            path
+            for path, module in tower.named_modules()
+            if isinstance(getattr(module, "qkv", None), nn.Linear)
+        }
         assert {block.name for block in blocks} == fused - set(spatial), name
 
 
@@ -104,7 +125,9 @@ def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
         ("coatnet_0_rw_224", {}, "projects with convolutions"),
     ],
 )
-def test_what_cannot_be_done_right_is_refused_with_the_reason(name: str, options: dict[str, Any], reason: str) -> None:
+def test_what_cannot_be_done_right_is_refused_with_the_reason(
+    name: str, options: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(TowerError, match=reason):
         zeroi2v.create_model(name, num_classes=2, tower_options=options)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import zeroi2v
 from tests.towers_for_tests import TOWERS, gather_inputs, noisy, random_clip, small_model
-from zeroi2v.analysis.cost import plain_tower
 from zeroi2v.errors import ConfigError, HeadsError, TowerError
+from zeroi2v.measure.cost import plain_tower
 from zeroi2v.models.towers import build_tower, find_blocks
 
 every_tower = pytest.mark.parametrize("tower", TOWERS)
@@ -26,7 +26,9 @@ def test_offsets_of_zero_give_the_image_tower_frame_by_frame(tower: str) -> None
     nn.init.zeros_(model.temporal_embedding)
     clip = random_clip(model)
     image_tower = plain_tower(model)
-    one_by_one = torch.stack([torch.stack([image_tower(frame[None])[0] for frame in frames]) for frames in clip])
+    one_by_one = torch.stack(
+        [torch.stack([image_tower(frame[None])[0] for frame in frames]) for frames in clip]
+    )
     torch.testing.assert_close(model.features(clip), one_by_one, rtol=1e-10, atol=1e-10)
     tokens = torch.stack([image_tower.forward_features(frames) for frames in clip])
     torch.testing.assert_close(model.tokens(clip), tokens, rtol=1e-10, atol=1e-10)
@@ -59,7 +61,9 @@ def test_a_temporal_head_reads_the_frame_it_names_and_only_that(tower: str) -> N
             if frame == changed:
                 assert moved[frame].all(), "queries, and all other heads, react to their own frame"
             elif frame + 1 == changed:
-                assert torch.equal(moved[frame], head_1), "exactly the temporal head reacts to the frame it reads"
+                assert torch.equal(moved[frame], head_1), (
+                    "exactly the temporal head reacts to the frame it reads"
+                )
             else:
                 assert not moved[frame].any(), "no other frame matters in the first block"
 
@@ -72,7 +76,9 @@ def test_merging_changes_no_output_and_leaves_a_plain_tower(tower: str) -> None:
     merged = model.merge()
     torch.testing.assert_close(merged(clip), before, rtol=1e-8, atol=1e-10)
     assert torch.equal(model(clip), before), "the adapted model is left as it was"
-    image_tower = zeroi2v.create_model(tower, num_classes=5, frames=4, heads=[], tower_options=TOWERS[tower]).tower
+    image_tower = zeroi2v.create_model(
+        tower, num_classes=5, frames=4, heads=[], tower_options=TOWERS[tower]
+    ).tower
     assert [(name, type(module)) for name, module in merged.tower.named_modules()] == [
         (name, type(module)) for name, module in image_tower.named_modules()
     ]
@@ -82,9 +88,9 @@ def test_merging_changes_no_output_and_leaves_a_plain_tower(tower: str) -> None:
         "classifier.bias",
     }
     assert set(merged.state_dict()) == keys
-    assert (merged(clip) - noisy(small_model(tower, heads=[]))(clip.float()).double()).abs().max() > 1e-3, (
-        "and does something"
-    )
+    assert (
+        merged(clip) - noisy(small_model(tower, heads=[]))(clip.float()).double()
+    ).abs().max() > 1e-3, "and does something"
 
 
 @every_tower
@@ -95,13 +101,19 @@ def test_merging_costs_nothing(tower: str) -> None:
     shapes = {f"tower.{key}": tensor.shape for key, tensor in image_tower.state_dict().items()}
     merged_model = model.merge()
     merged = zeroi2v.cost(merged_model)
-    found = {key: tensor.shape for key, tensor in merged_model.state_dict().items() if key.startswith("tower.")}
+    found = {
+        key: tensor.shape
+        for key, tensor in merged_model.state_dict().items()
+        if key.startswith("tower.")
+    }
     assert found == shapes
     tower_params = sum(parameter.numel() for parameter in image_tower.parameters())
     assert merged.extra_gmacs == 0
     assert (
         merged.params
-        == tower_params + sum(p.numel() for p in model.classifier.parameters()) + model.temporal_embedding.numel()
+        == tower_params
+        + sum(p.numel() for p in model.classifier.parameters())
+        + model.temporal_embedding.numel()
     )
     assert zeroi2v.cost(model).extra_gmacs > 0
 
@@ -114,7 +126,9 @@ def test_one_step_moves_what_trains_and_nothing_else(tower: str) -> None:
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
     model(random_clip(model)).square().sum().backward()
     optimizer.step()
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     shared = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
         name for name, _ in model.named_parameters()
     }
@@ -126,13 +140,17 @@ def test_one_step_moves_what_trains_and_nothing_else(tower: str) -> None:
 
 def test_an_extra_layer_is_not_free() -> None:
     merged = small_model("zeroi2v_tiny").merge()
-    merged.tower.blocks[0].mlp.fc2 = nn.Sequential(merged.tower.blocks[0].mlp.fc2, nn.Linear(96, 96))
+    merged.tower.blocks[0].mlp.fc2 = nn.Sequential(
+        merged.tower.blocks[0].mlp.fc2, nn.Linear(96, 96)
+    )
     cost = zeroi2v.cost(merged)
     assert cost.extra_gmacs == pytest.approx(4 * 37 * 96 * 96 / 1e9)
     assert cost.new_params == 96 * 97 + merged.temporal_embedding.numel()
 
 
-@pytest.mark.parametrize(("tower", "gmacs"), [("vit_base_patch16_224", 17.56), ("vit_large_patch14_224", 81.01)])
+@pytest.mark.parametrize(
+    ("tower", "gmacs"), [("vit_base_patch16_224", 17.56), ("vit_large_patch14_224", 81.01)]
+)
 def test_multiply_adds_per_frame_are_the_papers(tower: str, gmacs: float) -> None:
     with torch.device("meta"):
         model = zeroi2v.create_model(tower, num_classes=400)
@@ -142,7 +160,10 @@ def test_multiply_adds_per_frame_are_the_papers(tower: str, gmacs: float) -> Non
 
 def test_strategies_train_what_they_say() -> None:
     probe = small_model("vit_tiny_patch16_224", strategy="linear_probe")
-    assert {name for name, p in probe.named_parameters() if p.requires_grad} == {"classifier.weight", "classifier.bias"}
+    assert {name for name, p in probe.named_parameters() if p.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert not list(probe.adapters.parameters())
     full = small_model("vit_tiny_patch16_224", strategy="full")
     assert all(p.requires_grad for p in full.parameters())
@@ -171,7 +192,11 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
             TowerError,
             "vit_base_patch16_xp_224: no attention with a fused qkv projection",
         ),
-        ({"tower": "xcit_nano_12_p16_224"}, TowerError, "xcit_nano_12_p16_224: XCA attends over channels"),
+        (
+            {"tower": "xcit_nano_12_p16_224"},
+            TowerError,
+            "xcit_nano_12_p16_224: XCA attends over channels",
+        ),
         ({"tower": "vit_tiny_patch16_224.nope"}, TowerError, "nope"),
         ({"tower_options": {"num_heads": 5}}, ConfigError, "tower_options of zeroi2v_tiny"),
         ({"strategy": "zeroi2w"}, ConfigError, "did you mean 'zeroi2v'"),
@@ -181,10 +206,16 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
         ({"num_classes": 0}, ConfigError, "num_classes must be at least 1"),
         ({"frames": 0}, ConfigError, "frames must be at least 1"),
         ({"tower_options": {"dept": 2}}, ConfigError, "dept"),
-        ({"pretrained": True, "tower_options": {"depth": 2}}, ConfigError, "its weights fit no other shape"),
+        (
+            {"pretrained": True, "tower_options": {"depth": 2}},
+            ConfigError,
+            "its weights fit no other shape",
+        ),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, object], error: type[Exception], message: str) -> None:
+def test_a_wrong_setting_is_named(
+    settings: dict[str, object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         zeroi2v.create_model(**{"tower": "zeroi2v_tiny", "num_classes": 3, **settings})
     assert message in str(caught.value)
@@ -197,7 +228,9 @@ def test_a_clip_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
         small_model("zeroi2v_tiny")(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("tower", ["zeroi2v_tiny", "vit_small_patch16_dinov3"])  # position embedding; RoPE
+@pytest.mark.parametrize(
+    "tower", ["zeroi2v_tiny", "vit_small_patch16_dinov3"]
+)  # position embedding; RoPE
 def test_another_length_and_another_size_of_frame(tower: str, tmp_path: Path) -> None:
     model = noisy(small_model(tower, heads="-1*1, 1*1"))
     old = model.temporal_embedding.detach().clone()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from zeroi2v.analysis.paper_tables import COSTS, EXTRA, GFLOPS, TABLES, Row, counted
+from zeroi2v.measure.paper_tables import COSTS, EXTRA, GFLOPS, TABLES, Row, counted
 
 PRINTED = {  # how many rows of each table this project builds, so that none is dropped in silence
     3: 10,

@@ -33,7 +33,12 @@ ADAPTERS: list[
     ("zeroi2v", (QKV, UP), 192, 7),
     ("zeroi2v", (QKV, PROJ, UP), 192, 10),
     ("zeroi2v", (QKV, PROJ, UP, DOWN), 192, 14),
-    ("zeroi2v", ("q", "k", "v", PROJ, UP, DOWN), 192, 21.2),  # printed as 20, the one row that is more than 1 M off
+    (
+        "zeroi2v",
+        ("q", "k", "v", PROJ, UP, DOWN),
+        192,
+        21.2,
+    ),  # printed as 20, the one row that is more than 1 M off
     ("zeroi2v", ("q", "k", "v", PROJ, UP, DOWN), 128, 14),
 ]
 RATIOS = [(0.0625, 3), (0.125, 7), (0.25, 14), (0.5, 28)]
@@ -42,14 +47,23 @@ RATIOS = [(0.0625, 3), (0.125, 7), (0.25, 14), (0.5, 28)]
 def vit_b(**settings: Any) -> VideoClassifier:
     """ViT-B/16 at 8 frames, without storage."""
     with torch.device("meta"):
-        return create_model("vit_base_patch16_clip_quickgelu_224", num_classes=174, frames=8, **settings)
+        return create_model(
+            "vit_base_patch16_clip_quickgelu_224", num_classes=174, frames=8, **settings
+        )
 
 
 def tunable(model: VideoClassifier) -> float:
     """Millions of weights that train in the backbone: not the classifier, nor one vector per frame and the final norm."""
     if model.strategy.trains_tower:
         return sum(parameter.numel() for parameter in model.tower.parameters()) / 1e6
-    return sum(parameter.numel() for parameter in model.adapters.parameters() if parameter.requires_grad) / 1e6
+    return (
+        sum(
+            parameter.numel()
+            for parameter in model.adapters.parameters()
+            if parameter.requires_grad
+        )
+        / 1e6
+    )
 
 
 @pytest.mark.parametrize(("strategy", "sites", "width", "printed"), ADAPTERS)
@@ -74,12 +88,19 @@ TABLE_1B = {  # offsets of the temporal heads -> k of the printed table, for 12 
 
 
 @pytest.mark.parametrize(
-    ("count", "heads", "k"), [(n, heads, k) for n, row in TABLE_1B.items() for heads, k in row.items()]
+    ("count", "heads", "k"),
+    [(n, heads, k) for n, row in TABLE_1B.items() for heads, k in row.items()],
 )
 def test_layouts_of_table_1b(count: int, heads: str, k: int) -> None:
-    tower = "vit_base_patch16_clip_quickgelu_224" if count == 12 else "vit_large_patch14_clip_quickgelu_224"
+    tower = (
+        "vit_base_patch16_clip_quickgelu_224"
+        if count == 12
+        else "vit_large_patch14_clip_quickgelu_224"
+    )
     with torch.device("meta"):
-        model = create_model(tower, num_classes=174, frames=8, heads=heads, tower_options={"depth": 1})
+        model = create_model(
+            tower, num_classes=174, frames=8, heads=heads, tower_options={"depth": 1}
+        )
     shares: Counter[int] = Counter()
     for head in model.heads[0]:
         for offset, share in head if isinstance(head, tuple) else ((head, 1),):
@@ -95,6 +116,10 @@ def test_operators_of_table_1a_have_no_weights(operator: str, ratio: float) -> N
     assert model.state_dict().keys() == vit_b(**settings).state_dict().keys()
     if operator == "stdha":  # R_c = 2 k / (2 h): two of twelve heads, or three
         assert (
-            sum(abs(o) * s for head in model.heads[0] for o, s in (head if isinstance(head, tuple) else ((head, 1),)))
+            sum(
+                abs(o) * s
+                for head in model.heads[0]
+                for o, s in (head if isinstance(head, tuple) else ((head, 1),))
+            )
             == 12 * ratio
         )

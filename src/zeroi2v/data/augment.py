@@ -34,7 +34,9 @@ def draw_operations(pixels: PixelsConfig, rng: Random) -> list[tuple[str, float]
     kept = []
     for name in rng.sample([*OPERATIONS], pixels.augment_operations):
         if rng.random() < pixels.augment_probability:
-            magnitude = min(max(rng.gauss(pixels.augment_magnitude, pixels.augment_jitter), 0.0), 10.0)
+            magnitude = min(
+                max(rng.gauss(pixels.augment_magnitude, pixels.augment_jitter), 0.0), 10.0
+            )
             kept.append((name, rng.choice((-1, 1)) * magnitude / 10))
     return kept
 
@@ -46,7 +48,9 @@ def augment(frames: Tensor, operations: Iterable[tuple[str, float]]) -> Tensor:
     return frames
 
 
-def _affine(frames: Tensor, *, shear: tuple[float, float] = (0, 0), translate: tuple[float, float] = (0, 0)) -> Tensor:
+def _affine(
+    frames: Tensor, *, shear: tuple[float, float] = (0, 0), translate: tuple[float, float] = (0, 0)
+) -> Tensor:
     """Pixel (x, y) of the result shows (x + a y + c, y + b x + d), for shear (a, b) and translate (c, d) in pixels; one is 0."""
     moved: Tensor = F.affine(
         frames,
@@ -79,6 +83,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "shear_x": lambda frames, strength: _affine(frames, shear=(0.3 * strength, 0)),
     "shear_y": lambda frames, strength: _affine(frames, shear=(0, 0.3 * strength)),
-    "translate_x": lambda frames, strength: _affine(frames, translate=(0.45 * strength * frames.shape[-1], 0)),
-    "translate_y": lambda frames, strength: _affine(frames, translate=(0, 0.45 * strength * frames.shape[-2])),
+    "translate_x": lambda frames, strength: _affine(
+        frames, translate=(0.45 * strength * frames.shape[-1], 0)
+    ),
+    "translate_y": lambda frames, strength: _affine(
+        frames, translate=(0, 0.45 * strength * frames.shape[-2])
+    ),
 }

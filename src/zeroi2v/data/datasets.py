@@ -44,7 +44,9 @@ class VideoDataset:
 
     source: Path
     classes: tuple[str, ...]
-    splits: Mapping[str, tuple[Video, ...]]  # "train", "val", and "test" if the source has that beside "val"
+    splits: Mapping[
+        str, tuple[Video, ...]
+    ]  # "train", "val", and "test" if the source has that beside "val"
     held_out: bool = False  # the source has no split to validate on: "val" was taken out of "train"
     ignored: tuple[Path, ...] = ()  # what lies among the videos and is none
     format: str = "folder"  # the row of FORMATS that read it
@@ -52,7 +54,9 @@ class VideoDataset:
         tuple[str, str], ...
     ] = ()  # classes that a left-right flip exchanges, where the data set has such
     missing: tuple[Path, ...] = ()  # videos that were left out because they are not on disk
-    repeated: tuple[str, ...] = ()  # for each video that is listed twice alike: where; it is used once
+    repeated: tuple[
+        str, ...
+    ] = ()  # for each video that is listed twice alike: where; it is used once
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -62,15 +66,23 @@ class VideoDataset:
             "videos are missing and left out": self.missing,
             "lines repeat a video, which is used once": self.repeated,
         }
-        return tuple(f"{self.source}: {len(odd[kind])} {kind}: {first_names(odd[kind])}" for kind in odd if odd[kind])
+        return tuple(
+            f"{self.source}: {len(odd[kind])} {kind}: {first_names(odd[kind])}"
+            for kind in odd
+            if odd[kind]
+        )
 
     @property
     def train(self) -> tuple[Video, ...]:
         """The videos to train on. DatasetError if there are none, or of one class only."""
         if len(self.classes) < 2:
-            raise DatasetError(f"{self.source}: training needs at least 2 classes, found only {self.classes[0]!r}")
+            raise DatasetError(
+                f"{self.source}: training needs at least 2 classes, found only {self.classes[0]!r}"
+            )
         if not self.splits.get("train"):
-            raise DatasetError(f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}")
+            raise DatasetError(
+                f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}"
+            )
         return self.splits["train"]
 
     @property
@@ -119,7 +131,9 @@ def open_dataset(
     for entry in entries:
         videos = splits.setdefault(entry.split or "train", [])
         if entry.found or missing == "keep":
-            videos.append(Video.of(Path(entry.path), (numbers[name] for name in labels[entry.path])))
+            videos.append(
+                Video.of(Path(entry.path), (numbers[name] for name in labels[entry.path]))
+            )
     if "val" not in splits and "test" in splits:
         splits["val"] = splits.pop("test")
     held_out = "val" not in splits
@@ -147,9 +161,13 @@ def _checked(
     """
     for name in classes:
         if multi_label and LABEL_SEPARATOR in name:
-            raise DatasetError(f"{source}: the class name {name!r} holds a bar, which separates labels; rename it")
+            raise DatasetError(
+                f"{source}: the class name {name!r} holds a bar, which separates labels; rename it"
+            )
         if not name.isprintable():
-            raise DatasetError(f"{source}: the class name {name!r} has characters that are no text; rename it")
+            raise DatasetError(
+                f"{source}: the class name {name!r} has characters that are no text; rename it"
+            )
     known = {*classes}
     wrong, repeated = [*listing.wrong], []
     first: dict[str, Entry] = {}
@@ -165,7 +183,9 @@ def _checked(
             labels[entry.path] = {entry.label}
         elif earlier.split != entry.split or (earlier.label != entry.label and not multi_label):
             what = "label" if earlier.label != entry.label and not multi_label else "split"
-            wrong.append(f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}")
+            wrong.append(
+                f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}"
+            )
         elif entry.label in labels.setdefault(entry.path, set()):
             repeated.append(f"{entry.where}: {entry.path} is also at {earlier.where}")
         else:
@@ -180,10 +200,14 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
     """The dataset with a model's classes in place of its own. DatasetError if the model does not know one of them."""
     for name in dataset.classes:
         if name not in labels:
-            raise DatasetError(f"{dataset.source}: the model has no class {name!r}{nearest(name, labels)}")
+            raise DatasetError(
+                f"{dataset.source}: the model has no class {name!r}{nearest(name, labels)}"
+            )
     numbers = [labels.index(name) for name in dataset.classes]
     splits = {
-        split: tuple(Video.of(video.path, (numbers[label] for label in video.labels)) for video in videos)
+        split: tuple(
+            Video.of(video.path, (numbers[label] for label in video.labels)) for video in videos
+        )
         for split, videos in dataset.splits.items()
     }
     return replace(dataset, classes=tuple(labels), splits=splits)
@@ -198,4 +222,6 @@ def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Vi
     for label, own in by_class.items():
         count = min(max(round(len(own) * share), 1), len(own) - 1) if share else 0
         held.update(Random(f"{seed}/{label}").sample(own, count))
-    return [video for video in videos if video not in held], [video for video in videos if video in held]
+    return [video for video in videos if video not in held], [
+        video for video in videos if video in held
+    ]

@@ -36,7 +36,9 @@ from zeroi2v.errors import VideoError
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 
 _Packet: TypeAlias = "av.Packet[VideoStream]"
-_IMAGE_CODECS: dict[bytes, Literal["mjpeg", "png", "webp", "bmp"]] = {  # by an image file's first two bytes
+_IMAGE_CODECS: dict[
+    bytes, Literal["mjpeg", "png", "webp", "bmp"]
+] = {  # by an image file's first two bytes
     b"\xff\xd8": "mjpeg",
     b"\x89P": "png",
     b"RI": "webp",
@@ -59,7 +61,11 @@ class VideoInfo:
 
 
 def read_clip(
-    path: Path, choose: Callable[[int], Sequence[int]], *, short_side: int | None = None, decoder: Decoder = "pyav"
+    path: Path,
+    choose: Callable[[int], Sequence[int]],
+    *,
+    short_side: int | None = None,
+    decoder: Decoder = "pyav",
 ) -> Tensor:
     """The frames that `choose` picks of a video file or folder of images: uint8 (n, 3, H, W), channels last in memory.
 
@@ -71,18 +77,29 @@ def read_clip(
     if _is_folder(path):
         files = _image_files(path)
         order = _chosen(choose, len(files))
-        return _collect(order, ((number, _decode_image(files[number])) for number in sorted({*order})), short_side)[0]
-    with _open(path, threads=1 if get_worker_info() else min(4, os.cpu_count() or 1)) as (container, stream):
+        return _collect(
+            order,
+            ((number, _decode_image(files[number])) for number in sorted({*order})),
+            short_side,
+        )[0]
+    with _open(path, threads=1 if get_worker_info() else min(4, os.cpu_count() or 1)) as (
+        container,
+        stream,
+    ):
         timeline = _Timeline.of(container, stream)
         if timeline.times:
             order = _chosen(choose, timeline.frames)
             if decoder == "torchcodec":
                 keys = {time for time, _ in timeline.keys}
-                clip = torchcodec_clip(path, order, stream, timeline.times, keys, short_side=short_side)
+                clip = torchcodec_clip(
+                    path, order, stream, timeline.times, keys, short_side=short_side
+                )
                 if clip is not None:
                     return clip
             try:
-                return _collect(order, _by_seeking(container, stream, timeline, sorted({*order})), short_side)[0]
+                return _collect(
+                    order, _by_seeking(container, stream, timeline, sorted({*order})), short_side
+                )[0]
             except (_TimelineError, av.FFmpegError):
                 pass  # the packets do not tell which frames there are
     return _by_counting(path, choose, timeline.frames, short_side)
@@ -170,19 +187,27 @@ def _open(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, Vid
     try:
         file, start, size = _bytes_of(path)
         if not file.is_file():
-            raise VideoError(path, "neither a file nor a folder" if file.exists() else "no such file")
+            raise VideoError(
+                path, "neither a file nor a folder" if file.exists() else "no such file"
+            )
         length = file.stat().st_size
         if length == 0 or size == 0:
             raise VideoError(path, "the file is empty")
         url = f"file:{file}"  # without "file:", a name like a:b would be a protocol's
         if size is not None:
             if start + size > length:
-                raise VideoError(path, f"{file.name} has only {length} bytes: it changed since it was listed")
+                raise VideoError(
+                    path, f"{file.name} has only {length} bytes: it changed since it was listed"
+                )
             url = f"subfile,,start,{start},end,{start + size},,:{url}"
         with av.open(url, metadata_errors="replace") as container:
             if container.format.name == "tty":  # FFmpeg would draw the letters of a text file
                 raise VideoError(path, "a text file, not a video")
-            streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+            streams = [
+                one
+                for one in container.streams.video
+                if not one.disposition & Disposition.attached_pic
+            ]
             if not streams:
                 raise VideoError(path, "no video stream")
             codec = streams[0].codec_context
@@ -251,8 +276,12 @@ class _Timeline:
 
     frames: int
     is_reordered: bool  # whether packets come in another order than their times
-    times: list[int]  # presentation time of each frame, increasing; empty if the packets cannot be relied on for that
-    keys: list[tuple[int, int]]  # presentation and decoding time of the packets that decoding can start from
+    times: list[
+        int
+    ]  # presentation time of each frame, increasing; empty if the packets cannot be relied on for that
+    keys: list[
+        tuple[int, int]
+    ]  # presentation and decoding time of the packets that decoding can start from
 
     @classmethod
     def of(cls, container: InputContainer, stream: VideoStream) -> _Timeline:
@@ -275,7 +304,8 @@ class _Timeline:
         reliable = (
             whole
             and len({*times}) == frames > 0
-            and times[0] >= keys[0][0]  # no frame refers to what came before the file's first packet
+            and times[0]
+            >= keys[0][0]  # no frame refers to what came before the file's first packet
             and all(first[0] < second[0] for first, second in pairwise(keys))
         )
         return cls(frames, is_reordered, times if reliable else [], keys)
@@ -286,7 +316,9 @@ def _by_seeking(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with these increasing numbers, decoded from the key frames before them, and those in between that they need."""
     needed = {timeline.times[number] for number in wanted}
-    spared: set[int | None] = set()  # times of pictures that are neither wanted nor referred to by others
+    spared: set[int | None] = (
+        set()
+    )  # times of pictures that are neither wanted nor referred to by others
     key_times = [time for time, _ in timeline.keys]
     frames: Iterator[av.VideoFrame] = iter(())
     upcoming = -_REACH - 1  # number of the next frame; at first, out of reach of any
@@ -311,7 +343,9 @@ def _by_seeking(
             raise _TimelineError
 
 
-def _from_key(container: InputContainer, stream: VideoStream, time: int, decoding_time: int) -> Iterator[_Packet]:
+def _from_key(
+    container: InputContainer, stream: VideoStream, time: int, decoding_time: int
+) -> Iterator[_Packet]:
     """The packets from a key frame on."""
     container.seek(decoding_time, stream=stream)
     return dropwhile(lambda packet: packet.pts != time, _packets(container, stream))
@@ -334,14 +368,18 @@ def _shown_from(time: int, frames: Iterable[av.VideoFrame]) -> Iterator[av.Video
     return (frame for frame in frames if frame.pts is None or frame.pts >= time)
 
 
-def _by_counting(path: Path, choose: Callable[[int], Sequence[int]], guess: int, short_side: int | None) -> Tensor:
+def _by_counting(
+    path: Path, choose: Callable[[int], Sequence[int]], guess: int, short_side: int | None
+) -> Tensor:
     """The clip from decoding the whole file, and once more if it holds another number of frames than guessed."""
     for _ in range(2):
         if not guess:
             raise VideoError(path, _NOTHING)
         order = _chosen(choose, guess)
         with _open(path) as (container, stream):
-            clip, frames = _collect(order, enumerate(_decoded(stream, _packets(container, stream))), short_side)
+            clip, frames = _collect(
+                order, enumerate(_decoded(stream, _packets(container, stream))), short_side
+            )
         if frames == guess:
             return clip
         guess = frames
@@ -355,7 +393,11 @@ def _image_files(folder: Path) -> list[Path]:
     """The frames of a folder, by number. If names differ by more than that, those that start with img, image or frame."""
     groups: dict[str, list[tuple[int, Path]]] = {}
     try:
-        files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+        files = [
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
+        ]
     except OSError as error:
         raise VideoError(folder, reason(error)) from error
     for file in files:
@@ -369,7 +411,8 @@ def _image_files(folder: Path) -> list[Path]:
     if len(chosen) != 1:
         kinds = ", ".join(sorted(groups)[:5])
         raise VideoError(
-            folder, f"images of {len(groups)} kinds ({kinds}), and not exactly one is named img, image or frame"
+            folder,
+            f"images of {len(groups)} kinds ({kinds}), and not exactly one is named img, image or frame",
         )
     return [file for _, file in sorted(groups[chosen[0]])]
 

@@ -32,7 +32,9 @@ def write_video(path: Path, frames: Tensor, *, fps: int, crf: int = 18) -> None:
         raise ValueError(f"{path}: H.264 needs an even width and height, got {width}x{height}")
     with _written(path) as container:
         # "superfast" does not look ahead; where x264 does, it reads memory that it never set and the bytes vary.
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "superfast"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"crf": str(crf), "preset": "superfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
@@ -40,7 +42,9 @@ def write_video(path: Path, frames: Tensor, *, fps: int, crf: int = 18) -> None:
         container.mux(stream.encode(None))
 
 
-def write_frames(path: Path, frames: Iterable[av.VideoFrame], *, short_side: int, keyframes: int, crf: int) -> None:
+def write_frames(
+    path: Path, frames: Iterable[av.VideoFrame], *, short_side: int, keyframes: int, crf: int
+) -> None:
     """Write decoded frames, all of them in their order, upright, with a key frame at least every `keyframes` frames.
 
     Their shorter side becomes `short_side` if it is longer, and both sides even; frames of another size than the first are scaled
@@ -65,10 +69,14 @@ def write_frames(path: Path, frames: Iterable[av.VideoFrame], *, short_side: int
         codec.color_range, codec.colorspace = first.color_range, first.colorspace
         start, time = first.pts or 0, -step
         for frame in chain([first], frames):
-            picture = _turned(reformatter.reformat(frame, width, height, "yuv420p", threads=1), turns)
+            picture = _turned(
+                reformatter.reformat(frame, width, height, "yuv420p", threads=1), turns
+            )
             time = time + step if frame.pts is None else max(frame.pts - start, time + 1)
             picture.pts, picture.time_base = time, time_base
-            picture.pict_type = PictureType.NONE  # the encoder's choice, not that of the file that was read
+            picture.pict_type = (
+                PictureType.NONE
+            )  # the encoder's choice, not that of the file that was read
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
@@ -78,10 +86,17 @@ def _turned(picture: av.VideoFrame, turns: int) -> av.VideoFrame:
     if not turns:
         return picture
     width, height = picture.width, picture.height
-    luma, *chroma = np.split(picture.to_ndarray().reshape(-1), [width * height, width * height * 5 // 4])
-    planes = [luma.reshape(height, width), *(plane.reshape(height // 2, width // 2) for plane in chroma)]
+    luma, *chroma = np.split(
+        picture.to_ndarray().reshape(-1), [width * height, width * height * 5 // 4]
+    )
+    planes = [
+        luma.reshape(height, width),
+        *(plane.reshape(height // 2, width // 2) for plane in chroma),
+    ]
     upright = np.concatenate([np.rot90(plane, turns).reshape(-1) for plane in planes])
-    return av.VideoFrame.from_ndarray(upright.reshape(-1, height if turns % 2 else width), format="yuv420p")
+    return av.VideoFrame.from_ndarray(
+        upright.reshape(-1, height if turns % 2 else width), format="yuv420p"
+    )
 
 
 @contextmanager
@@ -89,7 +104,9 @@ def _written(path: Path) -> Iterator[OutputContainer]:
     """A container to write into, whose file gets its name when the block has ended well, and else is removed."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with av.open(f"file:{unfinished}", "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
+        with av.open(
+            f"file:{unfinished}", "w", format="mp4", container_options={"fflags": "+bitexact"}
+        ) as container:
             yield container
         unfinished.replace(path)
     except (av.FFmpegError, OSError) as error:

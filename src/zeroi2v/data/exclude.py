@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.folders import write_text
 from zeroi2v.errors import DatasetError, nearest
+from zeroi2v.files import write_text
 
 
 def leave_out(dataset: VideoDataset, listed: Path) -> tuple[VideoDataset, list[Path]]:
@@ -51,9 +51,13 @@ def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -
         rows = csv.writer(text, lineterminator="\n")
         rows.writerows([("path", "error"), *names.items()])
     else:
-        split = next((name for name in names if name != name.strip() or len(name.splitlines()) > 1), None)
+        split = next(
+            (name for name in names if name != name.strip() or len(name.splitlines()) > 1), None
+        )
         if split is not None:
-            raise DatasetError(f"{path}: the name {split!r} does not fit into a line; write a .csv file")
+            raise DatasetError(
+                f"{path}: the name {split!r} does not fit into a line; write a .csv file"
+            )
         text.writelines(f"{name}\n" for name in names)
     write_text(path, text.getvalue())
 

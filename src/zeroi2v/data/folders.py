@@ -19,16 +19,39 @@ from typing import Any, Final, NamedTuple
 from zeroi2v.data.decode import IMAGE_SUFFIXES, tar_address
 from zeroi2v.errors import DatasetError
 
-SPLITS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS: Final = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _FILE_SPLITS: Final = {**SPLITS, "training": "train", "validate": "val", "testing": "test"}
-_DOCUMENTS = (".doc", ".docx", ".htm", ".html", ".log", ".md", ".pdf", ".rst", ".txt", ".ass", ".srt", ".vtt")
+_DOCUMENTS = (
+    ".doc",
+    ".docx",
+    ".htm",
+    ".html",
+    ".log",
+    ".md",
+    ".pdf",
+    ".rst",
+    ".txt",
+    ".ass",
+    ".srt",
+    ".vtt",
+)
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".toml", ".yaml", ".yml", ".xml", ".ini", ".cls")
 _TENSORS = (".h5", ".mat", ".npy", ".npz", ".parquet", ".pkl", ".pt", ".pth")
 _ARCHIVES = (".7z", ".bz2", ".gz", ".part", ".rar", ".tar", ".tgz", ".tmp", ".xz", ".zip")
 _SOUNDS = (".aac", ".flac", ".m4a", ".mp3", ".ogg", ".wav")
 _NOT_VIDEOS: Final = IMAGE_SUFFIXES.union(_DOCUMENTS, _TABLES, _TENSORS, _ARCHIVES, _SOUNDS)
 LABEL_SEPARATOR: Final = "|"  # between the labels of a video, where it may have several
-_LABELS: Final = ("cls", "txt", "json")  # endings of a label in a tar file; the first that is there counts
+_LABELS: Final = (
+    "cls",
+    "txt",
+    "json",
+)  # endings of a label in a tar file; the first that is there counts
 _LABEL_KEYS: Final = ("label", "class", "cls")  # where an object of a .json has it
 _MOST_NUMBERS: Final = 100_000  # classes of a source that has numbers but no names for them
 _LONGEST_LABEL: Final = 1 << 20  # bytes
@@ -50,10 +73,14 @@ class Listing:
     """What a source says of its videos, before it is checked."""
 
     entries: list[Entry]
-    classes: tuple[str, ...] | None = None  # in the order that the data set publishes; None: alphabetical
+    classes: tuple[str, ...] | None = (
+        None  # in the order that the data set publishes; None: alphabetical
+    )
     flip_pairs: tuple[tuple[str, str], ...] = ()  # classes that a left-right flip exchanges
     ignored: list[Path] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)  # one sentence for each line that cannot be used, with file and line
+    wrong: list[str] = field(
+        default_factory=list
+    )  # one sentence for each line that cannot be used, with file and line
 
 
 def split_in(name: str) -> str:
@@ -119,7 +146,9 @@ def locate(folder: Path, wanted: Collection[str], *, with_class: bool = False) -
                     queue.append((one.path, depth - 1))
             elif name in found:
                 both = " and ".join(sorted((found[name], one.path)))
-                raise DatasetError(f"{folder}: {both} are one video to the list; name the folder to use by data.videos")
+                raise DatasetError(
+                    f"{folder}: {both} are one video to the list; name the folder to use by data.videos"
+                )
             else:
                 found[name] = one.path
     return found
@@ -192,14 +221,18 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         names = [part[1] for part in parts]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
-        raise DatasetError(f"{file}: {f'names {first_names(twice)} twice' if twice else 'no class names in it'}")
+        raise DatasetError(
+            f"{file}: {f'names {first_names(twice)} twice' if twice else 'no class names in it'}"
+        )
     return (*names,)
 
 
 def read_class_folders(source: Path) -> Listing:
     """The videos of a folder per class, perhaps below folders named by split, and what among them is none."""
     folders, ignored = list_folder(source)
-    split_folders = [folder for folder in folders if folder.name.lower() in SPLITS and _holds_classes(folder)]
+    split_folders = [
+        folder for folder in folders if folder.name.lower() in SPLITS and _holds_classes(folder)
+    ]
     class_folders = [("", folder) for folder in folders]
     if split_folders:
         ignored += [folder for folder in folders if folder not in split_folders]
@@ -209,7 +242,9 @@ def read_class_folders(source: Path) -> Listing:
             ignored += files
             class_folders += [(SPLITS[split_folder.name.lower()], folder) for folder in folders]
     if not class_folders:
-        raise DatasetError(f"{source}: no class folders in it; expected {source.name}/class/video, or a CSV manifest")
+        raise DatasetError(
+            f"{source}: no class folders in it; expected {source.name}/class/video, or a CSV manifest"
+        )
     entries: list[Entry] = []
     for split, folder in class_folders:
         clips, files = list_folder(folder)
@@ -217,14 +252,20 @@ def read_class_folders(source: Path) -> Listing:
         videos += [file for file in files if file.suffix.lower() not in _NOT_VIDEOS]
         ignored += sorted({*clips, *files}.difference(videos))
         entries += [Entry(str(path), folder.name, split, str(folder)) for path in sorted(videos)]
-    empty = sorted({folder.name for _, folder in class_folders}.difference(entry.label for entry in entries))
+    empty = sorted(
+        {folder.name for _, folder in class_folders}.difference(entry.label for entry in entries)
+    )
     if empty:
         raise DatasetError(f"{source}: no videos in the class folders {first_names(empty)}")
     return Listing(entries, ignored=ignored)
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(os.path.splitext(one.name)[1].lower() in IMAGE_SUFFIXES for one in _entries(folder) if not one.is_dir())
+    return any(
+        os.path.splitext(one.name)[1].lower() in IMAGE_SUFFIXES
+        for one in _entries(folder)
+        if not one.is_dir()
+    )
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -241,7 +282,11 @@ def tar_files(source: Path) -> list[tuple[str, Path]]:
     for folder in folders:
         if folder.name.lower() in SPLITS:
             inside = list_folder(folder)[1]
-            found += [(SPLITS[folder.name.lower()], file) for file in inside if file.suffix.lower() == ".tar"]
+            found += [
+                (SPLITS[folder.name.lower()], file)
+                for file in inside
+                if file.suffix.lower() == ".tar"
+            ]
     return found
 
 
@@ -279,7 +324,9 @@ def name_numbers(listing: Listing) -> Listing:
         if number < len(classes):
             entries.append(entry if number < 0 else entry._replace(label=classes[number]))
         else:
-            listing.wrong.append(f"{entry.where}: class {number} of only {len(classes)}, counted from 0")
+            listing.wrong.append(
+                f"{entry.where}: class {number} of only {len(classes)}, counted from 0"
+            )
     return replace(listing, entries=entries, classes=classes)
 
 
@@ -288,7 +335,9 @@ def _read_shard(archive: Path, split: str, listing: Listing, multi_label: bool) 
     videos: dict[str, Path] = {}
     labels: dict[tuple[str, str], list[str]] = {}  # (key, ending) -> labels
     try:
-        with tarfile.open(archive, "r:") as tar:  # "r:": never a compressed one, of which no bytes can be picked
+        with tarfile.open(
+            archive, "r:"
+        ) as tar:  # "r:": never a compressed one, of which no bytes can be picked
             while member := tar.next():
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
                 folder, name = os.path.split(member.name)
@@ -299,7 +348,9 @@ def _read_shard(archive: Path, split: str, listing: Listing, multi_label: bool) 
                 where = f"{archive}, {member.name}"
                 if ending in _LABELS:
                     if member.size > _LONGEST_LABEL:
-                        listing.wrong.append(f"{where}: {member.size} bytes are too many for a label")
+                        listing.wrong.append(
+                            f"{where}: {member.size} bytes are too many for a label"
+                        )
                         continue
                     content = tar.extractfile(member)
                     text = content.read() if content else b""
@@ -322,17 +373,25 @@ def _read_shard(archive: Path, split: str, listing: Listing, multi_label: bool) 
     for key, path in videos.items():
         ending = next((one for one in _LABELS if (key, one) in labels), "")
         if not ending:
-            listing.wrong.append(f"{archive}, {key}: no label beside the video; expected {key}.cls, .txt or .json")
+            listing.wrong.append(
+                f"{archive}, {key}: no label beside the video; expected {key}.cls, .txt or .json"
+            )
         else:
             where = f"{archive}, {key}.{ending}"
-            listing.entries += [Entry(str(path), label, split, where) for label in labels[key, ending]]
+            listing.entries += [
+                Entry(str(path), label, split, where) for label in labels[key, ending]
+            ]
     for key, ending in labels:
         if ending == "cls" and key not in videos:
             name, where = str(archive / key), f"{archive}, {key}.cls"
-            listing.entries += [Entry(name, label, split, where, found=False) for label in labels[key, ending]]
+            listing.entries += [
+                Entry(name, label, split, where, found=False) for label in labels[key, ending]
+            ]
 
 
-def _labels(content: bytes, ending: str, where: str, wrong: list[str], multi_label: bool) -> list[str]:
+def _labels(
+    content: bytes, ending: str, where: str, wrong: list[str], multi_label: bool
+) -> list[str]:
     """The label, or labels, in a file of a tar file; what is odd about it goes to `wrong`."""
     try:
         value: Any = content.decode("utf-8-sig").strip()
@@ -345,22 +404,14 @@ def _labels(content: bytes, ending: str, where: str, wrong: list[str], multi_lab
         value = next((value[key] for key in _LABEL_KEYS if key in value), None)
     values = value if multi_label and isinstance(value, list) else [value]
     if not values or any(isinstance(one, bool) or not isinstance(one, str | int) for one in values):
-        several = "; several labels need data.multi_label" if isinstance(value, list) and not multi_label else ""
+        several = (
+            "; several labels need data.multi_label"
+            if isinstance(value, list) and not multi_label
+            else ""
+        )
         wrong.append(f"{where}: no text or whole number under {', '.join(_LABEL_KEYS)}{several}")
         return []
     return [label for one in values for label in labels_in(str(one), multi_label)]
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, all of it or nothing; names in it may hold bytes that are no text. DatasetError if it cannot be written."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def first_names(names: Sequence[object]) -> str:

@@ -48,7 +48,11 @@ _LIST_FOLDERS: Final = {
 _CLASS_FILES: Final = re.compile(r"label_map.*\.txt|classes\.txt|classind\.txt", re.IGNORECASE)
 _HMDB_LIST: Final = re.compile(r"(.+)_test_split([123])\.txt")
 _SSV2_PREFIXES: Final = ("", "something-something-v2-")
-_SSV2_FLIPS: Final = ((86, 87), (93, 94), (166, 167))  # numbers of the classes that a left-right flip exchanges
+_SSV2_FLIPS: Final = (
+    (86, 87),
+    (93, 94),
+    (166, 167),
+)  # numbers of the classes that a left-right flip exchanges
 _SSV2_CLASSES: Final = 174
 _MMACTION_LINE: Final = re.compile(r"(\S.*?)((?:\s+-?\d+)+)\s*")
 _KINETICS_COLUMNS: Final = ("youtube_id", "time_start", "time_end")
@@ -60,7 +64,9 @@ class Source:
 
     path: Path  # as the user named it
     config: DataConfig
-    lists: Mapping[str, Path]  # by name: the CSV, JSON and text files in it, or in a folder of lists inside it
+    lists: Mapping[
+        str, Path
+    ]  # by name: the CSV, JSON and text files in it, or in a folder of lists inside it
 
     @classmethod
     def of(cls, path: Path, config: DataConfig) -> Source:
@@ -82,7 +88,9 @@ class Source:
         if self.config.videos is not None:
             folder = Path(self.config.videos)
             if not folder.is_dir():
-                raise DatasetError(f"{folder}: no such folder; data.videos names the folder of the videos")
+                raise DatasetError(
+                    f"{folder}: no such folder; data.videos names the folder of the videos"
+                )
             return folder
         folder = self.path if self.path.is_dir() else self.path.parent
         is_inside = self.path.is_file() and folder.name.lower() in _LIST_FOLDERS
@@ -92,7 +100,10 @@ class Source:
         """The names in the file of class names, if there is one: label_map*.txt, classes.txt, or what data.classes names."""
         file = None if self.config.classes is None else Path(self.config.classes)
         if file is None:
-            file = next((self.lists[name] for name in sorted(self.lists) if _CLASS_FILES.fullmatch(name)), None)
+            file = next(
+                (self.lists[name] for name in sorted(self.lists) if _CLASS_FILES.fullmatch(name)),
+                None,
+            )
         return None if file is None else read_class_names(file)
 
     def need(self, *names: str) -> Path:
@@ -100,7 +111,9 @@ class Source:
         for name in names:
             if name in self.lists:
                 return self.lists[name]
-        raise DatasetError(f"{self.path}: no {' or '.join(names)} in it{nearest(names[0], self.lists)}")
+        raise DatasetError(
+            f"{self.path}: no {' or '.join(names)} in it{nearest(names[0], self.lists)}"
+        )
 
 
 class Format(NamedTuple):
@@ -114,7 +127,9 @@ def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
     """The name of a source's format and what it lists. The first row of FORMATS that recognises it reads it, unless one is named."""
     if config.format != "auto" and config.format not in FORMATS:
         known = ["auto", *FORMATS]
-        raise ConfigError(f"format {config.format!r} is none of {', '.join(known)}{nearest(config.format, known)}")
+        raise ConfigError(
+            f"format {config.format!r} is none of {', '.join(known)}{nearest(config.format, known)}"
+        )
     source = Source.of(path, config)
     name = config.format
     if name == "auto":
@@ -131,7 +146,9 @@ def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
 
 def _kinetics_lists(source: Source) -> list[Path]:
     lists = [file for name, file in sorted(source.lists.items()) if name.lower().endswith(".csv")]
-    return [file for file in lists if all(column in first_line(file) for column in _KINETICS_COLUMNS)]
+    return [
+        file for file in lists if all(column in first_line(file) for column in _KINETICS_COLUMNS)
+    ]
 
 
 def _kinetics(source: Source) -> Listing:
@@ -139,7 +156,9 @@ def _kinetics(source: Source) -> Listing:
     whole = Listing([])
     files = _kinetics_lists(source)
     if not files:
-        raise DatasetError(f"{source.path}: no CSV file with the columns {', '.join(_KINETICS_COLUMNS)}")
+        raise DatasetError(
+            f"{source.path}: no CSV file with the columns {', '.join(_KINETICS_COLUMNS)}"
+        )
     splits = [split_in(file.stem) for file in files]
     for number, split in enumerate(splits):
         if split in splits[:number]:
@@ -158,9 +177,13 @@ def _kinetics(source: Source) -> Listing:
         for line, row in rows:
             where = f"{file}, line {line}"
             split = split_in(row.get("split") or "") or split_of_file
-            label, name, start, end = ((row[column] or "").strip() for column in ("label", *_KINETICS_COLUMNS))
+            label, name, start, end = (
+                (row[column] or "").strip() for column in ("label", *_KINETICS_COLUMNS)
+            )
             if not (name and start.isdecimal() and end.isdecimal()):
-                whole.wrong.append(f"{where}: expected a youtube_id, and whole seconds as time_start and time_end")
+                whole.wrong.append(
+                    f"{where}: expected a youtube_id, and whole seconds as time_start and time_end"
+                )
                 continue
             path = f"{name}_{int(start):06d}_{int(end):06d}"
             by_split.setdefault(split, []).append(Entry(path, label, split, where))
@@ -177,16 +200,26 @@ def _ssv2(source: Source) -> Listing:
     """labels.json numbers the classes; a list has the template of each id, and test-answers.csv lines of id;label."""
     labels = source.need(*(f"{prefix}labels.json" for prefix in _SSV2_PREFIXES))
     numbers = read_json(labels, dict)
-    order = sorted(numbers, key=lambda name: int(numbers[name]) if str(numbers[name]).isdecimal() else -1)
+    order = sorted(
+        numbers, key=lambda name: int(numbers[name]) if str(numbers[name]).isdecimal() else -1
+    )
     if [str(numbers[name]) for name in order] != [str(number) for number in range(len(order))]:
         raise DatasetError(f"{labels}: its numbers must be 0 to {len(order) - 1}, each once")
-    pairs = [(order[one], order[other]) for one, other in _SSV2_FLIPS] if len(order) == _SSV2_CLASSES else []
+    pairs = (
+        [(order[one], order[other]) for one, other in _SSV2_FLIPS]
+        if len(order) == _SSV2_CLASSES
+        else []
+    )
     listing = Listing([], tuple(order), tuple(pairs))
     for split in ("train", "validation"):
         file = source.need(*(f"{prefix}{split}.json" for prefix in _SSV2_PREFIXES))
         for number, item in enumerate(read_json(file, list), start=1):
             where = f"{file}, entry {number}"
-            if not isinstance(item, dict) or "id" not in item or not isinstance(item.get("template"), str):
+            if (
+                not isinstance(item, dict)
+                or "id" not in item
+                or not isinstance(item.get("template"), str)
+            ):
                 listing.wrong.append(f"{where}: expected an object with id and template")
                 continue
             label = item["template"].replace("[", "").replace("]", "")
@@ -196,7 +229,9 @@ def _ssv2(source: Source) -> Listing:
         name, _, label = line.partition(";")
         listing.entries.append(Entry(name, label.strip(), "test", where))
     if not answers:
-        listing.ignored += [file for name, file in source.lists.items() if name.endswith("test.json")]
+        listing.ignored += [
+            file for name, file in source.lists.items() if name.endswith("test.json")
+        ]
     return place(listing, source.videos, ending=".webm")
 
 
@@ -212,9 +247,13 @@ def _ucf101(source: Source) -> Listing:
             name, _, number = line.partition(" ")
             label, _, video = name.rpartition("/")
             if number.strip() not in ("", numbers.get(label)):
-                listing.wrong.append(f"{where}: {number.strip()} is not the number of the class {label!r}")
+                listing.wrong.append(
+                    f"{where}: {number.strip()} is not the number of the class {label!r}"
+                )
             else:
-                listing.entries.append(Entry(f"{label}/{os.path.splitext(video)[0]}", label, split, where))
+                listing.entries.append(
+                    Entry(f"{label}/{os.path.splitext(video)[0]}", label, split, where)
+                )
     return place(listing, source.videos, with_class=True, ending=".avi")
 
 
@@ -222,14 +261,20 @@ def _hmdb51(source: Source) -> Listing:
     """CLASS_test_splitN.txt has lines of video.avi and 1 for training, 2 for testing, 0 for neither."""
     listing = Listing([])
     lists = {name: match for name in sorted(source.lists) if (match := _HMDB_LIST.fullmatch(name))}
-    chosen = [(match[1], source.lists[name]) for name, match in lists.items() if int(match[2]) == source.config.split]
+    chosen = [
+        (match[1], source.lists[name])
+        for name, match in lists.items()
+        if int(match[2]) == source.config.split
+    ]
     if not chosen:
         raise DatasetError(f"{source.path}: no CLASS_test_split{source.config.split}.txt in it")
     for label, file in chosen:
         for where, line in read_lines(file):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2"):
-                listing.wrong.append(f"{where}: {use!r} is none of 0 (unused), 1 (train) and 2 (test)")
+                listing.wrong.append(
+                    f"{where}: {use!r} is none of 0 (unused), 1 (train) and 2 (test)"
+                )
             elif use != "0":
                 path = f"{label}/{os.path.splitext(name.strip())[0]}"
                 listing.entries.append(Entry(path, label, "train" if use == "1" else "test", where))
@@ -252,7 +297,9 @@ def _diving48(source: Source) -> Listing:
             if not isinstance(item, dict) or "vid_name" not in item or "label" not in item:
                 listing.wrong.append(f"{where}: expected an object with vid_name and label")
             else:
-                listing.entries.append(Entry(str(item["vid_name"]), str(item["label"]), split, where))
+                listing.entries.append(
+                    Entry(str(item["vid_name"]), str(item["label"]), split, where)
+                )
     return place(name_numbers(listing), source.videos, ending=".mp4")
 
 
@@ -265,7 +312,11 @@ def _mmaction_lists(source: Source) -> list[tuple[str, Path]]:
     for name, file in sorted(source.lists.items()):
         split, numbered = split_in(file.stem), re.search(r"split_?(\d)", file.stem)
         is_other = numbered is not None and int(numbered[1]) != source.config.split
-        if not name.endswith(".txt") or _CLASS_FILES.fullmatch(name) or not _MMACTION_LINE.fullmatch(first_line(file)):
+        if (
+            not name.endswith(".txt")
+            or _CLASS_FILES.fullmatch(name)
+            or not _MMACTION_LINE.fullmatch(first_line(file))
+        ):
             continue
         if source.path.is_file() or (split and not is_other):
             found.append((split, file))
@@ -275,15 +326,21 @@ def _mmaction_lists(source: Source) -> list[tuple[str, Path]]:
 def _is_mmaction(source: Source) -> bool:
     """Whether there are such lists and, beside them, a video of the first hundred that they name."""
     lists = _mmaction_lists(source)
-    return bool(lists) and (source.path.is_file() or _mmaction_folder(source, *lists[0], FileNames()) is not None)
+    return bool(lists) and (
+        source.path.is_file() or _mmaction_folder(source, *lists[0], FileNames()) is not None
+    )
 
 
 def _mmaction_folder(source: Source, split: str, file: Path, names: FileNames) -> Path | None:
     """The folder that a list's paths start from."""
-    first = [match[1] for _, line in read_lines(file)[:100] if (match := _MMACTION_LINE.fullmatch(line))]
+    first = [
+        match[1] for _, line in read_lines(file)[:100] if (match := _MMACTION_LINE.fullmatch(line))
+    ]
     inner = ("", "videos", f"videos_{split}", "rawframes", f"rawframes_{split}", split)
     folders = [source.videos] if source.config.videos else [source.videos / name for name in inner]
-    return next((one for one in folders if any(names.has(os.path.join(one, name)) for name in first)), None)
+    return next(
+        (one for one in folders if any(names.has(os.path.join(one, name)) for name in first)), None
+    )
 
 
 def _mmaction(source: Source) -> Listing:
@@ -293,13 +350,17 @@ def _mmaction(source: Source) -> Listing:
     splits = [split for split, _ in lists]
     if not lists or len(splits) > len({*splits}):
         several = f"several for one split: {first_names([file.name for _, file in lists])}; name the one to use"
-        raise DatasetError(f"{source.path}: {several if lists else 'no text list of path and label for a split in it'}")
+        raise DatasetError(
+            f"{source.path}: {several if lists else 'no text list of path and label for a split in it'}"
+        )
     for split, file in lists:
         folder = str(_mmaction_folder(source, split, file, names) or source.videos)
         for where, line in read_lines(file):
             match = _MMACTION_LINE.fullmatch(line)
             if match is None:
-                listing.wrong.append(f"{where}: expected a path and the number of its class, got {line!r}")
+                listing.wrong.append(
+                    f"{where}: expected a path and the number of its class, got {line!r}"
+                )
                 continue
             name, numbers = match[1], match[2].split()
             has_ending = os.path.splitext(name)[1].strip(".0123456789")
@@ -310,7 +371,9 @@ def _mmaction(source: Source) -> Listing:
                     f"{where}: labels {', '.join(numbers)}; if a video may have several labels, set data.multi_label"
                 )
             path = os.path.normpath(os.path.join(folder, name))
-            listing.entries += [Entry(path, number, split, where, names.has(path)) for number in numbers]
+            listing.entries += [
+                Entry(path, number, split, where, names.has(path)) for number in numbers
+            ]
     return name_numbers(listing)
 
 
@@ -337,15 +400,21 @@ def _manifest(source: Source) -> Listing:
         split = values.get("split", "").lower()
         empty = next((name for name, value in values.items() if not value), None)
         if None in row:
-            listing.wrong.append(f"{where}: more values than columns; a value with a comma in it needs quotes")
+            listing.wrong.append(
+                f"{where}: more values than columns; a value with a comma in it needs quotes"
+            )
         elif empty:
             listing.wrong.append(f"{where}: the {empty} is empty")
         elif split and split not in SPLITS:
-            listing.wrong.append(f"{where}: split {split!r} is none of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+            listing.wrong.append(
+                f"{where}: split {split!r} is none of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
+            )
         else:
             path = os.path.normpath(os.path.join(folder, values["path"]))
             for label in labels_in(values["label"], source.config.multi_label):
-                listing.entries.append(Entry(path, label, SPLITS.get(split, ""), where, names.has(path)))
+                listing.entries.append(
+                    Entry(path, label, SPLITS.get(split, ""), where, names.has(path))
+                )
     return listing
 
 
@@ -361,13 +430,18 @@ def _is_shards(source: Source) -> bool:
 
 FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source reads it
     "kinetics": Format(lambda source: bool(_kinetics_lists(source)), _kinetics),
-    "ssv2": Format(lambda source: any(name + "labels.json" in source.lists for name in _SSV2_PREFIXES), _ssv2),
-    "ucf101": Format(lambda source: {"classInd.txt", "trainlist01.txt"} <= source.lists.keys(), _ucf101),
+    "ssv2": Format(
+        lambda source: any(name + "labels.json" in source.lists for name in _SSV2_PREFIXES), _ssv2
+    ),
+    "ucf101": Format(
+        lambda source: {"classInd.txt", "trainlist01.txt"} <= source.lists.keys(), _ucf101
+    ),
     "hmdb51": Format(lambda source: any(map(_HMDB_LIST.fullmatch, source.lists)), _hmdb51),
     "diving48": Format(lambda source: "Diving48_vocab.json" in source.lists, _diving48),
     "mmaction": Format(_is_mmaction, _mmaction),
     "webdataset": Format(
-        _is_shards, lambda source: read_shards(source.path, source.classes(), source.config.multi_label)
+        _is_shards,
+        lambda source: read_shards(source.path, source.classes(), source.config.multi_label),
     ),
     "manifest": Format(lambda source: source.path.is_file(), _manifest),
     "folder": Format(lambda source: True, lambda source: read_class_folders(source.path)),

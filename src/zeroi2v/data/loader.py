@@ -30,7 +30,9 @@ from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels, view_pixels
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
-_RESIZED = 256 / 224  # shorter side of a decoded training frame / S, as in the official implementation
+_RESIZED = (
+    256 / 224
+)  # shorter side of a decoded training frame / S, as in the official implementation
 
 
 def train_loader(
@@ -58,11 +60,18 @@ def train_loader(
         if name not in labels:
             raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
     flipped = {
-        labels.index(one): labels.index(other) for pair in pixels.flip_pairs for one, other in (pair, pair[::-1])
+        labels.index(one): labels.index(other)
+        for pair in pixels.flip_pairs
+        for one, other in (pair, pair[::-1])
     }
-    samples = _TrainSamples(videos, clip, pixels, size, seed, flipped, len(labels) if multi_label else None)
+    samples = _TrainSamples(
+        videos, clip, pixels, size, seed, flipped, len(labels) if multi_label else None
+    )
     return TrainLoader(
-        samples, _EpochBatches(len(videos), batch_size, seed, share), workers=workers, stop=broken == "stop"
+        samples,
+        _EpochBatches(len(videos), batch_size, seed, share),
+        workers=workers,
+        stop=broken == "stop",
     )
 
 
@@ -83,12 +92,18 @@ class TrainLoader:
     broken videos are left out any batch may be, even empty.
     """
 
-    def __init__(self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool) -> None:
+    def __init__(
+        self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool
+    ) -> None:
         self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
         self.clip = samples.clip
         self._batches, self._stop = batches, stop
         self._loader = _loader(
-            samples, workers, batch_sampler=batches, collate_fn=_batch, persistent_workers=workers > 0
+            samples,
+            workers,
+            batch_sampler=batches,
+            collate_fn=_batch,
+            persistent_workers=workers > 0,
         )
 
     def __len__(self) -> int:
@@ -157,10 +172,14 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
         Random(f"{self.seed}/{self.epoch}").shuffle(order)
         own, shares = self.share
         for start in range(self.start * self.batch_size, self.count, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size][own::shares]]
+            yield [
+                (self.epoch, index) for index in order[start : start + self.batch_size][own::shares]
+            ]
 
 
-def _batch(samples: Sequence[tuple[Tensor, Tensor] | VideoError]) -> tuple[Tensor, Tensor, list[VideoError]]:
+def _batch(
+    samples: Sequence[tuple[Tensor, Tensor] | VideoError],
+) -> tuple[Tensor, Tensor, list[VideoError]]:
     errors = [sample for sample in samples if isinstance(sample, VideoError)]
     read = [sample for sample in samples if not isinstance(sample, VideoError)]
     if not read:
@@ -195,9 +214,15 @@ def view_loader(
     """
     require_decoder(clip.decoder)
     own, shares = share
-    batches = [[*range(start, min(start + batch_size, len(videos)))] for start in range(0, len(videos), batch_size)]
+    batches = [
+        [*range(start, min(start + batch_size, len(videos)))]
+        for start in range(0, len(videos), batch_size)
+    ]
     return _loader(
-        _ViewSamples(videos, clip, views, size), workers, batch_sampler=batches[own::shares], collate_fn=_views
+        _ViewSamples(videos, clip, views, size),
+        workers,
+        batch_sampler=batches[own::shares],
+        collate_fn=_views,
     )
 
 
@@ -224,7 +249,9 @@ class _ViewSamples(Dataset[tuple[int, Tensor | VideoError]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | VideoError]:
         try:
-            return index, read_views(self.videos[index].path, clip=self.clip, views=self.views, size=self.size)
+            return index, read_views(
+                self.videos[index].path, clip=self.clip, views=self.views, size=self.size
+            )
         except VideoError as error:
             return index, error
 
@@ -232,11 +259,15 @@ class _ViewSamples(Dataset[tuple[int, Tensor | VideoError]]):
 def _views(samples: Sequence[tuple[int, Tensor | VideoError]]) -> Views:
     broken = [(index, found) for index, found in samples if isinstance(found, VideoError)]
     read = [(index, found) for index, found in samples if isinstance(found, Tensor)]
-    clips = default_collate([found for _, found in read]) if read else torch.empty(0, dtype=torch.uint8)
+    clips = (
+        default_collate([found for _, found in read]) if read else torch.empty(0, dtype=torch.uint8)
+    )
     return Views([index for index, _ in read], clips, broken)
 
 
-def check_videos(paths: Sequence[Path], *, workers: int) -> Iterator[tuple[Path, VideoInfo | VideoError]]:
+def check_videos(
+    paths: Sequence[Path], *, workers: int
+) -> Iterator[tuple[Path, VideoInfo | VideoError]]:
     """Decode every video, in order, and say what it holds or what is wrong with it."""
     yield from zip(paths, _loader(_Scans(paths), workers, batch_size=None), strict=True)
 
@@ -257,7 +288,13 @@ class _Scans(Dataset[VideoInfo | VideoError]):
 
 def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
     # A generator of its own: a DataLoader draws from the global one, more often without workers than with them.
-    return DataLoader(samples, num_workers=workers, worker_init_fn=start_worker, generator=torch.Generator(), **options)
+    return DataLoader(
+        samples,
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),
+        **options,
+    )
 
 
 def start_worker(_: int) -> None:
@@ -278,6 +315,8 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _report_unless_left(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def _report_unless_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, traceback)

@@ -9,7 +9,9 @@ def is_hidden(codec: str, packet: memoryview) -> bool:
     """Whether its picture is only there for others to refer to (RFC 6386, 9.1; VP9 bitstream specification, 6.2)."""
     if codec == "vp8":
         return not packet[0] & 0b0001_0000  # show_frame
-    if codec != "vp9" or packet[-1] & 0b1110_0000 == 0b1100_0000:  # a superframe shows one of its pictures
+    if (
+        codec != "vp9" or packet[-1] & 0b1110_0000 == 0b1100_0000
+    ):  # a superframe shows one of its pictures
         return False
     header = (
         packet[0] << 1 if packet[0] & 0b0011_0000 == 0b0011_0000 else packet[0]
@@ -22,7 +24,11 @@ def is_disposable(packet: bytes, extradata: bytes | None) -> bool:
 
     `extradata` is the stream's; it tells how the packet's units are told apart (ISO/IEC 14496-15, 5.3.3, or H.264, annex B).
     """
-    heads = _lengths(packet, (extradata[4] & 3) + 1) if extradata and extradata[0] == 1 else _start_codes(packet)
+    heads = (
+        _lengths(packet, (extradata[4] & 3) + 1)
+        if extradata and extradata[0] == 1
+        else _start_codes(packet)
+    )
     slices = [head for head in heads if 1 <= head & 0b0001_1111 <= 5]
     return bool(slices) and not any(head & 0b0110_0000 for head in slices)
 

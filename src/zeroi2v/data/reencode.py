@@ -21,9 +21,10 @@ from zeroi2v.config import ReencodeConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
-from zeroi2v.data.folders import LABEL_SEPARATOR, write_text
+from zeroi2v.data.folders import LABEL_SEPARATOR
 from zeroi2v.data.loader import start_worker
 from zeroi2v.errors import DatasetError, VideoError
+from zeroi2v.files import write_text
 
 MANIFEST_FILE = "manifest.csv"
 _SETTINGS_FILE = ".reencode.json"
@@ -53,7 +54,8 @@ def reencode(
         if error is not None:
             if error.path == str(copy):
                 raise VideoError(
-                    copy, f"{error.reason}; what is finished stays: mend that and give the same command again"
+                    copy,
+                    f"{error.reason}; what is finished stays: mend that and give the same command again",
                 )
             broken.add(source)
         yield source, error
@@ -93,16 +95,22 @@ class _Copies(Dataset[tuple[int, VideoError | None]]):
 def _copies(dataset: VideoDataset, out: Path) -> dict[Path, Path]:
     """Where each video goes: its path below the data set's folder, or below the folder that all of them share, as .mp4."""
     sources = {video.path: Path(os.path.abspath(video.path)) for video in dataset.for_check}
-    root = Path(os.path.abspath(dataset.source if dataset.source.is_dir() else dataset.source.parent))
+    root = Path(
+        os.path.abspath(dataset.source if dataset.source.is_dir() else dataset.source.parent)
+    )
     if not all(path.is_relative_to(root) for path in sources.values()):
         root = Path(os.path.commonpath([path.parent for path in sources.values()]))
     if Path(os.path.abspath(out)).is_relative_to(root) and dataset.source.is_dir():
-        raise DatasetError(f"{out}: lies in the data set {dataset.source} itself; choose another folder")
+        raise DatasetError(
+            f"{out}: lies in the data set {dataset.source} itself; choose another folder"
+        )
     copies: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for source, path in sources.items():
         inner = path.relative_to(root)
-        name = inner.name if path.is_dir() else inner.stem  # a folder of images may have a dot in its name
+        name = (
+            inner.name if path.is_dir() else inner.stem
+        )  # a folder of images may have a dot in its name
         copy = out / inner.with_name(f"{name}.mp4")
         if copy in taken:
             raise DatasetError(f"{taken[copy]} and {source} would both become {copy}; rename one")
@@ -119,7 +127,9 @@ def _claim(out: Path, settings: ReencodeConfig) -> None:
         if made.exists():
             earlier = json.loads(made.read_text(encoding="utf-8"))
             if earlier != wanted:
-                raise DatasetError(f"{out}: holds copies made with {earlier}, not {wanted}; choose another folder")
+                raise DatasetError(
+                    f"{out}: holds copies made with {earlier}, not {wanted}; choose another folder"
+                )
         elif out.exists() and any(out.iterdir()):
             raise DatasetError(f"{out}: already there and not empty; choose another folder")
         else:
@@ -130,4 +140,6 @@ def _claim(out: Path, settings: ReencodeConfig) -> None:
     except OSError as error:
         raise DatasetError(f"{out}: cannot be used: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{made}: not what an earlier run wrote; choose another folder") from error
+        raise DatasetError(
+            f"{made}: not what an earlier run wrote; choose another folder"
+        ) from error

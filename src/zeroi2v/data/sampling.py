@@ -12,11 +12,19 @@ from random import Random
 from zeroi2v.config import ClipConfig
 
 
-def clip_indices(num_frames: int, clip: ClipConfig, *, clips: int = 1, rng: Random | None = None) -> list[list[int]]:
+def clip_indices(
+    num_frames: int, clip: ClipConfig, *, clips: int = 1, rng: Random | None = None
+) -> list[list[int]]:
     """The frame numbers of `clips` clips of one video, T each; each clip is a draw of its own if `rng` is given."""
     if clip.sampling == "segment":
-        return [segment_indices(num_frames, clip.frames, clip=k, clips=clips, rng=rng) for k in range(clips)]
-    return [dense_indices(num_frames, clip.frames, clip.stride, clip=k, clips=clips, rng=rng) for k in range(clips)]
+        return [
+            segment_indices(num_frames, clip.frames, clip=k, clips=clips, rng=rng)
+            for k in range(clips)
+        ]
+    return [
+        dense_indices(num_frames, clip.frames, clip.stride, clip=k, clips=clips, rng=rng)
+        for k in range(clips)
+    ]
 
 
 def segment_indices(
@@ -35,7 +43,13 @@ def segment_indices(
 
 
 def dense_indices(
-    num_frames: int, frames: int, stride: int, *, clip: int = 0, clips: int = 1, rng: Random | None = None
+    num_frames: int,
+    frames: int,
+    stride: int,
+    *,
+    clip: int = 0,
+    clips: int = 1,
+    rng: Random | None = None,
 ) -> list[int]:
     """T frames `stride` apart from one offset on ("SampleFrames"); past its end the video starts over (modulo n).
 

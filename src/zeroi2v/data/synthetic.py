@@ -30,11 +30,17 @@ MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "ant
 PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))  # each the other's time reversal
 REVERSE = dict(PAIRS) | {other: one for one, other in PAIRS}
 FORWARD = ("right", "down", "nearer", "clockwise")  # x, y, size and angle grow
-MIRROR = (("left", "right"), ("clockwise", "anticlockwise"))  # labels that a left-right flip exchanges
+MIRROR = (
+    ("left", "right"),
+    ("clockwise", "anticlockwise"),
+)  # labels that a left-right flip exchanges
 SHAPES = ("disc", "square", "triangle", "cross", "bar", "half-disc", "star", "ring")
 PLACE_RANGE = (0.12, 0.88)  # x and y of the main object's centre as a share of the picture's side
 SIZE_RANGE = (0.08, 0.30)  # its radius
-STEADY_SIZE_RANGE = (0.15, 0.30)  # the same where the motion is not one of size: a turn must be seen
+STEADY_SIZE_RANGE = (
+    0.15,
+    0.30,
+)  # the same where the motion is not one of size: a turn must be seen
 TILT_RANGE = (-1.4, 1.4)  # its angle in a rotation, radians
 
 
@@ -58,7 +64,9 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-def _log_uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _log_uniform(
+    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
     return torch.exp(_uniform(shape, math.log(bounds[0]), math.log(bounds[1]), generator))
 
 
@@ -104,7 +112,9 @@ def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
         case "triangle":
             return torch.maximum(wide * 0.866 + v * 0.5, -v) - 0.5
         case "cross":
-            return torch.minimum(torch.maximum(wide - 1.0, high - 0.35), torch.maximum(high - 1.0, wide - 0.35))
+            return torch.minimum(
+                torch.maximum(wide - 1.0, high - 0.35), torch.maximum(high - 1.0, wide - 0.35)
+            )
         case "bar":
             return torch.maximum(wide - 1.0, high - 0.4)
         case "half-disc":
@@ -118,16 +128,25 @@ def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
 def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw the scenes: pictures uint8 (N, 3, S, S), and how much of each pixel is the main object, float (N, S, S)."""
     grid = (torch.arange(size) + 0.5) / size
-    periods = torch.einsum("ngd,dhw->nghw", scene.waves.float(), torch.stack(torch.meshgrid(grid, grid, indexing="xy")))
-    mix = 0.5 + 0.25 * torch.sin(2 * math.pi * (periods + scene.phase[..., None, None])).sum(1)  # (N, S, S)
-    picture = torch.lerp(scene.ground[:, 0, :, None, None], scene.ground[:, 1, :, None, None], mix[:, None])
+    periods = torch.einsum(
+        "ngd,dhw->nghw", scene.waves.float(), torch.stack(torch.meshgrid(grid, grid, indexing="xy"))
+    )
+    mix = 0.5 + 0.25 * torch.sin(2 * math.pi * (periods + scene.phase[..., None, None])).sum(
+        1
+    )  # (N, S, S)
+    picture = torch.lerp(
+        scene.ground[:, 0, :, None, None], scene.ground[:, 1, :, None, None], mix[:, None]
+    )
 
     offset = grid - scene.place[..., None]  # (N, K, 2, S)
     offset = offset - torch.round(offset)  # the shorter way round the torus
     x, y = offset[:, :, 0, None, :], offset[:, :, 1, :, None]
     cos, sin = torch.cos(scene.angle)[..., None, None], torch.sin(scene.angle)[..., None, None]
     radius = scene.radius[..., None, None]
-    u, v = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius  # (N, K, S, S) in the object's own frame
+    u, v = (
+        (x * cos + y * sin) / radius,
+        (y * cos - x * sin) / radius,
+    )  # (N, K, S, S) in the object's own frame
     distance = torch.empty_like(u)
     for shape in range(len(SHAPES)):
         drawn = scene.shape == shape
@@ -140,7 +159,9 @@ def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor,
         colours = scene.colours[:, k, :, :, None, None]
         fill = torch.lerp(colours[:, 0], colours[:, 1], tone[:, k, None])
         picture = torch.lerp(picture, fill, cover[:, k, None])
-    picture = picture + torch.randn(picture.shape, generator=generator) * scene.noise[:, None, None, None]
+    picture = (
+        picture + torch.randn(picture.shape, generator=generator) * scene.noise[:, None, None, None]
+    )
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8), cover[:, 0]
 
 
@@ -148,7 +169,9 @@ def _within(bounds: tuple[float, float], share: Tensor) -> Tensor:
     return bounds[0] + share * (bounds[1] - bounds[0])
 
 
-def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 17, size: int = 64) -> Tensor:
+def motion_frames(
+    motion: str, generator: torch.Generator, *, frames: int = 17, size: int = 64
+) -> Tensor:
     """One video of the class: uint8 (T, 3, S, S). Played backwards, it is a video of the class `REVERSE[motion]`.
 
     The main object crosses 50 to 90 % of its range of place, log size or tilt, at a steady pace with a shake, about a random
@@ -158,14 +181,18 @@ def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 17, 
     """
     start = random_scene(1, generator)
     still = {name: value.repeat_interleave(frames, 0) for name, value in vars(start).items()}
-    time = (torch.arange(frames) - (frames - 1) / 2) / (frames - 1)  # -0.5 .. 0.5: reversing time only changes its sign
+    time = (torch.arange(frames) - (frames - 1) / 2) / (
+        frames - 1
+    )  # -0.5 .. 0.5: reversing time only changes its sign
     forward = 1 if motion in FORWARD else -1
     share = float(_uniform((), 0.5, 0.9, generator))
     middle = float(_uniform((), share / 2, 1 - share / 2, generator))
     path = middle + forward * share * time  # 0..1 of the range
     slant = float(_uniform((), -0.25, 0.25, generator)) * share
 
-    place, angle, radius, phase = (still[name].clone() for name in ("place", "angle", "radius", "phase"))
+    place, angle, radius, phase = (
+        still[name].clone() for name in ("place", "angle", "radius", "phase")
+    )
     phase += time[:, None] * (torch.rand(2, generator=generator) - 0.5) * 0.4
     place[:, 1:] += time[:, None, None] * (torch.rand((2, 2), generator=generator) - 0.5) * 0.4
     place[:, 0] += torch.randn((frames, 2), generator=generator) * 0.006
@@ -181,7 +208,9 @@ def motion_frames(motion: str, generator: torch.Generator, *, frames: int = 17, 
     else:
         angle[:, 0] += _within(TILT_RANGE, path) - start.angle[0, 0]
     return render(
-        Scene(**{**still, "place": place, "angle": angle, "radius": radius, "phase": phase}), size, generator
+        Scene(**{**still, "place": place, "angle": angle, "radius": radius, "phase": phase}),
+        size,
+        generator,
     )[0]
 
 
@@ -205,7 +234,9 @@ class _Writer(Dataset["str | VideoError"]):
         return motion
 
 
-def write_motion_videos(folder: Path, counts: Mapping[str, int], *, seed: int, workers: int = 0) -> Iterator[str]:
+def write_motion_videos(
+    folder: Path, counts: Mapping[str, int], *, seed: int, workers: int = 0
+) -> Iterator[str]:
     """Write `counts[split]` videos into folder/split/motion/*.mp4, two at a time: a video and its time reversal.
 
     Gives the motion of each pair as it is written. The folder appears when the last is done. Same seed, same bytes.
@@ -226,7 +257,11 @@ def write_motion_videos(folder: Path, counts: Mapping[str, int], *, seed: int, w
             pairs = range(count // 2)
             writer = _Writer(unfinished, split, seed)
             for written in DataLoader(
-                writer, batch_size=None, sampler=pairs, num_workers=workers, worker_init_fn=start_worker
+                writer,
+                batch_size=None,
+                sampler=pairs,
+                num_workers=workers,
+                worker_init_fn=start_worker,
             ):
                 if isinstance(written, VideoError):
                     raise written

@@ -58,8 +58,13 @@ def torchcodec_clip(
         {"pts": start, "duration": end - start, "key_frame": start in key_times}
         for start, end in zip(times, ends, strict=True)
     ]
-    options: dict[str, Any] = {"stream_index": stream.index, "num_ffmpeg_threads": stream.codec_context.thread_count}
-    options["custom_frame_mappings"] = json.dumps({"frames": shown})  # spares torchcodec its own reading of all packets
+    options: dict[str, Any] = {
+        "stream_index": stream.index,
+        "num_ffmpeg_threads": stream.codec_context.thread_count,
+    }
+    options["custom_frame_mappings"] = json.dumps(
+        {"frames": shown}
+    )  # spares torchcodec its own reading of all packets
     try:
         decoder = VideoDecoder(f"file:{path}", **options)
         width, height = decoder.metadata.width, decoder.metadata.height
@@ -70,7 +75,10 @@ def torchcodec_clip(
     except (RuntimeError, ValueError):
         return None
     tick = float(stream.time_base or 0)
-    if any(abs(s - times[i] * tick) > tick / 2 for s, i in zip(found.pts_seconds.tolist(), order, strict=True)):
+    if any(
+        abs(s - times[i] * tick) > tick / 2
+        for s, i in zip(found.pts_seconds.tolist(), order, strict=True)
+    ):
         return None
     data: Tensor = found.data
     return data

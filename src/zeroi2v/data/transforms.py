@@ -18,7 +18,9 @@ from zeroi2v.data.augment import GREY, augment, draw_operations
 from zeroi2v.data.decode import scaled_size
 
 
-def train_pixels(frames: Tensor, size: int, pixels: PixelsConfig, rng: Random) -> tuple[Tensor, bool]:
+def train_pixels(
+    frames: Tensor, size: int, pixels: PixelsConfig, rng: Random
+) -> tuple[Tensor, bool]:
     """A random crop of uint8 (T, 3, H, W), scaled to (T, 3, S, S), perhaps flipped, augmented and erased; and whether it was flipped.
 
     What is drawn for one of the four depends on no setting of the others but the crop's, nor on the place of the augmentation.
@@ -26,7 +28,9 @@ def train_pixels(frames: Tensor, size: int, pixels: PixelsConfig, rng: Random) -
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)
     flipped = rng.random() < pixels.flip
-    erasing = Random(rng.getrandbits(64))  # its own, for the augmentation draws as often as it likes
+    erasing = Random(
+        rng.getrandbits(64)
+    )  # its own, for the augmentation draws as often as it likes
     operations = draw_operations(pixels, rng)
     if pixels.augment_place == "before_crop":
         frames = augment(frames, operations)
@@ -38,15 +42,24 @@ def train_pixels(frames: Tensor, size: int, pixels: PixelsConfig, rng: Random) -
     return erase(view.contiguous(), pixels, erasing), flipped
 
 
-def random_crop(height: int, width: int, pixels: PixelsConfig, rng: Random) -> tuple[int, int, int, int]:
+def random_crop(
+    height: int, width: int, pixels: PixelsConfig, rng: Random
+) -> tuple[int, int, int, int]:
     """Top, left, height and width of a crop of random area and aspect (log-uniform), as torchvision's RandomResizedCrop draws it.
 
     If ten draws do not fit into the frame: the largest centred crop whose aspect is allowed.
     """
     for _ in range(10):
-        crop_height, crop_width = _random_sides(height * width, pixels.crop_area, pixels.crop_aspect, rng)
+        crop_height, crop_width = _random_sides(
+            height * width, pixels.crop_area, pixels.crop_aspect, rng
+        )
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            return rng.randint(0, height - crop_height), rng.randint(0, width - crop_width), crop_height, crop_width
+            return (
+                rng.randint(0, height - crop_height),
+                rng.randint(0, width - crop_width),
+                crop_height,
+                crop_width,
+            )
     low, high = pixels.crop_aspect
     crop_width, crop_height = min(width, round(height * high)), min(height, round(width / low))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
@@ -61,7 +74,9 @@ def erase(frames: Tensor, pixels: PixelsConfig, rng: Random) -> Tensor:
         return frames
     height, width = frames.shape[-2:]
     wanted = _random_sides(height * width, pixels.erase_area, pixels.erase_aspect, rng)
-    erased_height, erased_width = (min(max(one, 1), side) for one, side in zip(wanted, (height, width), strict=True))
+    erased_height, erased_width = (
+        min(max(one, 1), side) for one, side in zip(wanted, (height, width), strict=True)
+    )
     top, left = rng.randint(0, height - erased_height), rng.randint(0, width - erased_width)
     frames = frames.clone()
     rectangle = frames[..., top : top + erased_height, left : left + erased_width]
@@ -99,5 +114,7 @@ def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
 
 def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x / 255 - mean) / std of uint8 (..., 3, S, S), per channel: float32 on the same device, in two passes over memory."""
-    mean_255, std_255 = (255 * torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std))
+    mean_255, std_255 = (
+        255 * torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std)
+    )
     return (clip - mean_255).div_(std_255)

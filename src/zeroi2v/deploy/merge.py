@@ -9,19 +9,26 @@ import torch
 
 from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import open_dataset, relabel
-from zeroi2v.engine.evaluate import best_device, data_for, evaluate
-from zeroi2v.engine.log import Log
-from zeroi2v.engine.train import worker_count
 from zeroi2v.errors import ConfigError, MergeError
+from zeroi2v.inference.evaluate import data_for, evaluate
+from zeroi2v.log import Log
+from zeroi2v.machine import best_device, worker_count
 from zeroi2v.models.checkpoints import load, save_pretrained
 from zeroi2v.models.video import VideoClassifier
 
 RANDOM_CLIPS: Final = 16
-TOLERANCE: Final = 1e-4  # of the largest logit; rounding the folded weights once to float32 costs about 1e-6
+TOLERANCE: Final = (
+    1e-4  # of the largest logit; rounding the folded weights once to float32 costs about 1e-6
+)
 
 
 def merge_folder(
-    model: str, out: Path, *, data: Path | None = None, config: DataConfig | None = None, log: Log | None = None
+    model: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    config: DataConfig | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
     """Merge the model in a folder into `out`, compared on the evaluation videos of `data`, opened by `config`, or on random clips.
 
@@ -38,11 +45,16 @@ def merge_folder(
     else:
         config = data_for(adapted, config or DataConfig())
         videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation
-        found = [evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)]
+        found = [
+            evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)
+        ]
         if found[0].skipped:
             raise found[0].skipped[0]
         before, after = (one.logits.flatten(0, 1) for one in found)
-    proof = {**difference(before, after), "compared_on": "random clips" if data is None else f"clips of {data}"}
+    proof = {
+        **difference(before, after),
+        "compared_on": "random clips" if data is None else f"clips of {data}",
+    }
     largest = proof["largest_logit_difference"]
     if not largest <= TOLERANCE * max(1.0, before.abs().max().item()):  # a NaN is refused too
         raise MergeError(f"{model}: merging moved a logit by {largest:.1e}; nothing was written")
@@ -62,4 +74,8 @@ def random_logits(model: VideoClassifier) -> torch.Tensor:
 def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     """How far two models' logits (n, K) on the same clips lie apart, and for how many clips their answers agree."""
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
-    return {"clips": len(before), "largest_logit_difference": (before - after).abs().max().item(), "same_answers": same}
+    return {
+        "clips": len(before),
+        "largest_logit_difference": (before - after).abs().max().item(),
+        "same_answers": same,
+    }

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from zeroi2v.data.loader import read_views
-from zeroi2v.engine.evaluate import best_device, clip_logits, view_scores
 from zeroi2v.errors import ConfigError
+from zeroi2v.inference.evaluate import clip_logits, view_scores
+from zeroi2v.machine import best_device
 from zeroi2v.models.checkpoints import load
 
 
@@ -25,7 +26,9 @@ class Prediction:
 class Predictor:
     """`Predictor(folder).predict("video.mp4")`. The folder is a run, a merged model or a Hub name."""
 
-    def __init__(self, folder: str | os.PathLike[str], *, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, device: str | torch.device | None = None
+    ) -> None:
         self.device = best_device() if device is None else torch.device(device)
         self.model = load(os.fspath(folder)).to(self.device)
 
@@ -34,7 +37,9 @@ class Predictor:
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
         model = self.model
-        views = read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)  # (V, T, 3, S, S)
+        views = read_views(
+            Path(video), clip=model.clip, views=model.views, size=model.image_size
+        )  # (V, T, 3, S, S)
         scores = view_scores(clip_logits(model, views), multi_label=model.multi_label)
         best = scores.topk(min(top_k, len(model.labels)))
         return [

@@ -24,7 +24,9 @@ def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Te
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
 
-def build_optimizer(model: VideoClassifier, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    model: VideoClassifier, *, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW (0.9, 0.999) on every parameter that trains; weight decay on adapters, linear and convolution layers, biases included."""
     adapters = {*model.adapters.modules()}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -32,7 +34,10 @@ def build_optimizer(model: VideoClassifier, *, learning_rate: float, weight_deca
         groups[isinstance(module, DECAYED) or module in adapters] += [
             p for p in module.parameters(recurse=False) if p.requires_grad
         ]
-    settings = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+    settings = [
+        {"params": groups[True], "weight_decay": weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([group for group in settings if group["params"]], lr=learning_rate)
 
 

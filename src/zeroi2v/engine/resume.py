@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
-from zeroi2v.engine.processes import from_all
 from zeroi2v.engine.shard import gathered, scatter, whole
 from zeroi2v.errors import CheckpointError
-from zeroi2v.models.checkpoints import own_state, replace_files
+from zeroi2v.files import write_files
+from zeroi2v.machine import from_all
+from zeroi2v.models.checkpoints import own_state
 from zeroi2v.models.video import VideoClassifier
 
 FORMAT: Final = 2
@@ -46,10 +47,22 @@ class TrainingState:
     """The parts of a run that move, and the file that keeps them."""
 
     def __init__(
-        self, path: Path, *, data: str, model: VideoClassifier, learning: nn.Module, parts: dict[str, Any]
+        self,
+        path: Path,
+        *,
+        data: str,
+        model: VideoClassifier,
+        learning: nn.Module,
+        parts: dict[str, Any],
     ) -> None:
         """`parts`: what has a state_dict, by name. `learning`: the model, or what it is in parts. `data`: `data_key` of the videos."""
-        self.path, self.data, self.model, self.learning, self.parts = path, data, model, learning, parts
+        self.path, self.data, self.model, self.learning, self.parts = (
+            path,
+            data,
+            model,
+            learning,
+            parts,
+        )
 
     def save(self, position: Position, *, writes: bool) -> None:
         """Replace the file, in the one process that `writes`; all of them must call this.
@@ -69,21 +82,25 @@ class TrainingState:
                 "parts": parts,
                 "generators": generators,
             }
-            replace_files({self.path: lambda path: _write(state, path)})
+            write_files({self.path: lambda path: _write(state, path)})
 
     def load(self, process: int, processes: int) -> Position:
         """Put every part back to where it was. CheckpointError if the file is none of this run's."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{self.path}: not there; only a run that was begun can be resumed") from error
+            raise CheckpointError(
+                f"{self.path}: not there; only a run that was begun can be resumed"
+            ) from error
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{self.path}: cannot be read: {reason}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(f"{self.path}: not the state of a run")
         if state["data"] != self.data:
-            raise CheckpointError(f"{self.path}: the run was begun with other videos or labels; give it the same data")
+            raise CheckpointError(
+                f"{self.path}: the run was begun with other videos or labels; give it the same data"
+            )
         if len(state["generators"]) != processes:
             raise CheckpointError(
                 f"{self.path}: the run was begun on {len(state['generators'])} processes, not {processes}"
@@ -105,13 +122,20 @@ class TrainingState:
 def _write(state: dict[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
-    except RuntimeError as error:  # how torch's writer of archives says that the disk did not take them
-        raise OSError(f"the disk is full, or does not take it ({str(error).splitlines()[0]})") from error
+    except (
+        RuntimeError
+    ) as error:  # how torch's writer of archives says that the disk did not take them
+        raise OSError(
+            f"the disk is full, or does not take it ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _generators() -> list[Tensor]:
     """The states of this process's random generators."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+    return [
+        torch.get_rng_state(),
+        *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else []),
+    ]
 
 
 def data_key(classes: Sequence[str], videos: Iterable[Video]) -> str:

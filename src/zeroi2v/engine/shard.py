@@ -69,7 +69,9 @@ def scatter(model: VideoClassifier, learning: nn.Module, optimizer: Any) -> None
     for name, part in [*learning.named_parameters(), *learning.named_buffers()]:
         part.copy_(_part(own[name], part))
     for part, averages in optimizer.state.items():
-        averages |= {name: _part(average, part) for name, average in averages.items() if average.ndim}
+        averages |= {
+            name: _part(average, part) for name, average in averages.items() if average.ndim
+        }
 
 
 def _part(tensor: Tensor, like: Tensor) -> Tensor:

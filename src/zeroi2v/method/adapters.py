@@ -18,7 +18,9 @@ from zeroi2v.method.relocate import ClipCount
 class _Bottleneck(nn.Module):
     """scale * U(dropout(D(x))), with D: n -> r and U: r -> m. U starts at zero, so that attaching it changes nothing."""
 
-    def __init__(self, inputs: int, width: int, outputs: int, *, scale: float, dropout: float, bias: bool) -> None:
+    def __init__(
+        self, inputs: int, width: int, outputs: int, *, scale: float, dropout: float, bias: bool
+    ) -> None:
         super().__init__()
         self.down = nn.Linear(inputs, width, bias=bias)
         self.up = nn.Linear(width, outputs, bias=bias)
@@ -70,7 +72,9 @@ class LoRA(_Bottleneck):
 class LinearAdapter(_Bottleneck):
     """x + scale * U(D(x)): a linear map before or after a frozen one (equation 11)."""
 
-    def __init__(self, channels: int, width: int, *, scale: float, dropout: float, bias: bool) -> None:
+    def __init__(
+        self, channels: int, width: int, *, scale: float, dropout: float, bias: bool
+    ) -> None:
         super().__init__(channels, width, channels, scale=scale, dropout=dropout, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +103,9 @@ class GELUAdapter(LinearAdapter):
         return F.gelu(down)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
-        raise MergeError("a GELU adapter is not linear and cannot be merged; strategy 'zeroi2v' can")
+        raise MergeError(
+            "a GELU adapter is not linear and cannot be merged; strategy 'zeroi2v' can"
+        )
 
 
 class STAdapter(LinearAdapter):
@@ -110,7 +116,15 @@ class STAdapter(LinearAdapter):
     """
 
     def __init__(
-        self, channels: int, width: int, *, scale: float, dropout: float, bias: bool, prefix: int, count: ClipCount
+        self,
+        channels: int,
+        width: int,
+        *,
+        scale: float,
+        dropout: float,
+        bias: bool,
+        prefix: int,
+        count: ClipCount,
     ) -> None:
         super().__init__(channels, width, scale=scale, dropout=dropout, bias=bias)
         self.conv = nn.Conv1d(width, width, 3, padding=1, groups=width)
@@ -124,14 +138,23 @@ class STAdapter(LinearAdapter):
 
     def branch(self, x: Tensor) -> Tensor:
         inner = self.down(x[:, self.prefix :])
-        by_frame = inner.view(self.count.clips, self.count.frames, -1, inner.shape[-1])  # (B, T, W * N, r)
+        by_frame = inner.view(
+            self.count.clips, self.count.frames, -1, inner.shape[-1]
+        )  # (B, T, W * N, r)
         series = by_frame.permute(0, 2, 3, 1).flatten(0, 1)  # (B * W * N, r, T)
-        mixed = self.conv(series).unflatten(0, (self.count.clips, -1)).permute(0, 3, 1, 2).reshape(inner.shape)
+        mixed = (
+            self.conv(series)
+            .unflatten(0, (self.count.clips, -1))
+            .permute(0, 3, 1, 2)
+            .reshape(inner.shape)
+        )
         out: Tensor = self.up(self.dropout(F.gelu(mixed)))
         return F.pad(out, (0, 0, self.prefix, 0)) if self.prefix else out
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
-        raise MergeError("an ST-Adapter is not linear and mixes frames, so it cannot be merged; strategy 'zeroi2v' can")
+        raise MergeError(
+            "an ST-Adapter is not linear and mixes frames, so it cannot be merged; strategy 'zeroi2v' can"
+        )
 
 
 class TrainedRows(nn.Module):
@@ -168,7 +191,9 @@ class TrainedColumns(nn.Module):
 
     def beside_hook(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """A forward hook: what these columns have learnt is added to the output."""
-        return output + F.linear(inputs[0][..., self.columns], self.weight - linear.weight[:, self.columns])
+        return output + F.linear(
+            inputs[0][..., self.columns], self.weight - linear.weight[:, self.columns]
+        )
 
     def fold(self, linear: nn.Linear) -> None:
         """Write the weight into the linear."""

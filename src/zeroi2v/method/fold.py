@@ -21,7 +21,10 @@ class Affine(NamedTuple):
 def affine(linear: nn.Linear, rows: Tensor | slice = slice(None)) -> Affine:
     """The map of a linear layer, or of some of its output channels, in float64."""
     bias = linear.bias
-    return Affine(linear.weight.detach()[rows].double(), None if bias is None else bias.detach()[rows].double())
+    return Affine(
+        linear.weight.detach()[rows].double(),
+        None if bias is None else bias.detach()[rows].double(),
+    )
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
@@ -45,7 +48,9 @@ def scaled(branch: Affine, scale: float) -> Affine:
 
 def identity_like(branch: Affine) -> Affine:
     """x, for as many channels as a square map has."""
-    return Affine(torch.eye(len(branch.weight), dtype=branch.weight.dtype, device=branch.weight.device), None)
+    return Affine(
+        torch.eye(len(branch.weight), dtype=branch.weight.dtype, device=branch.weight.device), None
+    )
 
 
 @torch.no_grad()

@@ -23,7 +23,9 @@ class _AddLinear(torch.autograd.Function):
     """x + s (U z + b): the product is added where it is made. Keeps z, and neither x nor the sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
         ctx.save_for_backward(z, weight)
         ctx.scale = scale
         total = (
@@ -51,7 +53,9 @@ class _AddLinear(torch.autograd.Function):
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     """x + scale * linear(z), for x (..., m) and z (..., r)."""
-    cast = x.dtype != linear.weight.dtype or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type))
+    cast = x.dtype != linear.weight.dtype or (
+        x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    )
     if cast or torch.compiler.is_compiling():
         return torch.add(x, linear(z), alpha=scale)  # which cast as their operators do
     total: Tensor = _AddLinear.apply(x, z, linear.weight, linear.bias, scale)
@@ -93,7 +97,11 @@ class NormSource:
         self.count = count
 
     def hook(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled() and not self.count.checkpointed and not torch.compiler.is_compiling():
+        if (
+            torch.is_grad_enabled()
+            and not self.count.checkpointed
+            and not torch.compiler.is_compiling()
+        ):
             output.normalised_from = (norm, output._version, inputs[0], inputs[0]._version)  # type: ignore[attr-defined]
 
 
@@ -113,7 +121,9 @@ def keeping_source(x: Tensor) -> AbstractContextManager[None]:
         if isinstance(packed, Tensor):
             return packed
         if source._version != version:
-            raise RuntimeError("the input of a norm was changed in place before its gradient was taken")
+            raise RuntimeError(
+                "the input of a norm was changed in place before its gradient was taken"
+            )
         again: Tensor = norm.forward(source.detach())  # past the hooks, which would run twice
         return again.view(packed)
 

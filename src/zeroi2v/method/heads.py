@@ -31,7 +31,9 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     elif len(heads) == len(head_counts):
         each = list(heads)  # type: ignore[arg-type]  # one per block: single layouts are ruled out above
     else:
-        raise HeadsError(f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention blocks")
+        raise HeadsError(
+            f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention blocks"
+        )
     staged = len(set(head_counts)) > 1
     return tuple(
         _one_layout(one, head_count, frames, block, staged=staged)
@@ -39,7 +41,9 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     )
 
 
-def _one_layout(heads: Heads, head_count: int, frames: int, block: int, *, staged: bool) -> HeadLayout:
+def _one_layout(
+    heads: Heads, head_count: int, frames: int, block: int, *, staged: bool
+) -> HeadLayout:
     if heads is None:
         heads = "k400"
     if isinstance(heads, str):
@@ -68,7 +72,9 @@ def _fill(counts: Sequence[tuple[int, Fraction]], head_count: int, block: int) -
         filling.append((0, 1 - sum((share for _, share in filling), Fraction(0))))
         layout.append(tuple(filling))
     if len(layout) > head_count:
-        raise HeadsError(f"block {block}: {len(layout)} temporal heads asked for, but it has {head_count} heads")
+        raise HeadsError(
+            f"block {block}: {len(layout)} temporal heads asked for, but it has {head_count} heads"
+        )
     return tuple(layout) + (0,) * (head_count - len(layout))
 
 
@@ -95,7 +101,9 @@ def _read(text: str) -> list[tuple[int, Fraction]]:
     return counts
 
 
-def paper_counts(table: str, head_count: int, frames: int, *, staged: bool) -> list[tuple[int, Fraction]]:
+def paper_counts(
+    table: str, head_count: int, frames: int, *, staged: bool
+) -> list[tuple[int, Fraction]]:
     """The (offset, count) pairs of Table 6a ("k400") or 6b ("ssv2") for a block of so many heads that attend over so many frames.
 
     For 12 and 16 heads they are the table's rows. Elsewhere, and in every block of a tower whose blocks differ in heads (`staged`), a

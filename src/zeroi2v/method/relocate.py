@@ -38,7 +38,12 @@ def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
         for offset, share in shares(head):
             start, given = given, given + share
             last = moves[-1] if moves else None
-            if last and share == 1 and last.stop_head == index and last[2:] == (Fraction(0), Fraction(1), offset):
+            if (
+                last
+                and share == 1
+                and last.stop_head == index
+                and last[2:] == (Fraction(0), Fraction(1), offset)
+            ):
                 moves[-1] = moves[-1]._replace(stop_head=index + 1)
             else:
                 moves.append(Move(index, index + 1, start, given, offset))
@@ -64,7 +69,9 @@ class FusedLayout:
         """Views (..., P, H, D) of `projected` (..., C) that hold q, k and v between them, in order: one where their widths are equal."""
         if self.key_width == self.value_width:
             if self.head_first:
-                return (projected.unflatten(-1, (self.head_count, 3, self.key_width)).transpose(-3, -2),)
+                return (
+                    projected.unflatten(-1, (self.head_count, 3, self.key_width)).transpose(-3, -2),
+                )
             return (projected.unflatten(-1, (3, self.head_count, self.key_width)),)
         widths = (self.key_width, self.key_width, self.value_width)
         if self.head_first:
@@ -82,14 +89,22 @@ class FusedLayout:
 
 
 def relocate(
-    projected: Tensor, *, clips: int, frames: int, layout: FusedLayout, moves: Iterable[Move], queries: bool = False
+    projected: Tensor,
+    *,
+    clips: int,
+    frames: int,
+    layout: FusedLayout,
+    moves: Iterable[Move],
+    queries: bool = False,
 ) -> Tensor:
     """Equation 8 for all heads at once: what `moves` names of K and V comes from frame t + offset, at the edges from its own frame.
 
     `projected` is the fused projection's output (B*T*W, ..., C). It is changed in place: the projection has just made it and nobody
     else holds it, and a linear layer's gradient does not need its output. `queries`: Q moves with K and V.
     """
-    moves = [move for move in moves if abs(move.offset) < frames]  # else every frame would leave the clip
+    moves = [
+        move for move in moves if abs(move.offset) < frames
+    ]  # else every frame would leave the clip
     if not moves:
         return projected
 
@@ -101,7 +116,10 @@ def relocate(
         for view in views:
             width = view.shape[-1]
             for first_head, stop_head, start, stop, offset in moves:
-                yield view[..., first_head:stop_head, round(start * width) : round(stop * width)], offset
+                yield (
+                    view[..., first_head:stop_head, round(start * width) : round(stop * width)],
+                    offset,
+                )
 
     if projected.requires_grad and not projected._is_view() and not torch.compiler.is_compiling():
         relocated: Tensor = _Relocate.apply(projected, moved_channels)
@@ -116,7 +134,9 @@ class _Relocate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, moved_channels: Callable[[Tensor], Iterator[tuple[Tensor, int]]]
+        ctx: Any,
+        projected: Tensor,
+        moved_channels: Callable[[Tensor], Iterator[tuple[Tensor, int]]],
     ) -> Tensor:
         ctx.mark_dirty(projected)
         ctx.moved_channels = moved_channels
@@ -174,7 +194,9 @@ class ClipCount:
         self.whole = frames  # what the offsets were meant for, where a training begins with fewer
         self.clips = 1  # B
         self.trains = False  # whether it is a training step, which needs the frame features alone
-        self.checkpointed = False  # whether such a step works out its blocks again, from their inputs
+        self.checkpointed = (
+            False  # whether such a step works out its blocks again, from their inputs
+        )
 
     def scaled(self, offset: int) -> int:
         """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded up, so never 0."""
@@ -187,7 +209,9 @@ class ClipCount:
 class TemporalHeads:
     """A forward hook for an attention block's fused projection. It has no weights."""
 
-    def __init__(self, layout: FusedLayout, moves: Sequence[Move], count: ClipCount, *, queries: bool = False) -> None:
+    def __init__(
+        self, layout: FusedLayout, moves: Sequence[Move], count: ClipCount, *, queries: bool = False
+    ) -> None:
         self.layout, self.moves, self.count, self.queries = layout, tuple(moves), count, queries
 
     def hook(self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ STRATEGIES: Final = {
     "linear_probe": Strategy(trains_temporal_embedding=False),
     "full": Strategy(trains_tower=True, learning_rate_share=0.1),
     "evl": Strategy(
-        peer="evl", trains_temporal_embedding=False, meaningless=(*ZERO_COST, *ADAPTERS, "temporal_embedding")
+        peer="evl",
+        trains_temporal_embedding=False,
+        meaningless=(*ZERO_COST, *ADAPTERS, "temporal_embedding"),
     ),
     "aim": Strategy(
         sites=("temporal", "spatial", "joint"),

@@ -28,11 +28,18 @@ IN_A_FOLDER: Final = (
     *("model.safetensors", "open_clip_model.safetensors"),
     *("pytorch_model.bin", "open_clip_pytorch_model.bin"),
 )
-WRAPPERS: Final = ("state_dict", "model")  # keys under which training programs keep the weights among other things
+WRAPPERS: Final = (
+    "state_dict",
+    "model",
+)  # keys under which training programs keep the weights among other things
 LOGS: Final = (  # classes and functions of the log that mmengine keeps beside the weights; none is imported
     "mmengine.logging.history_buffer.HistoryBuffer",
     *("numpy.ndarray", "numpy.dtype"),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
 )
 STORAGES: Final = {
     "DoubleStorage": torch.float64,
@@ -44,7 +51,16 @@ STORAGES: Final = {
     "BoolStorage": torch.bool,
 }
 DAMAGED: Final = (  # what a reader of pickles and archives meets in a file that is cut short, altered or of another kind
-    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError),
+    *(
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ),
     *(
         ArithmeticError,
         MemoryError,
@@ -98,8 +114,13 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 def _pickled(path: Path) -> Any:
     """What `torch.save` wrote. CheckpointError if it holds more than tensors and plain values: none of that is run."""
     try:
-        with torch.serialization.safe_globals([(_Nothing, name) for name in LOGS]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the protocol of pickles that are refused
+        with (
+            torch.serialization.safe_globals([(_Nothing, name) for name in LOGS]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # about the protocol of pickles that are refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
@@ -125,8 +146,13 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {key} is no tensor, so this is no state_dict")
-    parallel = all(str(key).startswith("module.") for key in content)  # saved inside DistributedDataParallel
-    return {str(key).removeprefix("module.") if parallel else str(key): value for key, value in content.items()}
+    parallel = all(
+        str(key).startswith("module.") for key in content
+    )  # saved inside DistributedDataParallel
+    return {
+        str(key).removeprefix("module.") if parallel else str(key): value
+        for key, value in content.items()
+    }
 
 
 class _Nothing:
@@ -171,22 +197,30 @@ class _TorchScriptReader(pickle.Unpickler):
             return _Node
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        if module == "torch.jit._pickle":  # says of a list or dictionary, which comes first, what it holds
+        if (
+            module == "torch.jit._pickle"
+        ):  # says of a list or dictionary, which comes first, what it holds
             return _value
         known = {"torch._utils._rebuild_tensor_v2": _tensor, "collections.OrderedDict": OrderedDict}
         try:
             return known[f"{module}.{name}"]
         except KeyError:
-            raise pickle.UnpicklingError(f"holds {module}.{name}, which no module of weights needs") from None
+            raise pickle.UnpicklingError(
+                f"holds {module}.{name}, which no module of weights needs"
+            ) from None
 
     def persistent_load(self, identity: Any) -> Tensor:
         kind, dtype, name, _device, _count = identity
         if kind != "storage":
             raise pickle.UnpicklingError(f"holds {kind!r} where a tensor's values were expected")
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.folder}data/{name}")), dtype=dtype)
+        return torch.frombuffer(
+            bytearray(self.archive.read(f"{self.folder}data/{name}")), dtype=dtype
+        )
 
 
-def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+def _tensor(
+    values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` does, where `values` are those of a storage."""
     return values.as_strided(size, stride, offset)
 

@@ -15,7 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.method.adapters import GELUAdapter, LinearAdapter, LoRA, STAdapter, TrainedColumns, TrainedRows
+from zeroi2v.method.adapters import (
+    GELUAdapter,
+    LinearAdapter,
+    LoRA,
+    STAdapter,
+    TrainedColumns,
+    TrainedRows,
+)
 from zeroi2v.method.fold import affine, assign
 from zeroi2v.method.heads import HeadLayout
 from zeroi2v.method.relocate import ClipCount, FusedLayout
@@ -32,7 +39,9 @@ def chosen_sites(strategy: Strategy, sites: tuple[str, ...] | None) -> tuple[str
                 f"sites: {name!r} is not one of this strategy's ({known}){nearest(name, strategy.allowed)}"
             )
     if sites and "qkv" in sites and not {*sites}.isdisjoint(PARTS):
-        raise ConfigError("sites: qkv already stands for q, k and v; name it alone, or some of the three")
+        raise ConfigError(
+            "sites: qkv already stands for q, k and v; name it alone, or some of the three"
+        )
     return strategy.sites if sites is None else tuple(dict.fromkeys(sites))
 
 
@@ -41,9 +50,13 @@ def first_adapted_block(config: ModelConfig, strategy: Strategy, blocks: int) ->
     if config.adapted_blocks is None:
         return 0
     if strategy.adapter is None:
-        raise ConfigError(f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out")
+        raise ConfigError(
+            f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out"
+        )
     if config.adapted_blocks > blocks:
-        raise ConfigError(f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}")
+        raise ConfigError(
+            f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}"
+        )
     return blocks - config.adapted_blocks
 
 
@@ -72,7 +85,9 @@ def build_adapters(
             case "gelu":
                 adapters[name] = GELUAdapter(site.channels, width, bias=True, **common)
             case "st":
-                adapters[name] = STAdapter(site.channels, width, bias=True, prefix=block.prefix, count=count, **common)
+                adapters[name] = STAdapter(
+                    site.channels, width, bias=True, prefix=block.prefix, count=count, **common
+                )
             case "lora":
                 for number, linear in enumerate(site.linears, start=1):
                     outputs = len(_rows(block, name)) if name in PARTS else linear.out_features
@@ -84,7 +99,9 @@ def build_adapters(
                     rows = torch.cat([part[temporal].flatten() for part in block.layout.rows()])
                     adapters[name] = TrainedRows(site.linears[0], rows)
                 elif temporal:
-                    adapters[name] = TrainedColumns(site.linears[0], block.columns[temporal].flatten())
+                    adapters[name] = TrainedColumns(
+                        site.linears[0], block.columns[temporal].flatten()
+                    )
     return adapters
 
 
@@ -138,4 +155,6 @@ class PartHook:
         more = self.adapter.branch(inputs[0])
         if not isinstance(self.adapter, LoRA):
             more = F.linear(more, projection.weight[self.rows])
-        return projected.index_add(-1, self.rows, more.to(projected.dtype), alpha=self.adapter.scale)
+        return projected.index_add(
+            -1, self.rows, more.to(projected.dtype), alpha=self.adapter.scale
+        )

@@ -25,20 +25,26 @@ def model_card(model: VideoClassifier) -> str:
         else f"adapted: {trained:,} of them trained"
     )
     rows = {
-        "tower": f"`{config.tower}`" + ("" if config.pretrained or model.merged else ", not pretrained"),
+        "tower": f"`{config.tower}`"
+        + ("" if config.pretrained or model.merged else ", not pretrained"),
         "strategy": config.strategy,
-        "operator": config.operator + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
+        "operator": config.operator
+        + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
         "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in model.heads)),
         "parameters": f"{total:,} ({state})",
         "input": f"{model.frames} frames of {model.image_size} x {model.image_size} pixels, {sampling(model.clip)}",
         "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
         "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
-        "scores": "sigmoid, a video may have several labels" if model.multi_label else "softmax, a video has one label",
+        "scores": "sigmoid, a video may have several labels"
+        if model.multi_label
+        else "softmax, a video has one label",
     }
     if spatial := spatial_blocks(model.tower):
         rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
     measured = {} if model.results.get("epoch") == 0 else model.results
-    figures = {name: f"{value:.4g}" for name, value in measured.items()} or {"none": "not evaluated when it was saved"}
+    figures = {name: f"{value:.4g}" for name, value in measured.items()} or {
+        "none": "not evaluated when it was saved"
+    }
     labels = ", ".join(model.labels[:SHOWN_LABELS])
     if len(model.labels) > SHOWN_LABELS:
         labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"
@@ -97,7 +103,9 @@ def offsets(layout: HeadLayout) -> str:
 def sampling(clip: ClipConfig) -> str:
     """How a clip is cut out of a video, in words."""
     return (
-        "one of each of as many equal segments" if clip.sampling == "segment" else f"{clip.stride} video frames apart"
+        "one of each of as many equal segments"
+        if clip.sampling == "segment"
+        else f"{clip.stride} video frames apart"
     )
 
 

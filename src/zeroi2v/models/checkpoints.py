@@ -10,7 +10,6 @@ crash but for the moment in which the three are renamed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,10 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig, from_dict, to_dict
+from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig
 from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError
+from zeroi2v.files import write_files
 from zeroi2v.models.card import model_card
 from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.recipes import from_dict, to_dict
 
 CONFIG_FILE: Final = "config.json"
 CARD_FILE: Final = "README.md"
@@ -48,7 +49,7 @@ def write_model(model: VideoClassifier, folder: Path, metadata: Mapping[str, str
     """`save_pretrained`, with metadata of the weights file."""
     card, config = model_card(model), _config(model)
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    replace_files(
+    write_files(
         {
             folder / CONFIG_FILE: lambda path: path.write_text(text, encoding="utf-8"),
             folder / CARD_FILE: lambda path: path.write_text(card, encoding="utf-8"),
@@ -67,16 +68,22 @@ def push_to_hub(model: VideoClassifier, name: str, *, private: bool) -> str:
         api = HfApi(library_name="zeroi2v")
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Save a zeroi2v model")
+            api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message="Save a zeroi2v model"
+            )
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{name}: the Hub does not take it: {reason}; log in with `hf auth login`") from error
+            raise CheckpointError(
+                f"{name}: the Hub does not take it: {reason}; log in with `hf auth login`"
+            ) from error
     return f"https://huggingface.co/{name}"
 
 
-def write_weights(model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def write_weights(
+    model: VideoClassifier, path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the model's weights, without those of a frozen tower that `load` gets by name."""
-    replace_files({path: _weights_writer(model, metadata)})
+    write_files({path: _weights_writer(model, metadata)})
 
 
 def _config(model: VideoClassifier) -> dict[str, Any]:
@@ -127,7 +134,9 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     folder, config, recipe = _open(folder)
     tower, by_name = recipe.model.tower, recipe.model.pretrained
     try:
-        rebuilt = build_model(recipe.model, num_classes=len(config["labels"]), frames=recipe.clip.frames)
+        rebuilt = build_model(
+            recipe.model, num_classes=len(config["labels"]), frames=recipe.clip.frames
+        )
         rebuilt.labels = tuple(config["labels"])
         rebuilt.multi_label = bool(config.get("multi_label", False))
         rebuilt.clip, rebuilt.views = recipe.clip, recipe.views
@@ -150,12 +159,16 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
             f"{folder}: tower {tower!r} here takes other pixels than the one it was trained on: {taught}"
         )
     if by_name and config["tower_fingerprint"] != fingerprint(rebuilt):
-        raise CheckpointError(f"{folder}: the weights of tower {tower!r} here are not the ones it was trained on")
+        raise CheckpointError(
+            f"{folder}: the weights of tower {tower!r} here are not the ones it was trained on"
+        )
     if merged:
         rebuilt = rebuilt.merge()
     _read_weights(rebuilt, folder / WEIGHTS_FILE, config)
     if rebuilt.results.get("epoch") == 0:
-        logger.warning("%s: a run that has not finished an epoch; the model is as good as untrained", folder)
+        logger.warning(
+            "%s: a run that has not finished an epoch; the model is as good as untrained", folder
+        )
     return rebuilt.eval()
 
 
@@ -171,8 +184,14 @@ def _open(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], Recipe]
     folder = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(folder / CONFIG_FILE)
     try:
-        by_name = config["tower_fingerprint"] is not None  # else the folder holds the tower's weights too
-        own = {**config["model"], "weights": None, "pretrained": by_name}  # a saved model needs no other file
+        by_name = (
+            config["tower_fingerprint"] is not None
+        )  # else the folder holds the tower's weights too
+        own = {
+            **config["model"],
+            "weights": None,
+            "pretrained": by_name,
+        }  # a saved model needs no other file
         clip, views = from_dict(ClipConfig, config["clip"]), from_dict(ViewsConfig, config["views"])
         return folder, config, Recipe(model=from_dict(ModelConfig, own), clip=clip, views=views)
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
@@ -198,7 +217,9 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
         taken |= {key: own[key] for key in own if key.startswith("classifier.")}
     for key in sorted(own.keys() | taken.keys()):
         if key not in own or key not in taken or own[key].shape != taken[key].shape:
-            raise CheckpointError(f"{folder}: {key} does not fit; train with the model settings of that run")
+            raise CheckpointError(
+                f"{folder}: {key} does not fit; train with the model settings of that run"
+            )
     model.load_state_dict(taken)
     if keeps_tower(source):  # its tower is none that can be had by name
         model.config = dataclasses.replace(model.config, pretrained=False)
@@ -225,7 +246,9 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
                 own[key].copy_(stored)
                 _add_tensors(digest, {key: stored})
             if digest.hexdigest() not in (file.metadata() or {}).get("zeroi2v", ""):
-                raise CheckpointError(f"{path}: damaged, or not of the {CONFIG_FILE} beside it: the checksum is wrong")
+                raise CheckpointError(
+                    f"{path}: damaged, or not of the {CONFIG_FILE} beside it: the checksum is wrong"
+                )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
 
@@ -234,7 +257,10 @@ def fingerprint(model: VideoClassifier) -> str:
     """SHA-256 over the names, shapes and bytes of the frozen weights of a model's tower."""
     trained = model.trained_in_tower()
     digest = hashlib.sha256()
-    _add_tensors(digest, {name: tensor for name, tensor in model.tower.state_dict().items() if name not in trained})
+    _add_tensors(
+        digest,
+        {name: tensor for name, tensor in model.tower.state_dict().items() if name not in trained},
+    )
     return digest.hexdigest()
 
 
@@ -252,7 +278,11 @@ def own_state(model: VideoClassifier) -> dict[str, Tensor]:
     if keeps_tower(model):
         return tensors
     trained = {f"tower.{name}" for name in model.trained_in_tower()}
-    return {name: tensor for name, tensor in tensors.items() if name in trained or not name.startswith("tower.")}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in trained or not name.startswith("tower.")
+    }
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -271,53 +301,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _download(name: str) -> Path:
     if "/" not in name:
-        raise CheckpointError(f"{name}: no such folder, and no name of a model on the Hub, which is user/model")
+        raise CheckpointError(
+            f"{name}: no such folder, and no name of a model on the Hub, which is user/model"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except HFValidationError as error:
-        raise CheckpointError(f"{name}: no such folder, and no name of a model on the Hub") from error
+        raise CheckpointError(
+            f"{name}: no such folder, and no name of a model on the Hub"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name}: no such folder, and the Hub does not give it: {str(error).splitlines()[0]}"
         ) from error
-
-
-def replace_files(files: Mapping[Path, Writer]) -> None:
-    """Write temporary files beside all paths; when all are on the disk, put each in its place in one step."""
-    temporaries = {path: path.with_name(f".{path.name}.partial") for path in files}
-    try:
-        for path, write in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].touch()
-            mode = temporaries[path].stat().st_mode
-            write(temporaries[path])
-            temporaries[path].chmod(mode)  # safetensors lets nobody else read
-            with temporaries[path].open("rb") as file:
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    except (OSError, SafetensorError, UnicodeError) as error:
-        names = ", ".join(str(path) for path in files)
-        raise CheckpointError(f"{names}: cannot be written: {error}; what was there before is unchanged") from error
-    finally:
-        for temporary in temporaries.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """CheckpointError if a file cannot be written there: known before what it is to hold is worked out, not after."""
-    probe = path.with_name(f".{path.name}.partial")
-    try:
-        if path.is_dir():
-            raise CheckpointError(f"{path}: cannot be written: a folder of that name is there")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except FileExistsError as error:
-        raise CheckpointError(f"{path}: cannot be written: {path.parent} is no folder") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -72,7 +72,11 @@ def is_attention(module: nn.Module) -> bool:
 def is_separate_attention(module: nn.Module) -> bool:
     """Whether this is attention without a fused projection. What pools a tower's output is not meant."""
     children = dict(module.named_children())
-    return "qkv" not in children and not SEPARATE.isdisjoint(children) and not isinstance(module, AttentionPoolLatent)
+    return (
+        "qkv" not in children
+        and not SEPARATE.isdisjoint(children)
+        and not isinstance(module, AttentionPoolLatent)
+    )
 
 
 def mixes_pictures(module: nn.Module) -> bool:
@@ -96,8 +100,15 @@ def read_heads(attention: Any) -> HeadPlaces | str:
     if qkv.out_features != head_count * (2 * key_width + value_width):
         return "does not project to q, k and v of its heads alone"
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
-    channels, nested = torch.arange(proj.in_features), isinstance(attention, NestAttention)  # NesT: [channel, head]
-    columns = channels.view(value_width, head_count).T if nested else channels.view(head_count, value_width)
+    channels, nested = (
+        torch.arange(proj.in_features),
+        isinstance(attention, NestAttention),
+    )  # NesT: [channel, head]
+    columns = (
+        channels.view(value_width, head_count).T
+        if nested
+        else channels.view(head_count, value_width)
+    )
     return HeadPlaces(FusedLayout(head_count, key_width, value_width, head_first), columns)
 
 
@@ -113,7 +124,12 @@ class MLP:
 
 def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
     """The MLPs of a block in order, without those inside its attention (relative positions have some). None: one of convolutions."""
-    inside = {part for attention in block.modules() if is_attention(attention) for part in attention.modules()}
+    inside = {
+        part
+        for attention in block.modules()
+        if is_attention(attention)
+        for part in attention.modules()
+    }
     for module in block.modules():
         children = dict(module.named_children())
         down = [children[name] for name in DOWN if name in children]

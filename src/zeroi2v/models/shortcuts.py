@@ -21,7 +21,9 @@ from zeroi2v.method.relocate import ClipCount
 from zeroi2v.models.towers import find_blocks, prefix_tokens, token_entry
 
 
-def spare_memory(tower: nn.Module, count: ClipCount, *, needs_patches: bool) -> list[RemovableHandle]:
+def spare_memory(
+    tower: nn.Module, count: ClipCount, *, needs_patches: bool
+) -> list[RemovableHandle]:
     """Let training steps keep less, and leave out what nothing reads. Their losses and gradients stay what they were.
 
     `needs_patches`: an adapter in the last block reads more of a frame than the token it gives.
@@ -33,7 +35,10 @@ def spare_memory(tower: nn.Module, count: ClipCount, *, needs_patches: bool) -> 
     handles = [norm.register_forward_hook(NormSource(count).hook) for norm in norms]
     if not needs_patches:
         shortcut = OnlyClassToken(count)
-        handles += [module.register_forward_pre_hook(shortcut.hook) for module in _read_by_class_token(tower)]
+        handles += [
+            module.register_forward_pre_hook(shortcut.hook)
+            for module in _read_by_class_token(tower)
+        ]
     return handles
 
 
@@ -61,10 +66,16 @@ def _read_by_class_token(tower: nn.Module) -> tuple[nn.Module, ...]:
 
     A class derived from timm's may read more, as the distilled one does its second token.
     """
-    if type(tower) is not VisionTransformer or tower.global_pool != "token" or tower.attn_pool is not None:
+    if (
+        type(tower) is not VisionTransformer
+        or tower.global_pool != "token"
+        or tower.attn_pool is not None
+    ):
         return ()
     last: Any = tower.blocks[-1]
-    return (last.attn.proj, last.norm2) if type(last) is Block and type(last.attn) is Attention else ()
+    return (
+        (last.attn.proj, last.norm2) if type(last) is Block and type(last.attn) is Attention else ()
+    )
 
 
 class PatchDropping:
@@ -84,7 +95,9 @@ class PatchDropping:
         drawn = torch.rand(self.count.clips, patches, device=tokens.device).argsort(1)
         kept = drawn[:, : max(1, round(self.share * patches))].sort(1).values + self.prefix
         first = torch.arange(self.prefix, device=tokens.device).expand(self.count.clips, -1)
-        index = torch.cat([first, kept], 1).repeat_interleave(self.count.frames, 0)  # (B*T, P + kept)
+        index = torch.cat([first, kept], 1).repeat_interleave(
+            self.count.frames, 0
+        )  # (B*T, P + kept)
         return (tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2])), *others)
 
 

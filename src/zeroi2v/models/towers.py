@@ -51,7 +51,14 @@ NOT_OPTIONS: Final = (
 NO_VECTOR: Final = ("", "align", "merge")  # poolings that leave many tokens of a picture
 
 
-REFUSALS: Final = (AssertionError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)  # timm's, of options
+REFUSALS: Final = (
+    AssertionError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)  # timm's, of options
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,9 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     """The timm model of this name without its classifier, in eval mode. TowerError says why it cannot be had."""
     for option in NOT_OPTIONS:
         if option in options:
-            raise ConfigError(f"tower_options: {option} is not for the tower's shape; see weights and pretrained")
+            raise ConfigError(
+                f"tower_options: {option} is not for the tower's shape; see weights and pretrained"
+            )
     size = options.get("img_size", 1)
     if not isinstance(size, int) and len(set(size)) > 1:
         raise ConfigError(f"tower_options: img_size must be square, got {size}")
@@ -106,7 +115,9 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     try:
         if base not in known:  # say why before any weights are fetched
             with torch.device("meta"):
-                find_blocks(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
+                find_blocks(
+                    timm.create_model(base, pretrained=False, num_classes=0, **options), name
+                )
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except REFUSALS as error:
         raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
@@ -130,7 +141,9 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     try:
         tower = VisionTransformer(**{**TINY, "num_classes": 0, "global_pool": "token", **options})
     except (*REFUSALS, RuntimeError) as error:
-        raise ConfigError(f"tower_options of {TINY_NAME}: {error or 'timm refuses them'}") from error
+        raise ConfigError(
+            f"tower_options of {TINY_NAME}: {error or 'timm refuses them'}"
+        ) from error
     attentions: Any = (block.attn for block in tower.blocks)
     for attention in attentions:
         attention.fused_attn = False
@@ -151,7 +164,11 @@ def inflate(tower: nn.Module, tubelet: int, name: str) -> None:
     """
     if tubelet == 1:
         return
-    entries = [module for module in tower.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3]
+    entries = [
+        module
+        for module in tower.modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3
+    ]
     if not entries:
         raise ConfigError(f"tubelet: {name} has no convolution that takes pictures")
     for entry in entries:
@@ -177,16 +194,23 @@ def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
             mixes = mixes or mixes_pictures(module)
     if mixes or not found:
         total = len(found) + refused.total()
-        reasons = "; ".join(f"{reason} ({count} of {total} blocks)" for reason, count in refused.items())
+        reasons = "; ".join(
+            f"{reason} ({count} of {total} blocks)" for reason, count in refused.items()
+        )
         raise TowerError(
             f"{name}: {reasons or 'no attention with a fused qkv projection'}; zeroi2v.supported_towers() lists what works"
         )
     if getattr(tower, "global_pool", None) in NO_VECTOR:
-        raise TowerError(f"{name}: gives no one vector per picture; tower_options={{'global_pool': 'avg'}} makes it")
+        raise TowerError(
+            f"{name}: gives no one vector per picture; tower_options={{'global_pool': 'avg'}} makes it"
+        )
     prefix = prefix_tokens(tower)
     owners = {path: owner(tower, path) for path, _, _ in found}
     mlps = {block: list(find_mlps(block)) for block in owners.values()}
-    return tuple(_block(path, attention, heads, mlps[owners[path]], prefix) for path, attention, heads in found)
+    return tuple(
+        _block(path, attention, heads, mlps[owners[path]], prefix)
+        for path, attention, heads in found
+    )
 
 
 def spatial_blocks(tower: nn.Module) -> tuple[str, ...]:
@@ -210,12 +234,17 @@ def owner(tower: nn.Module, path: str) -> nn.Module:
             return module
 
 
-def _block(path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None], prefix: int) -> Block:
+def _block(
+    path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None], prefix: int
+) -> Block:
     """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
     if hasattr(attention, "qkv_bias_separate"):
         attention.qkv_bias_separate = True
     qkv, proj = attention.qkv, attention.proj
-    sites = {"qkv": Site(qkv, (qkv,), qkv.in_features), "proj": Site(proj, (proj,), proj.out_features)}
+    sites = {
+        "qkv": Site(qkv, (qkv,), qkv.in_features),
+        "proj": Site(proj, (proj,), proj.out_features),
+    }
     mlp = mlps.pop(0) if mlps else None
     if mlp is not None:
         sites["up"] = Site(mlp.entry, mlp.up, mlp.up[0].in_features, feeds=mlp.entry_is_norm)
@@ -226,7 +255,9 @@ def _block(path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None],
 def _class_token(tower: nn.Module) -> Tensor | None:
     if isinstance(tower, VOLO):
         return None  # it joins after the last block whose heads can be moved
-    embeds: Any = getattr(tower, "embeds", None)  # where NaFlexViT keeps it, with its position embedding
+    embeds: Any = getattr(
+        tower, "embeds", None
+    )  # where NaFlexViT keeps it, with its position embedding
     for holder, name in (
         (tower, "cls_token"),
         (tower, "cls_token_0"),
@@ -252,7 +283,9 @@ def prefix_tokens(tower: nn.Module) -> int:
     return 0 if token is None else token.shape[1]  # PiT: (1, class and distillation, D)
 
 
-def token_entry(tower: nn.Module, blocks: Sequence[Block], number: int = 0) -> tuple[nn.Module, int]:
+def token_entry(
+    tower: nn.Module, blocks: Sequence[Block], number: int = 0
+) -> tuple[nn.Module, int]:
     """The module whose input is every token after the position embedding, before any pre-norm; and which axis holds their channels.
 
     It is a vision transformer's pre-norm, and elsewhere the first attention block: what comes before, such as stages of
@@ -262,7 +295,9 @@ def token_entry(tower: nn.Module, blocks: Sequence[Block], number: int = 0) -> t
     if number == 0 and "norm_pre" in children[: children.index(blocks[0].name.partition(".")[0])]:
         return tower.get_submodule("norm_pre"), -1
     first = owner(tower, blocks[number].name)
-    normed_as_map = any(isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children())
+    normed_as_map = any(
+        isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children()
+    )
     as_map = normed_as_map or isinstance(first, DaViTBlock)  # (B, D, H, W)
     return first, 1 if as_map else -1
 
@@ -273,7 +308,9 @@ def flat_tokens(tower: nn.Module, features: Tensor | list[Tensor]) -> Tensor:
     TowerError if the tower gives several sets of tokens, of different widths.
     """
     if not isinstance(features, Tensor):
-        raise TowerError(f"{type(tower).__name__} has {len(features)} branches of tokens, each of its own width")
+        raise TowerError(
+            f"{type(tower).__name__} has {len(features)} branches of tokens, each of its own width"
+        )
     if features.ndim == 3:
         return features
     if getattr(tower, "output_fmt", None) == "NHWC":
@@ -318,10 +355,14 @@ def set_image_size(tower: nn.Module, size: int, name: str) -> None:
     """Make a tower take frames of `size` pixels a side. ConfigError if it cannot."""
     setter = getattr(tower, "set_input_size", None)
     if setter is None:
-        raise ConfigError(f"{name} cannot change its image size; it takes {image_size(tower)} pixels")
+        raise ConfigError(
+            f"{name} cannot change its image size; it takes {image_size(tower)} pixels"
+        )
     patch = getattr(getattr(tower, "patch_embed", None), "patch_size", (1, 1))
     if size % patch[0] or size % patch[1]:
-        raise ConfigError(f"{name} does not take frames of {size} pixels: its patches are {patch[0]} pixels a side")
+        raise ConfigError(
+            f"{name} does not take frames of {size} pixels: its patches are {patch[0]} pixels a side"
+        )
     try:
         setter(img_size=(size, size))
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:

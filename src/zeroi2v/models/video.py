@@ -17,13 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig, from_dict
+from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.errors import ConfigError, MergeError, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, layout_text, parse_heads
-from zeroi2v.method.relocate import ClassTokenShift, ClipCount, TemporalHeads, channel_moves, head_moves
+from zeroi2v.method.relocate import (
+    ClassTokenShift,
+    ClipCount,
+    TemporalHeads,
+    channel_moves,
+    head_moves,
+)
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models import peers, shortcuts, towers
 from zeroi2v.models.attach import attach, build_adapters, chosen_sites, first_adapted_block, fold
+from zeroi2v.recipes import from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +64,9 @@ class VideoClassifier(nn.Module):
         self.tower = tower
         self.heads = tuple(heads)
         self.strategy = strategy
-        self.temporal_embedding = nn.Parameter(torch.zeros(count.frames, blocks[first_adapted].width))
+        self.temporal_embedding = nn.Parameter(
+            torch.zeros(count.frames, blocks[first_adapted].width)
+        )
         self.adapters = nn.ModuleList(nn.ModuleDict(dict(one)) for one in adapters)
         self.dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(towers.feature_width(tower), num_classes)
@@ -82,12 +91,20 @@ class VideoClassifier(nn.Module):
                 if "up" in block.sites:
                     block.sites["up"].module.register_forward_pre_hook(shift.hook)
             if peer is None:
-                self._training_hooks += [attach(block, name, adapter) for name, adapter in block_adapters.items()]
+                self._training_hooks += [
+                    attach(block, name, adapter) for name, adapter in block_adapters.items()
+                ]
             head_count = block.layout.head_count
-            moves = channel_moves(ratio, head_count) if operator in ("shift_kv", "shift_qkv") else head_moves(layout)
+            moves = (
+                channel_moves(ratio, head_count)
+                if operator in ("shift_kv", "shift_qkv")
+                else head_moves(layout)
+            )
             every_move.append(moves)
             if moves:
-                temporal = TemporalHeads(block.layout, moves, count, queries=operator in ("hr_qkv", "shift_qkv"))
+                temporal = TemporalHeads(
+                    block.layout, moves, count, queries=operator in ("hr_qkv", "shift_qkv")
+                )
                 block.projection.register_forward_hook(temporal.hook)
         self.moves = tuple(every_move)  # per block, what of K and V leaves its own frame
         self._freeze(trains_temporal_embedding)
@@ -97,7 +114,9 @@ class VideoClassifier(nn.Module):
         self.labels: tuple[str, ...] = tuple(str(index) for index in range(num_classes))
         self.clip = ClipConfig(frames=self.frames)
         self.views = ViewsConfig()
-        self.multi_label = False  # whether a video may have several labels: scores are then sigmoid, not softmax
+        self.multi_label = (
+            False  # whether a video may have several labels: scores are then sigmoid, not softmax
+        )
         self.merged = False
         self.results: dict[str, float] = {}  # how well it did, for its card: name -> figure
 
@@ -164,13 +183,17 @@ class VideoClassifier(nn.Module):
         """Every token that the tower pools, class and register tokens first: (B, T, N, D). A map is flattened to N = H * W."""
         self._count.trains = False
         features = self.tower.forward_features(self.tower_input(clip))  # type: ignore[operator]  # timm's method
-        by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(0, (-1, self._count.frames))
+        by_frame: Tensor = towers.flat_tokens(self.tower, features).unflatten(
+            0, (-1, self._count.frames)
+        )
         return by_frame
 
     def tower_input(self, clip: Tensor) -> Tensor:
         """The pictures of a clip (B, F, 3, S, S), as the tower takes them next: (B*T, 3 * tubelet, S, S), a view where it can be."""
         if clip.ndim != 5 or clip.shape[1:3] != (self.frames, 3):
-            raise ConfigError(f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}")
+            raise ConfigError(
+                f"a clip must be (B, {self.frames}, 3, S, S) for this model, got {tuple(clip.shape)}"
+            )
         patches: Any = getattr(self.tower, "patch_embed", None)
         if getattr(patches, "strict_img_size", False) and clip.shape[3:] != tuple(patches.img_size):
             raise ConfigError(
@@ -180,10 +203,16 @@ class VideoClassifier(nn.Module):
         pictures: Tensor = clip.unflatten(1, (-1, self._tubelet)).flatten(2, 3).flatten(0, 1)
         return pictures
 
-    def _add_temporal_embedding(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _add_temporal_embedding(
+        self, entry: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         tokens, *others = inputs  # (B*T*W, ..., D), or a map (B*T, D, H, W)
-        by_frame = tokens.movedim(self._channel_axis, -1).unflatten(0, (self._count.clips, self._count.frames, -1))
-        embedding = self._embedding_of(self._count.frames).view(self._count.frames, *[1] * (by_frame.ndim - 3), -1)
+        by_frame = tokens.movedim(self._channel_axis, -1).unflatten(
+            0, (self._count.clips, self._count.frames, -1)
+        )
+        embedding = self._embedding_of(self._count.frames).view(
+            self._count.frames, *[1] * (by_frame.ndim - 3), -1
+        )
         return ((by_frame + embedding).flatten(0, 2).movedim(-1, self._channel_axis), *others)
 
     def _embedding_of(self, frames: int) -> Tensor:
@@ -224,23 +253,36 @@ class VideoClassifier(nn.Module):
         The temporal embedding is interpolated linearly over the clip, the position embedding and windows by the tower's own rule.
         Offsets stay as they are. ConfigError if the tower has no such rule, or does not take that size; nothing has changed then.
         """
-        clip = dataclasses.replace(self.clip, frames=self.frames if frames is None else frames)  # checks it
+        clip = dataclasses.replace(
+            self.clip, frames=self.frames if frames is None else frames
+        )  # checks it
         seen = frames_seen(clip.frames, self._tubelet)
         if image_size is not None and image_size != self.image_size:
-            logger.info("%s resized from %d to %d pixels a side", self.config.tower, self.image_size, image_size)
+            logger.info(
+                "%s resized from %d to %d pixels a side",
+                self.config.tower,
+                self.image_size,
+                image_size,
+            )
             towers.set_image_size(self.tower, image_size, self.config.tower)
             self.config = dataclasses.replace(self.config, pretrained=False)  # saved with its tower
         if clip.frames != self.frames:
-            logger.info("temporal embedding interpolated from %d to %d frames", self._count.frames, seen)
+            logger.info(
+                "temporal embedding interpolated from %d to %d frames", self._count.frames, seen
+            )
             resized = self._embedding_of(seen).contiguous()
-            self.temporal_embedding = nn.Parameter(resized, requires_grad=self.temporal_embedding.requires_grad)
+            self.temporal_embedding = nn.Parameter(
+                resized, requires_grad=self.temporal_embedding.requires_grad
+            )
             self._count.frames = self._count.whole = seen
             self.clip = clip
             if self.config.ratio is None and self.config.operator in (
                 "stdha",
                 "hr_qkv",
             ):  # not the rule for so many frames
-                self.config = dataclasses.replace(self.config, heads=tuple(map(layout_text, self.heads)))
+                self.config = dataclasses.replace(
+                    self.config, heads=tuple(map(layout_text, self.heads))
+                )
         peers.resize(self.tower, self.adapters, self._count.frames)
 
     def take_frames(self, frames: int) -> None:
@@ -250,13 +292,17 @@ class VideoClassifier(nn.Module):
         ConfigError if the frames are no whole number of tubelets, or the strategy is a rival's, which may count on all.
         """
         if frames != self.clip.frames and self.strategy.peer is not None:
-            raise ConfigError(f"few_frames: strategy {self.config.strategy} needs all frames of a clip")
+            raise ConfigError(
+                f"few_frames: strategy {self.config.strategy} needs all frames of a clip"
+            )
         self._count.frames = frames_seen(frames, self._tubelet)
 
     def drop_patches(self, share: float) -> None:
         """Let training steps see a random `share` of a clip's patches. ConfigError if the tower or the strategy needs them all."""
         if self.strategy.peer is not None:
-            raise ConfigError(f"token_share: strategy {self.config.strategy} needs all patches of a frame")
+            raise ConfigError(
+                f"token_share: strategy {self.config.strategy} needs all patches of a frame"
+            )
         handle = shortcuts.drop_patches(self.tower, self._count, share, self.config.tower)
         for earlier in self._patch_hooks:
             earlier.remove()
@@ -308,10 +354,17 @@ def create_model(
     `options` are the other fields of `ModelConfig`. ConfigError, HeadsError, TowerError or CheckpointError names the setting or the
     file that is wrong.
     """
-    settings = {"tower": tower, "heads": heads, "operator": operator, "strategy": strategy, "pretrained": pretrained}
+    settings = {
+        "tower": tower,
+        "heads": heads,
+        "operator": operator,
+        "strategy": strategy,
+        "pretrained": pretrained,
+    }
     file = None if weights is None else os.fspath(weights)
     config = from_dict(
-        ModelConfig, {**settings, "weights": file, "tower_options": dict(tower_options or {}), **options}
+        ModelConfig,
+        {**settings, "weights": file, "tower_options": dict(tower_options or {}), **options},
     )
     return build_model(config, num_classes=num_classes, frames=frames)
 
@@ -334,10 +387,12 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     by_name = config.pretrained and config.weights is None
     tower = towers.build_tower(config.tower, pretrained=by_name, options=config.tower_options)
     if config.weights is not None:
-        from zeroi2v.models.foreign import load_tower_weights  # which builds models
+        from zeroi2v.models.weights import load_tower_weights  # which builds models
 
         load_tower_weights(tower, config.weights)
-        config = dataclasses.replace(config, pretrained=False, weights=None)  # saved with its tower, without a path
+        config = dataclasses.replace(
+            config, pretrained=False, weights=None
+        )  # saved with its tower, without a path
     towers.inflate(tower, config.tubelet, config.tower)
     blocks = towers.find_blocks(tower, config.tower)
     if spatial := towers.spatial_blocks(tower):
@@ -372,7 +427,9 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
     first_adapted = first_adapted_block(config, strategy, len(blocks))
     if peer is None:
         adapters = [
-            build_adapters(block, strategy, sites, layout, count, **shape) if number >= first_adapted else {}
+            build_adapters(block, strategy, sites, layout, count, **shape)
+            if number >= first_adapted
+            else {}
             for number, (block, layout) in enumerate(zip(blocks, heads, strict=True))
         ]
     else:
@@ -385,7 +442,8 @@ def build_model(config: ModelConfig, *, num_classes: int, frames: int) -> VideoC
         operator=config.operator,
         ratio=ratio,
         strategy=strategy,
-        trains_temporal_embedding=strategy.trains_temporal_embedding and config.temporal_embedding == "trained",
+        trains_temporal_embedding=strategy.trains_temporal_embedding
+        and config.temporal_embedding == "trained",
         adapters=adapters,
         count=count,
         tubelet=config.tubelet,

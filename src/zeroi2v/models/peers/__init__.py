@@ -33,9 +33,13 @@ class Peer:
 PEERS: Final = {
     "evl": Peer(evl.build, evl.attach, "its decoder is no part of the tower"),
     "aim": Peer(
-        aim.build, aim.attach, "its adapters are not linear and its attention over time is computed beside the tower's"
+        aim.build,
+        aim.attach,
+        "its adapters are not linear and its attention over time is computed beside the tower's",
     ),
-    "st_adapter": Peer(st_adapter.build, st_adapter.attach, "its adapters are not linear and mix frames"),
+    "st_adapter": Peer(
+        st_adapter.build, st_adapter.attach, "its adapters are not linear and mix frames"
+    ),
     "joint": Peer(joint.build, joint.attach, "every block attends over all frames at once"),
 }
 
@@ -50,21 +54,29 @@ def taken_back(config: ModelConfig, name: str) -> dict[str, Any]:
     strategy = STRATEGIES.get(name)
     if strategy is None or strategy.peer is None:
         return {}
-    default = {setting: getattr(ModelConfig(), setting) for setting in (*strategy.meaningless, "heads")}
-    return {setting: value for setting, value in default.items() if getattr(config, setting) != value}
+    default = {
+        setting: getattr(ModelConfig(), setting) for setting in (*strategy.meaningless, "heads")
+    }
+    return {
+        setting: value for setting, value in default.items() if getattr(config, setting) != value
+    }
 
 
 def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) -> None:
     """ConfigError names a setting that has no meaning for a peer; TowerError a tower that is no plain vision transformer."""
     if any(head != 0 for layout in heads for head in layout):
-        raise ConfigError(f"heads: strategy {config.strategy} has spatial heads alone; leave heads out")
+        raise ConfigError(
+            f"heads: strategy {config.strategy} has spatial heads alone; leave heads out"
+        )
     blocks = getattr(tower, "blocks", ())
     plain = isinstance(tower, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention for block in blocks
     )
     if not plain:
         kind = type(next(iter(blocks), tower)).__name__
-        raise TowerError(f"{config.tower}: strategy {config.strategy} is for plain vision transformers, not for {kind}")
+        raise TowerError(
+            f"{config.tower}: strategy {config.strategy} is for plain vision transformers, not for {kind}"
+        )
 
 
 def resize(tower: nn.Module, adapters: nn.ModuleList, frames: int) -> None:

@@ -48,11 +48,19 @@ class Adaptation:
 
 
 def build(
-    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, *, ratio: float, scale: float, dropout: float
+    tower: VisionTransformer,
+    sites: Sequence[str],
+    count: ClipCount,
+    *,
+    ratio: float,
+    scale: float,
+    dropout: float,
 ) -> list[dict[str, nn.Module]]:
     """The adapters of every block, by site. ConfigError if there is one before temporal attention but not after it."""
     if "temporal_in" in sites and "temporal" not in sites:
-        raise ConfigError("sites: temporal_in comes before the attention over time; name temporal too")
+        raise ConfigError(
+            "sites: temporal_in comes before the attention over time; name temporal too"
+        )
     width = max(1, int(ratio * tower.embed_dim))
 
     def adapter(site: str) -> GELUAdapter:
@@ -62,7 +70,9 @@ def build(
     return [{site: adapter(site) for site in sites} for _ in tower.blocks]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+def attach(
+    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
+) -> None:
     """Hook them into their blocks."""
     blocks: Any = tower.blocks
     for block, own in zip(blocks, adapters, strict=True):

@@ -30,7 +30,14 @@ class DecoderLayer(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, channels: int, heads: int, *, frames: int, prefix: int, grid: tuple[int, int], dropout: float
+        self,
+        channels: int,
+        heads: int,
+        *,
+        frames: int,
+        prefix: int,
+        grid: tuple[int, int],
+        dropout: float,
     ) -> None:
         super().__init__()
         self.prefix = prefix
@@ -39,13 +46,18 @@ class DecoderLayer(nn.Module):
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
         count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-        self.before = nn.Parameter(torch.zeros(count, channels))  # by the step from a patch to one in the frame before
+        self.before = nn.Parameter(
+            torch.zeros(count, channels)
+        )  # by the step from a patch to one in the frame before
         self.after = nn.Parameter(torch.zeros(count, channels))
         self.set_grid(grid)
         self.query_norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(channels) for _ in range(3))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * channels, channels)
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * channels, channels),
         )
         self.seen: dict[str, Tensor] = {}  # of the call in progress
 
@@ -75,7 +87,9 @@ class DecoderLayer(nn.Module):
         seen = {name: tensor.unflatten(0, (clips, -1)) for name, tensor in self.seen.items()}
         self.seen.clear()
         memory = self.token_norm(self.in_time(**seen).flatten(1, 2))
-        query = query + self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
+        query = (
+            query + self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
+        )
         out: Tensor = query + self.mlp(self.mlp_norm(query))
         return out
 
@@ -87,7 +101,9 @@ class DecoderLayer(nn.Module):
         before = self.cross_attention(queries[:, 1:], keys[:, :-1], self.before)
         after = self.cross_attention(queries[:, :-1], keys[:, 1:], self.after)
         patches = F.pad(before, (0, 0, 0, 0, 1, 0)) + F.pad(after, (0, 0, 0, 0, 0, 1))
-        out: Tensor = tokens + mixed + self.frame_embedding[:, None] + F.pad(patches, (0, 0, self.prefix, 0))
+        out: Tensor = (
+            tokens + mixed + self.frame_embedding[:, None] + F.pad(patches, (0, 0, self.prefix, 0))
+        )
         return out
 
     def cross_attention(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
@@ -123,18 +139,28 @@ class Decoder(nn.Module):
         for layer in layers:
             if frames != len(layer.frame_embedding):
                 series = layer.frame_embedding.T[None]
-                layer.frame_embedding = nn.Parameter(F.interpolate(series, frames, mode="linear")[0].T.contiguous())
+                layer.frame_embedding = nn.Parameter(
+                    F.interpolate(series, frames, mode="linear")[0].T.contiguous()
+                )
             if grid != layer.grid:
                 old, new = ([2 * side - 1 for side in sides] for sides in (layer.grid, grid))
                 for name in ("before", "after"):
                     table = getattr(layer, name).T.unflatten(1, old)[None]
-                    resized = F.interpolate(table, new, mode="bilinear")[0].flatten(1).T.contiguous()
+                    resized = (
+                        F.interpolate(table, new, mode="bilinear")[0].flatten(1).T.contiguous()
+                    )
                     setattr(layer, name, nn.Parameter(resized))
                 layer.set_grid(grid)
 
 
 def build(
-    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, *, ratio: float, scale: float, dropout: float
+    tower: VisionTransformer,
+    sites: Sequence[str],
+    count: ClipCount,
+    *,
+    ratio: float,
+    scale: float,
+    dropout: float,
 ) -> list[dict[str, nn.Module]]:
     """The decoder, kept with the last block; the others have nothing."""
     blocks: Any = tower.blocks
@@ -152,7 +178,9 @@ def build(
     return [*({} for _ in blocks[:-1]), {"decoder": Decoder(layers, tower.embed_dim, count)}]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+def attach(
+    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
+) -> None:
     """Let each layer see its block, and the decoder answer for the tower."""
     decoder = adapters[-1]["decoder"]
     blocks: Any = tower.blocks

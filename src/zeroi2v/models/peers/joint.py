@@ -30,12 +30,16 @@ class WholeClip:
         return output.reshape(self.count.clips * self.count.frames, -1, output.shape[-1])
 
 
-def build(tower: VisionTransformer, sites: Sequence[str], count: ClipCount, **_: float) -> list[dict[str, nn.Module]]:
+def build(
+    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, **_: float
+) -> list[dict[str, nn.Module]]:
     """Nothing is added: the tower's own attention is used."""
     return [{} for _ in tower.blocks]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+def attach(
+    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
+) -> None:
     """Hook every block's attention."""
     whole = WholeClip(count)
     blocks: Any = tower.blocks

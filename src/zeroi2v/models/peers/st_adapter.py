@@ -38,16 +38,30 @@ class BeforeMLP:
 
 
 def build(
-    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, *, ratio: float, scale: float, dropout: float
+    tower: VisionTransformer,
+    sites: Sequence[str],
+    count: ClipCount,
+    *,
+    ratio: float,
+    scale: float,
+    dropout: float,
 ) -> list[dict[str, nn.Module]]:
     """An adapter of every block at each of the sites."""
     channels, prefix = tower.embed_dim, prefix_tokens(tower)
-    shape: dict[str, Any] = {"scale": scale, "dropout": dropout, "bias": True, "prefix": prefix, "count": count}
+    shape: dict[str, Any] = {
+        "scale": scale,
+        "dropout": dropout,
+        "bias": True,
+        "prefix": prefix,
+        "count": count,
+    }
     width = max(1, int(ratio * channels))
     return [{site: STAdapter(channels, width, **shape) for site in sites} for _ in tower.blocks]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount) -> None:
+def attach(
+    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
+) -> None:
     """Hook them into their blocks."""
     blocks: Any = tower.blocks
     for block, own in zip(blocks, adapters, strict=True):

@@ -1,1 +1,0 @@
-"""What does a model cost, how fast is it, and what does it look at?"""

@@ -1,0 +1,1 @@
+"""Which settings do best? Many trainings, compared."""

@@ -1,0 +1,67 @@
+"""What do frames tell without their order? A linear classifier on the frozen mean of the frame features: a bag of frames.
+
+Shapes: n videos, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zeroi2v.data.datasets import Video
+from zeroi2v.inference.evaluate import evaluate
+from zeroi2v.log import Log
+from zeroi2v.models.video import VideoClassifier
+
+
+def fit_probe(
+    model: VideoClassifier,
+    videos: Sequence[Video],
+    *,
+    workers: int = 0,
+    penalty: float = 1e-4,
+    log: Log | None = None,
+) -> None:
+    """Set a model's classifier to the logistic regression of its own features, one evaluation clip per video.
+
+    The features are standardised for the fit and that map is folded into the classifier; `penalty` is the weight of the
+    squared coefficients. Each video is read and run once.
+    """
+    classes = model.classifier
+    features: list[Tensor] = []
+    hook = classes.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+    try:
+        labels = evaluate(model, videos, workers=workers, log=log).labels
+    finally:
+        hook.remove()
+    inputs = torch.cat(features).double()
+    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
+    weight, bias = logistic_regression(
+        (inputs - mean) / deviation, labels.to(inputs.device), classes.out_features, penalty
+    )
+    with torch.no_grad():
+        classes.weight.copy_(weight / deviation)
+        classes.bias.copy_(bias - (weight / deviation) @ mean)
+
+
+def logistic_regression(
+    inputs: Tensor, labels: Tensor, classes: int, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K) that minimise cross-entropy + penalty * |weight|^2 over inputs (n, D), by L-BFGS in float64."""
+    weight = torch.zeros(
+        classes, inputs.shape[1], dtype=inputs.dtype, device=inputs.device, requires_grad=True
+    )
+    bias = torch.zeros(classes, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ weight.T + bias, labels) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()

@@ -1,0 +1,1 @@
+"""Where does a model look? Attention and Grad-CAM of its heads."""

@@ -1,0 +1,110 @@
+"""How is a file written whole? Every file that zeroi2v writes appears complete under its name, or does not appear.
+
+`write_files` writes several files together, `write_text` one text; `check_writable` asks before the work is done, not after.
+A file of JSON lines grows by one line at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from zeroi2v.errors import FileError
+
+Writer: TypeAlias = Callable[[Path], object]
+
+
+def write_files(files: Mapping[Path, Writer]) -> None:
+    """Call each writer with the path of a temporary file; when all files are on the disk, give each its name.
+
+    A writer reports a failure as OSError or UnicodeError. FileError names the files; the earlier files stay as they were.
+    """
+    partials = {path: _partial(path) for path in files}
+    try:
+        for path, write in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partials[path].touch()
+            mode = partials[path].stat().st_mode
+            write(partials[path])
+            partials[path].chmod(mode)  # some writers let nobody else read their file
+            with partials[path].open("rb") as file:
+                os.fsync(file.fileno())
+        for path, partial in partials.items():
+            os.replace(partial, path)
+    except (OSError, UnicodeError) as error:
+        names = ", ".join(str(path) for path in files)
+        reason = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
+        raise FileError(
+            f"{names}: cannot be written: {reason}; the earlier files are unchanged"
+        ) from error
+    finally:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole. File names in the text may hold bytes that are no text. FileError as `write_files`."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+    write_files({path: write})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, indented, whole. FileError as `write_files`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """FileError if a file cannot be written at this path. Ask before the work whose result the file is to hold."""
+    probe = _partial(path)
+    try:
+        if path.is_dir():
+            raise FileError(f"{path}: cannot be written: a folder of that name is there")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except FileExistsError as error:
+        raise FileError(f"{path}: cannot be written: {path.parent} is no folder") from error
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a path is that of a temporary file, which a killed process may have left behind."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _partial(path: Path) -> Path:
+    """The temporary file beside a path: two processes that write the same file do not share one."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def append_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file and see the line onto the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries that `append_json` wrote. A last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def keep_json_lines(path: Path, count: int) -> None:
+    """Drop the entries after the first `count`, and a line that a crash cut short."""
+    if path.exists():
+        write_text(
+            path, "".join(json.dumps(entry) + "\n" for entry in read_json_lines(path)[:count])
+        )

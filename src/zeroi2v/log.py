@@ -1,0 +1,76 @@
+"""What does a person see of a long task? Messages, and a progress bar, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+
+class Log:
+    """Says what goes on. `quiet` keeps warnings and drops the rest."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that is shown even when quiet."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def track(
+        self,
+        items: Iterable[Item],
+        *,
+        total: int,
+        title: str,
+        done: int = 0,
+        unit: str = "",
+        per_item: int = 1,
+        memory: Callable[[], int] | None = None,
+    ) -> Iterator[Item]:
+        """Go through the items behind a progress bar, `done` of `total` being done already.
+
+        `unit` and `per_item` give its speed, for instance in clips per second; `memory` gives bytes to show beside it.
+        """
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[memory]}"),
+            TimeRemainingColumn(),
+        )
+        hidden = self.quiet or not self.console.is_terminal
+        with Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            disable=hidden,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as progress:
+            task = progress.add_task(title, total=total, completed=done, rate="", memory="")
+            for item in items:
+                yield item
+                speed = progress.tasks[task].speed
+                rate = f"{speed * per_item:.0f} {unit}/s" if speed and unit else ""
+                used = f"{memory() / 2**30:.1f} GiB" if memory else ""
+                progress.update(task, advance=1, rate=rate, memory=used)

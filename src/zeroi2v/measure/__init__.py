@@ -1,0 +1,1 @@
+"""What does a model cost? Parameters, multiply-adds, memory and time."""

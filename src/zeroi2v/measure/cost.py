@@ -1,0 +1,81 @@
+"""What does a model cost? Parameters and multiply-adds, counted on its own graph without computing anything.
+
+A multiply-add (MAC) is one multiplication and one addition; the paper's GFLOP is 1e9 of these, attention products included.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zeroi2v.models.shortcuts import plain_again
+from zeroi2v.models.towers import build_tower, image_size, set_image_size
+from zeroi2v.models.video import VideoClassifier
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and 10^9 multiply-adds of one view (one clip)."""
+
+    params: int  # of the whole model
+    trainable_params: int
+    new_params: int  # beyond the tower and the classifier
+    gmacs: float  # of the whole model
+    extra_gmacs: float  # beyond the plain tower on as many pictures as attention sees frames, and the classifier
+
+
+def cost(model: VideoClassifier) -> Cost:
+    """Count a model's parameters and multiply-adds. Runs on the meta device: no memory for activations, no arithmetic.
+
+    What it costs beyond the tower is measured against a tower of the same name that is built anew, not against the model's own.
+    """
+    clip = torch.empty(1, model.frames, 3, model.image_size, model.image_size, device="meta")
+    total = count_macs(copy.deepcopy(model).to("meta").eval().requires_grad_(False), clip)
+    tower = new_tower(model)
+    pictures = torch.empty(len(model.temporal_embedding), *clip.shape[2:], device="meta")
+    classifier = model.classifier.in_features * model.classifier.out_features
+    return Cost(
+        params=_parameters(model),
+        trainable_params=sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        ),
+        new_params=_parameters(model) - _parameters(tower) - _parameters(model.classifier),
+        gmacs=total / 1e9,
+        extra_gmacs=(total - count_macs(tower, pictures) - classifier) / 1e9,
+    )
+
+
+def new_tower(model: VideoClassifier) -> nn.Module:
+    """A tower of the model's name and options as it comes, without weights: on the meta device."""
+    with torch.device("meta"):
+        tower = build_tower(
+            model.config.tower, pretrained=False, options=model.config.tower_options
+        )
+        if image_size(tower) != model.image_size:
+            set_image_size(tower, model.image_size, model.config.tower)
+    return tower.requires_grad_(False)
+
+
+def plain_tower(model: VideoClassifier) -> nn.Module:
+    """A copy of a model's tower without any hook: the image transformer alone, from `tower_input` to features."""
+    tower = copy.deepcopy(model).tower
+    for module in tower.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    plain_again(tower)
+    return tower
+
+
+def count_macs(module: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-adds of matrix products, convolutions and attention in one forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,1 @@
+"""How are results shown? Pages, charts and the parts that they share."""

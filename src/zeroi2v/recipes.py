@@ -1,0 +1,206 @@
+"""How does a recipe, a TOML file, become settings? And how do settings become plain values, and again settings?
+
+A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `override` applies `key=value` pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from zeroi2v.config import DataConfig, Recipe
+from zeroi2v.errors import ConfigError, nearest
+
+Config = TypeVar("Config")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file. ConfigError names the file, and the table and key that is wrong."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return from_dict(Recipe, tables)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as TOML, every setting included, so that `read_recipe` gives it back."""
+    lines = []
+    for table, settings in to_dict(recipe).items():
+        lines.append(f"[{table}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in settings.items() if value is not None]
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+            + "}"
+        )
+    if value is None:  # a block's heads, or an option of the tower: TOML has no word for none
+        return '"none"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # which TOML does not take as it is
+
+
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """The recipe with `key=value` pairs applied. A key is `table.name`, or the bare name where one table has it; the value is TOML."""
+    owners: dict[str, list[str]] = {}
+    for part in dataclasses.fields(Recipe):
+        for setting in dataclasses.fields(getattr(recipe, part.name)):
+            owners.setdefault(setting.name, []).append(part.name)
+    tables = to_dict(recipe)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: expected key=value")
+        head, _, rest = key.strip().partition(".")
+        if head in tables:
+            table, name = head, rest
+        else:
+            table, name = owners.get(head, [""])[0], key.strip()
+        *path, last = name.split(".")
+        if table not in tables or (path or [last])[0] not in tables[table]:
+            known = [
+                *owners,
+                *(f"{owner}.{one}" for one, having in owners.items() for owner in having),
+            ]
+            raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
+        place = tables[table]
+        for step in path:  # a key inside tower_options
+            inner = place.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {key.strip()}: {step} has no settings of its own")
+            place = inner
+        place[last] = _value(text.strip())
+    return from_dict(Recipe, tables)
+
+
+def data_settings(assignments: Sequence[str]) -> DataConfig:
+    """The defaults of [data] with `key=value` pairs applied, where no recipe is read. ConfigError for a setting of another table."""
+    recipe = override(Recipe(), assignments)
+    if recipe != Recipe(data=recipe.data):
+        raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
+    return recipe.data
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text == "none" else text  # a bare word is a string
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain dictionaries and lists, ready for JSON or TOML."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build a dataclass from plain values. ConfigError names a key that is unknown, or a value of the wrong type."""
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"unknown setting {where + key!r}{nearest(key, hints)}")
+        arguments[key] = _convert(hints[key], value, where + key)
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if value == "none" and types.NoneType in inner:
+        return None
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_dict(hint, value, where + ".")
+    if origin is Literal:
+        if value not in inner or isinstance(value, bool):
+            choices = ", ".join(map(repr, inner))
+            raise ConfigError(
+                f"{where} must be one of {choices}, got {value!r}{nearest(str(value), map(str, inner))}"
+            )
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for option in inner:
+            try:
+                return _convert(option, value, where)
+            except ConfigError:
+                continue
+    elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        if inner[-1] is Ellipsis:
+            return tuple(_convert(inner[0], item, where) for item in value)
+        if len(value) == len(inner):
+            return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
+    elif (
+        hint is float
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    ):
+        return float(value)
+    elif origin is dict and isinstance(value, Mapping):
+        if not _is_plain(value):
+            raise ConfigError(
+                f"{where} must hold numbers, text, true or false, lists and tables alone, got {value!r}"
+            )
+        return {key: None if item == "none" else item for key, item in value.items()}
+    elif (
+        hint is not float
+        and isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
+        return value
+    raise ConfigError(f"{where} must be {_in_words(hint)}, got {value!r}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was, but for tuples."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return (
+        value is None
+        or isinstance(value, str | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "none",
+    }
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+    if origin is tuple:
+        return (
+            f"a list of {_in_words(inner[0])}"
+            if inner[-1] is Ellipsis
+            else f"a list of {len(inner)}"
+        )
+    return plain.get(hint, "a table")

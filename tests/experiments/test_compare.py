@@ -1,0 +1,385 @@
+"""What a comparison promises: every row under one budget, nothing trained twice, and a page that holds them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zeroi2v.cli.main import main
+from zeroi2v.config import ClipConfig, Recipe, TrainConfig
+from zeroi2v.data.datasets import VideoDataset, open_dataset
+from zeroi2v.engine.run import train
+from zeroi2v.errors import ConfigError, ZeroI2VError
+from zeroi2v.experiments import compare as comparing
+from zeroi2v.experiments.compare import Row, compare, plan, strategy_row
+from zeroi2v.experiments.trials import ROWS_FILE
+from zeroi2v.files import read_json_lines
+from zeroi2v.log import Log
+from zeroi2v.models.video import build_model
+from zeroi2v.recipes import override
+
+BUDGET = Recipe(
+    clip=ClipConfig(frames=2),
+    train=TrainConfig(epochs=1, batch_size=16, warmup_epochs=0.5, workers=0),
+)
+ROWS = (
+    Row("probe", ("strategy=linear_probe",)),
+    Row("gelu", ("strategy=gelu_adapter", "adapter_ratio=0.5")),
+)
+COMMAND = [
+    "--row",
+    "probe",
+    "strategy=linear_probe",
+    "--row",
+    "gelu",
+    "strategy=gelu_adapter",
+    "adapter_ratio=0.5",
+]
+COMMAND += ["--seeds", "0", "--set", "frames=2", "--set", "epochs=1", "--set", "batch_size=16"]
+COMMAND += ["--set", "warmup_epochs=0.5", "--set", "workers=0"]
+
+
+def test_the_row_of_a_peer_takes_back_what_has_no_meaning_for_it_and_says_so() -> None:
+    budget = override(BUDGET, ["heads=[-1, 1]", "temporal_embedding=zero", "adapter_ratio=0.5"])
+    rows = [
+        strategy_row(name, budget)
+        for name in ("zeroi2v", "evl", "st_adapter_published", "aim", "joint")
+    ]
+    assert [row.settings for row in rows] == [
+        ("strategy=zeroi2v",),
+        ("strategy=evl", "adapter_ratio=none", "temporal_embedding=trained", "heads=none"),
+        ("strategy=st_adapter_published", "temporal_embedding=trained", "heads=none"),
+        ("strategy=aim", "heads=none"),
+        ("strategy=joint", "adapter_ratio=none", "heads=none"),
+    ]
+    for trial in plan(rows, budget, [0]):
+        with torch.device("meta"):
+            build_model(
+                dataclasses.replace(trial.recipe.model, pretrained=False), num_classes=8, frames=2
+            )
+    assert strategy_row("aim", BUDGET) == Row("aim", ("strategy=aim",))
+
+
+@pytest.fixture(scope="module")
+def dataset(motion_videos: Path) -> VideoDataset:
+    return open_dataset(motion_videos)
+
+
+@pytest.fixture(scope="module")
+def out(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command leaves for two rows and one seed."""
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    assert main(["compare", str(motion_videos), *COMMAND, "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(out: Path) -> dict[str, dict[str, Any]]:
+    return {line["row"]: line for line in json.loads((out / "compare.json").read_text())["rows"]}
+
+
+class Reader(HTMLParser):
+    """The text of a page, and every address that it asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.addresses: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [
+            value
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "xlink:href")
+        ]
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_a_row_is_what_training_it_alone_gives(
+    lines: dict[str, dict[str, Any]], out: Path, dataset: VideoDataset, tmp_path: Path
+) -> None:
+    alone = train(
+        override(BUDGET, ["strategy=gelu_adapter", "adapter_ratio=0.5"]),
+        dataset,
+        tmp_path / "alone",
+    )
+    assert lines["gelu"]["scores"] == [alone.best]
+    assert (out / "runs/gelu/seed-0/model.safetensors").read_bytes() == (
+        alone.folder / "model.safetensors"
+    ).read_bytes()
+    channels, classes = (
+        96,
+        len(dataset.classes),
+    )  # of the embedded tower; a linear probe trains the classifier alone
+    assert lines["probe"]["trainable_params"] == channels * classes + classes
+
+
+def test_a_row_that_does_not_merge_says_so(lines: dict[str, dict[str, Any]], out: Path) -> None:
+    assert lines["gelu"]["merged_ms"] is None
+    assert lines["gelu"]["adapted_ms"] > 0
+    assert lines["probe"]["merged_ms"] > 0
+    page = (out / "compare.html").read_text()
+    assert page.count("<td>does not merge</td>") == 1
+
+
+def test_the_page_holds_every_row_and_asks_for_nothing(
+    lines: dict[str, dict[str, Any]], out: Path
+) -> None:
+    page = Reader()
+    page.feed((out / "compare.html").read_text())
+    assert page.addresses == []
+    for name, line in lines.items():
+        assert page.words.count(name) >= 4  # in the table, both plots, and the list of settings
+        assert f"{100 * line['scores'][0]:.1f}\u00a0%" in page.words
+        assert " ".join(line["settings"]) in page.words
+    assert "One seed, so no spread" in " ".join(page.words)
+
+
+def test_what_is_finished_is_not_trained_again_and_a_new_row_is_added(
+    motion_videos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_json_lines(out / ROWS_FILE)
+    words = ["compare", str(motion_videos), *COMMAND, "--out", str(out), "--json"]
+    assert main([*words, "--row", "plain", "heads=[]"]) == 0
+    output = capsys.readouterr()
+    assert "2 of 3 trainings are finished already" in output.err
+    assert [line["row"] for line in json.loads(output.out)["rows"]] == ["probe", "gelu", "plain"]
+    after = read_json_lines(out / ROWS_FILE)
+    assert after[:2] == before
+    assert [entry["row"] for entry in after[2:]] == ["plain"]
+
+
+def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
+    motion_videos: Path, out: Path, dataset: VideoDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (out / ROWS_FILE).read_bytes(), (out / "compare.json").read_bytes()
+    words = ["compare", str(motion_videos), *COMMAND, "--out", str(out), "--set", "epochs=2"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "probe, seed 0 was begun with" in error
+    assert "train.epochs = 1, not 2" in error
+    swapped = (dataset.val[1], dataset.val[0], *dataset.val[2:])
+    for splits in ({"train": dataset.train[1:]}, {"val": dataset.val[1:]}, {"val": swapped}):
+        other = dataclasses.replace(dataset, splits={**dataset.splits, **splits})
+        with pytest.raises(ConfigError, match="other videos"):
+            compare(ROWS, BUDGET, [0], other, out, log=Log(quiet=True))
+    assert before == ((out / ROWS_FILE).read_bytes(), (out / "compare.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "message"),
+    [
+        ([Row("one", ("adapter_ration=1",))], [0], "row one: .*did you mean 'adapter_ratio'"),
+        ([Row("a/b", ())], [0], "row 'a/b': a name is of letters"),
+        ([Row("one", ()), Row("one", ())], [0], "at least one row, each once, got one, one"),
+        ([Row("one", ())], [1, 1], "at least one seed, each once"),
+        ([Row("one", ("seed=3",))], [0], "row one: train.seed is for --seeds"),
+        ([Row("one", ("multi_label=true",))], [0], r"row one: \[data\] is the same for all rows"),
+    ],
+)
+def test_what_is_no_comparison_is_named(rows: list[Row], seeds: list[int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(rows, BUDGET, seeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("strategy=lorra",), "row wrong: .*did you mean 'lora'"),
+        (("strategy=evl", "heads=[-1]"), "row wrong: heads: strategy evl has spatial heads alone"),
+        (
+            ("strategy=evl", "few_frames=1", "few_frames_epochs=1"),
+            "row wrong: .*few_frames: strategy evl",
+        ),
+        (("strategy=aim", "token_share=0.5"), "row wrong: .*token_share"),
+    ],
+)
+def test_a_row_that_cannot_be_built_is_refused_before_anything_is_trained(
+    settings: tuple[str, ...], message: str, dataset: VideoDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(
+            [ROWS[0], Row("wrong", settings)],
+            BUDGET,
+            [0],
+            dataset,
+            tmp_path / "out",
+            log=Log(quiet=True),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_fails_costs_no_other_and_is_named(
+    motion_videos: Path, dataset: VideoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "compare",
+        str(motion_videos),
+        "--row",
+        "bad",
+        "strategy=linear_probe",
+        "learning_rate=1e30",
+        *COMMAND[:3],
+    ]
+    assert main([*words, *COMMAND[7:], "--out", str(out), "--json"]) == 1
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert [line["row"] for line in result["rows"]] == ["probe"]
+    assert list(result["failed"]) == ["bad, seed 0"]
+    assert "loss" in result["failed"]["bad, seed 0"]
+    assert result["trainings"] == {"finished": 1, "planned": 2}
+    assert "Failed: bad, seed 0: " in (out / "compare.html").read_text()
+    with pytest.raises(ZeroI2VError, match="no training finished: bad, seed 0: "):
+        compare(
+            [Row("bad", ("learning_rate=1e30",))],
+            BUDGET,
+            [0],
+            dataset,
+            tmp_path / "other",
+            log=Log(quiet=True),
+        )
+
+
+def test_a_folder_in_use_is_left_to_its_user(dataset: VideoDataset, out: Path) -> None:
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ConfigError, match="another comparison is running there"):
+        compare(ROWS, BUDGET, [0], dataset, out, log=Log(quiet=True))
+    os.close(held)
+
+
+def test_videos_that_cannot_be_read_are_named_and_not_counted(
+    motion_videos: Path, tmp_path: Path
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(motion_videos, videos)
+    broken = min((videos / "val").rglob("*.mp4"))
+    broken.write_bytes(b"no video")
+    words = [
+        "compare",
+        str(videos),
+        *COMMAND[:3],
+        *COMMAND[7:],
+        "--set",
+        "broken=skip",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert main(words) == 0
+    result = json.loads((out / "compare.json").read_text())
+    assert list(result["left_out"]) == [str(broken)]
+    assert result["videos"]["judged"] == result["videos"]["val"] - 1
+    page = (out / "compare.html").read_text()
+    assert f"on {result['videos']['judged']} validation videos" in page
+    assert broken.name in page
+
+
+def test_a_folder_of_something_else_is_left_alone(dataset: VideoDataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="not from a comparison"):
+        compare(ROWS, BUDGET, [0], dataset, tmp_path, log=Log(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_table_gives_mean_and_spread_over_seeds() -> None:
+    shared = {"row": "one", "trainable_params": 5, "peak_memory": 10}
+    entries = [
+        {**shared, "seed": 0, "score": 0.5, "seconds": 2.0, "latency": latency(merged=4.0)},
+        {
+            **shared,
+            "seed": 1,
+            "score": 0.75,
+            "seconds": 4.0,
+            "peak_memory": 30,
+            "latency": latency(merged=6.0),
+        },
+    ]
+    (line,) = comparing.table([Row("one", ()), Row("not begun", ())], entries)
+    assert line["scores"] == [0.5, 0.75]
+    assert (line["mean_score"], line["seconds"], line["peak_memory"]) == (0.625, 3.0, 30)
+    assert line["merged_ms"] == 5.0
+
+
+def latency(merged: float) -> dict[str, float]:
+    return {
+        "adapted_ms": 8.0,
+        "merged_ms": merged,
+        "adapted_over_tower": 2.0,
+        "merged_over_tower": 1.0,
+    }
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_half_way_loses_at_most_the_row_in_progress(
+    motion_videos: Path, lines: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "zeroi2v",
+        "compare",
+        str(motion_videos),
+        *COMMAND,
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    process = subprocess.Popen(command)
+    while not (out / "runs/gelu/seed-0/recipe.toml").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = read_json_lines(out / ROWS_FILE)
+    assert [entry["row"] for entry in before] == ["probe"]
+    assert json.loads((out / "compare.json").read_text())["trainings"] == {
+        "finished": 1,
+        "planned": 2,
+    }
+    with (out / ROWS_FILE).open("a") as file:
+        file.write('{"row": "gelu", "se')  # as if it had been killed while it wrote
+    again = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    assert read_json_lines(out / ROWS_FILE)[:1] == before
+    found = {line["row"]: line["scores"] for line in json.loads(again.stdout)["rows"]}
+    assert found == {name: line["scores"] for name, line in lines.items()}
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_the_comparison_that_began_it(
+    motion_videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [*COMMAND, "--set", "epochs=1000", "--set", "workers=2", "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "zeroi2v", "compare", str(motion_videos), *words]
+    process = subprocess.Popen(command, start_new_session=True)
+    log = out / "runs/probe/seed-0/log.jsonl"
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(3)
+    session = ["ps", "-o", "stat=", "--sid", str(process.pid)]
+    states = subprocess.run(session, check=False, capture_output=True, text=True).stdout.split()
+    assert [state for state in states if not state.startswith("Z")] == []
