@@ -21,7 +21,7 @@ from zeroi2v.experiments import quickstart
 from zeroi2v.inference.evaluate import evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance, worker_count
-from zeroi2v.models.checkpoints import load
+from zeroi2v.models.loading import load
 
 RESULT = Path(__file__).parent / "results" / "motion.json"
 

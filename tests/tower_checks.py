@@ -232,7 +232,7 @@ def check_tower(name: str) -> dict[str, Any]:
 
 def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
     """Offsets of 0 give the image tower, frame by frame, and every attention block is called once, in order."""
-    blocks = find_blocks(model.tower, model.config.tower)
+    blocks = find_blocks(model.tower, model.spec.model.tower)
     called: list[str] = []
     hooks = [
         block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name))
@@ -332,7 +332,7 @@ def check_merging(model: VideoClassifier, clip: Tensor, options: dict[str, Any])
             f"merged or loaded, the logits differ by {difference:.1e} of the largest"
         )
     with torch.device("meta"):
-        tower = build_tower(model.config.tower, pretrained=False, options=options)
+        tower = build_tower(model.spec.model.tower, pretrained=False, options=options)
     own = {f"tower.{key}": tensor.shape for key, tensor in tower.state_dict().items()}
     merged = {key: tensor.shape for key, tensor in model.merge().state_dict().items()}
     extra = {key for key in merged if key not in own}

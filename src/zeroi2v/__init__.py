@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from zeroi2v.deploy.predict import Prediction, Predictor
     from zeroi2v.errors import ZeroI2VError
     from zeroi2v.measure.cost import cost
-    from zeroi2v.models.checkpoints import load
+    from zeroi2v.models.build import create_model
+    from zeroi2v.models.loading import load
+    from zeroi2v.models.official import load_official
     from zeroi2v.models.towers import partly_covered_towers, supported_towers
-    from zeroi2v.models.video import VideoClassifier, create_model
-    from zeroi2v.models.weights import load_official
+    from zeroi2v.models.video import VideoClassifier
 
     __version__: str
 else:
@@ -32,9 +33,9 @@ else:
         "VideoClassifier": "zeroi2v.models.video",
         "ZeroI2VError": "zeroi2v.errors",
         "cost": "zeroi2v.measure.cost",
-        "create_model": "zeroi2v.models.video",
-        "load": "zeroi2v.models.checkpoints",
-        "load_official": "zeroi2v.models.weights",
+        "create_model": "zeroi2v.models.build",
+        "load": "zeroi2v.models.loading",
+        "load_official": "zeroi2v.models.official",
         "partly_covered_towers": "zeroi2v.models.towers",
         "supported_towers": "zeroi2v.models.towers",
     }

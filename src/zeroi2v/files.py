@@ -7,13 +7,14 @@ A file of JSON lines grows by one line at a time.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from zeroi2v.errors import FileError
+from zeroi2v.errors import ConfigError, FileError
 
 Writer: TypeAlias = Callable[[Path], object]
 
@@ -108,3 +109,26 @@ def keep_json_lines(path: Path, count: int) -> None:
         write_text(
             path, "".join(json.dumps(entry) + "\n" for entry in read_json_lines(path)[:count])
         )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, user: str) -> Iterator[None]:
+    """Within the block no other process can claim the folder, which is made if it is missing.
+
+    ConfigError says that `user`, such as "another training", has the folder now, or that it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder}: {user} is running there; wait for it, or choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(held)

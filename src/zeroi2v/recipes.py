@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from zeroi2v.config import DataConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.files import write_text
 
 Config = TypeVar("Config")
 
@@ -42,7 +44,32 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         lines.append(f"[{table}]")
         lines += [f"{key} = {_toml(value)}" for key, value in settings.items() if value is not None]
         lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with every path absolute, so that the recipe means the same in another working folder.
+
+    `model.weights` and `train.start_from` may be no paths but names on the Hub: they change only where the path exists.
+    """
+
+    def absolute(value: str | None, *, may_be_name: bool = False) -> str | None:
+        is_name = value is None or (may_be_name and not Path(value).exists())
+        return value if is_name else os.path.abspath(str(value))
+
+    model, data, train = recipe.model, recipe.data, recipe.train
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(model, weights=absolute(model.weights, may_be_name=True)),
+        data=dataclasses.replace(
+            data, videos=absolute(data.videos), classes=absolute(data.classes)
+        ),
+        train=dataclasses.replace(
+            train,
+            start_from=absolute(train.start_from, may_be_name=True),
+            exclude=absolute(train.exclude),
+        ),
+    )
 
 
 def _toml(value: Any) -> str:

@@ -408,7 +408,7 @@ def test_merge_proves_that_it_changed_nothing(
     assert (status, proof["clips"], proof["same_answers"]) == (0, 16, 16)
     assert proof["largest_logit_difference"] < 1e-4
     merged = zeroi2v.load(tmp_path / "merged")
-    assert merged.merged
+    assert merged.spec.merged
     assert zeroi2v.cost(merged).extra_gmacs == 0
 
 

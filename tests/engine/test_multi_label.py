@@ -142,10 +142,10 @@ def test_the_run_keeps_its_best_epoch_by_map_and_the_folder_knows(
     assert not any("top1" in entry for entry in log)
     assert run.best == max(figures) == figures[run.best_epoch - 1]
     model = zeroi2v.load(run.folder)
-    assert model.multi_label
+    assert model.spec.multi_label
     assert model.merge().multi_label
     assert evaluate(model, dataset.val).figures == {"mAP": run.best}
-    assert model.results["validation mAP"] == run.best
+    assert model.spec.results["validation mAP"] == run.best
     card = (run.folder / "README.md").read_text()
     assert f"| validation mAP | {run.best:.4g} |" in card
     assert "sigmoid" in card

@@ -35,7 +35,7 @@ CHANGES: dict[
     "model.heads": (),
     "model.ratio": 0.5,
     "model.operator": "hr_qkv",
-    "model.strategy": "gelu_adapter",
+    "model.plan.strategy": "gelu_adapter",
     "model.sites": ("qkv",),
     "model.adapted_blocks": 1,
     "model.adapter_ratio": 0.5,
@@ -226,8 +226,8 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
         ({"train.warmup_epochs": 0.0}, 1.0),
         ({"train.warmup_epochs": 1.0}, 0.1),
         ({"train.warmup_epochs": 1.0, "train.warmup_start": 0.25}, 0.25),
-        ({"train.warmup_epochs": 0.0, "model.strategy": "full"}, 0.1),
-        ({"train.warmup_epochs": 1.0, "model.strategy": "full"}, 0.01),
+        ({"train.warmup_epochs": 0.0, "model.plan.strategy": "full"}, 0.1),
+        ({"train.warmup_epochs": 1.0, "model.plan.strategy": "full"}, 0.01),
     ],
 )
 def test_the_first_step_is_as_long_as_its_learning_rate(

@@ -17,7 +17,7 @@ from zeroi2v.models.towers import find_blocks
 
 
 def attention_of(model: zeroi2v.VideoClassifier, block: int) -> Any:
-    return model.tower.get_submodule(find_blocks(model.tower, model.config.tower)[block].name)
+    return model.tower.get_submodule(find_blocks(model.tower, model.spec.model.tower)[block].name)
 
 
 def test_a_temporal_head_looks_at_the_frame_it_reads_from_its_own_frame() -> None:
@@ -173,7 +173,7 @@ def looks_of(
 def plain_order(maps: Tensor, model: zeroi2v.VideoClassifier, block: int) -> Tensor:
     """Values of windows' tokens (B*W, n) at their places (B, N): the tower's own way back, from windows to a map."""
     owner = model.tower.get_submodule(
-        find_blocks(model.tower, model.config.tower)[block].name.rpartition(".")[0]
+        find_blocks(model.tower, model.spec.model.tower)[block].name.rpartition(".")[0]
     )
     size: Any = owner.window_size
     side: Any = owner.input_resolution[0]

@@ -87,7 +87,7 @@ def test_the_class_is_the_predicted_one_unless_named(video: Path, tmp_path: Path
 
 def test_scores_of_several_labels_are_those_of_predict(video: Path, tmp_path: Path) -> None:
     model = labelled()
-    model.multi_label = True
+    model.spec.multi_label = True
     model.save_pretrained(tmp_path / "model")
     answers = {
         one.label: one.score

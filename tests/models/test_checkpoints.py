@@ -66,11 +66,11 @@ def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(clip))
     again = zeroi2v.load(tmp_path / "model")
-    assert (again.labels, again.heads, again.merged, again.config) == (
+    assert (again.labels, again.heads, again.spec.merged, again.spec.model) == (
         model.labels,
         model.heads,
-        model.merged,
-        model.config,
+        model.spec.merged,
+        model.spec.model,
     )
     assert not again.training
 
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) ->
 
 def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path) -> None:
     model = small_model("zeroi2v_tiny", heads="-1*1, 1*1/2", num_classes=3)
-    model.labels, model.results = ("open", "close", "wave"), {"validation top-1": 0.875}
+    model.labels, model.spec.results = ("open", "close", "wave"), {"validation top-1": 0.875}
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name:")
@@ -220,7 +220,7 @@ def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path
     ):
         assert said in card
     loaded = zeroi2v.load(tmp_path)
-    assert loaded.results == model.results
+    assert loaded.spec.results == model.spec.results
     assert "merged: plain" in model_card(loaded.merge())
 
 

@@ -108,7 +108,7 @@ def test_a_file_that_the_official_script_merged_gives_the_same(
     state = random_official(width=768, depth=2, frames=4)
     path = saved(official_merge(state, scale), tmp_path / "best_eval.pth")
     model = zeroi2v.load_official(path, heads=heads, head_count=head_count)
-    assert model.merged
+    assert model.spec.merged
     assert not list(model.adapters.parameters())
     clip = clip_of(4)
     with torch.no_grad():
@@ -121,8 +121,8 @@ def test_sizes_come_from_the_tensors(tmp_path: Path) -> None:
     model = zeroi2v.load_official(saved(state, tmp_path / "a.pth"), heads=[-1], adapter_scale=0.5)
     assert (model.image_size, model.frames, model.classifier.out_features) == (40, 6, 11)
     assert model.heads == ((-1, 0),) * 3
-    assert model.config.adapter_ratio == 0.25
-    assert model.config.adapter_scale == 0.5
+    assert model.spec.model.adapter_ratio == 0.25
+    assert model.spec.model.adapter_scale == 0.5
     assert model.dropout.p == 0.5
     assert not model.training
     for ours, theirs in zip(
@@ -143,7 +143,7 @@ def test_the_model_is_an_ordinary_one(merged: bool, tmp_path: Path) -> None:
     path.unlink()
     again = zeroi2v.load(tmp_path / "model")
     assert torch.equal(again(clip_of(3)), model(clip_of(3)))
-    assert (again.config, again.heads, again.merged) == (model.config, model.heads, merged)
+    assert (again.spec.model, again.heads, again.spec.merged) == (model.spec.model, model.heads, merged)
     trained = {
         name.partition(".")[0]
         for name, parameter in model.named_parameters()
@@ -172,7 +172,7 @@ def test_a_published_file_is_known_by_name(
     model = zeroi2v.load_official(path)
     told = zeroi2v.load_official(path, heads=heads, adapter_scale=scale)
     assert model.heads == told.heads
-    assert model.config.adapter_scale == scale
+    assert model.spec.model.adapter_scale == scale
     assert model.clip.frames == published.frames
     assert (model.clip.sampling, model.views.clips, model.views.crops) == (
         ("segment", 1, 3) if "sthv2" in name else ("dense", 3, 1)

@@ -311,7 +311,7 @@ def test_a_saved_peer_is_rebuilt_also_after_another_length(
     loaded = zeroi2v.load(tmp_path)
     assert torch.equal(loaded(clip), model(clip))
     strategy = PEERS[name][0]["strategy"]
-    assert loaded.config.strategy == strategy
+    assert loaded.spec.model.plan.strategy == strategy
     assert f"adapted to video with strategy {strategy}," in (tmp_path / "README.md").read_text(
         encoding="utf-8"
     )

@@ -70,14 +70,14 @@ def test_a_resize_that_is_refused_changes_nothing(change: dict[str, int]) -> Non
     )
     with pytest.raises(ConfigError):
         model.resize(**change)
-    assert (model.frames, model.image_size, model.clip.frames, model.config.pretrained) == (
+    assert (model.frames, model.image_size, model.clip.frames, model.spec.model.pretrained) == (
         8,
         48,
         8,
         True,
     )
     assert len(model.temporal_embedding) == 4
-    assert model.config.heads is None
+    assert model.spec.model.heads is None
 
 
 def test_only_square_pictures_and_only_options_of_shape_are_taken() -> None:

@@ -297,7 +297,7 @@ def test_a_model_takes_its_tower_from_a_file_and_needs_it_no_more_once_saved(
     path.unlink()
     again = zeroi2v.load(tmp_path / "model")
     assert torch.equal(again(clip), model(clip))
-    assert again.config == model.config
+    assert again.spec.model == model.spec.model
 
 
 def test_weights_come_before_pretrained_ones(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_weights_come_before_pretrained_ones(tmp_path: Path) -> None:
         tower_options=OPTIONS,
     ).eval()
     assert torch.equal(model.features(pictures()[None])[0], features(theirs))
-    assert not model.config.pretrained
+    assert not model.spec.model.pretrained
 
 
 def damaged(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:

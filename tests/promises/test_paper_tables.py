@@ -54,7 +54,7 @@ def vit_b(**settings: Any) -> VideoClassifier:
 
 def tunable(model: VideoClassifier) -> float:
     """Millions of weights that train in the backbone: not the classifier, nor one vector per frame and the final norm."""
-    if model.strategy.trains_tower:
+    if model.plan.strategy.trains_tower:
         return sum(parameter.numel() for parameter in model.tower.parameters()) / 1e6
     return (
         sum(

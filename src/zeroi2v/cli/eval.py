@@ -94,11 +94,11 @@ def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     from zeroi2v.inference.evaluate import evaluate as evaluate_model
     from zeroi2v.inference.tables import write_confusion, write_scores
     from zeroi2v.machine import best_device, worker_count
-    from zeroi2v.models.checkpoints import load
+    from zeroi2v.models.loading import load
     from zeroi2v.recipes import data_settings, read_recipe
 
     model = load(folder).to(best_device())
-    if arguments.confusion and model.multi_label:
+    if arguments.confusion and model.spec.multi_label:
         raise ConfigError(
             "--confusion is for one label a video; this model knows several: see per_class of --json"
         )
@@ -109,10 +109,10 @@ def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         )
         model.resize(frames=arguments.frames, image_size=arguments.image_size)
     asked = {"clips": arguments.clips, "crops": arguments.crops}
-    model.views = dataclasses.replace(
+    views = dataclasses.replace(
         model.views, **{name: value for name, value in asked.items() if value is not None}
     )
-    model.clip = dataclasses.replace(model.clip, decoder=arguments.decoder)
+    clip = dataclasses.replace(model.clip, decoder=arguments.decoder)
     recipe = Path(folder) / RECIPE_FILE
     own = [f"data.split={read_recipe(recipe).data.split}"] if recipe.is_file() else []
     config = data_for(model, data_settings([*own, *arguments.settings]))
@@ -122,7 +122,9 @@ def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
             file=sys.stderr,
         )
-    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
+    found = evaluate_model(
+        model, dataset.for_evaluation, clip=clip, views=views, workers=worker_count(-1), log=log
+    )
     for path, write in ((arguments.scores, write_scores), (arguments.confusion, write_confusion)):
         if path and speaks():
             write(found, model.labels, path)

@@ -179,7 +179,7 @@ def show(arguments: argparse.Namespace) -> int:
     from zeroi2v.explain.show import beside_heads, heads_text
     from zeroi2v.explain.show import show as draw
     from zeroi2v.machine import best_device
-    from zeroi2v.models.checkpoints import load
+    from zeroi2v.models.loading import load
 
     model = load(arguments.model).to(best_device())
     result = draw(
@@ -205,7 +205,7 @@ def cost(arguments: argparse.Namespace) -> int:
 
     given = {
         "model.tower": arguments.tower,
-        "model.strategy": arguments.strategy,
+        "model.plan.strategy": arguments.strategy,
         "clip.frames": arguments.frames,
         "views.clips": arguments.clips,
         "views.crops": arguments.crops,

@@ -13,7 +13,7 @@ from zeroi2v.errors import ConfigError, MergeError
 from zeroi2v.inference.evaluate import data_for, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, worker_count
-from zeroi2v.models.checkpoints import load, save_pretrained
+from zeroi2v.models.loading import load
 from zeroi2v.models.video import VideoClassifier
 
 RANDOM_CLIPS: Final = 16
@@ -58,7 +58,7 @@ def merge_folder(
     largest = proof["largest_logit_difference"]
     if not largest <= TOLERANCE * max(1.0, before.abs().max().item()):  # a NaN is refused too
         raise MergeError(f"{model}: merging moved a logit by {largest:.1e}; nothing was written")
-    save_pretrained(merged, out)
+    merged.save_pretrained(out)
     return proof
 
 

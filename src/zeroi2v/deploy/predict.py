@@ -10,9 +10,9 @@ import torch
 
 from zeroi2v.data.loader import read_views
 from zeroi2v.errors import ConfigError
-from zeroi2v.inference.evaluate import clip_logits, view_scores
+from zeroi2v.inference.scores import clip_logits, view_scores
 from zeroi2v.machine import best_device
-from zeroi2v.models.checkpoints import load
+from zeroi2v.models.loading import load
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Predictor:
         views = read_views(
             Path(video), clip=model.clip, views=model.views, size=model.image_size
         )  # (V, T, 3, S, S)
-        scores = view_scores(clip_logits(model, views), multi_label=model.multi_label)
+        scores = view_scores(clip_logits(model, views), multi_label=model.spec.multi_label)
         best = scores.topk(min(top_k, len(model.labels)))
         return [
             Prediction(model.labels[index], score)

@@ -1,13 +1,14 @@
-"""Where does a run stand? Everything that the rest of it depends on, in one file that is replaced in one step.
+"""Where does a run stand? Everything that the rest of the run depends on, in one file that is replaced in one step.
 
-A run that goes on from this file ends, on a CPU, bit for bit like one that never stopped. What a sample looks like follows from seed,
-epoch and index, so of the loader only the position is kept.
+A run that goes on from this file ends, on a CPU, bit for bit like a run that never stopped. The pixels of a sample follow from
+seed, epoch and index, so the file keeps nothing of the loader but the position.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.engine.shard import gathered, scatter, whole
-from zeroi2v.errors import CheckpointError
+from zeroi2v.errors import CheckpointError, FileError, ZeroI2VError
 from zeroi2v.files import write_files
 from zeroi2v.machine import from_all
-from zeroi2v.models.checkpoints import own_state
 from zeroi2v.models.video import VideoClassifier
 
 FORMAT: Final = 2
@@ -30,17 +30,31 @@ FORMAT: Final = 2
 
 @dataclass
 class Position:
-    """How far a run has come. Sums are over the clips of the epoch in progress, of all processes."""
+    """How far a run has come. Sums are over the epoch in progress, and over all processes."""
 
     epoch: int = 1  # the epoch in progress
     batch: int = 0  # the batches of it that are done
     loss: float = 0.0
     clips: int = 0
+    skipped: int = 0  # steps that fp16 skipped
     seconds: float = 0.0
     best_epoch: int = 0
     best: float = -1.0  # the figure of that epoch, the higher the better
     validations_since_best: int = 0
     broken: dict[str, str] = field(default_factory=dict)  # path -> reason
+
+    def add(self, loss: float, clips: int, *, skipped: bool) -> None:
+        """Count one batch. The loss of a step that fp16 skipped says nothing where it overflowed too."""
+        self.batch += 1
+        self.skipped += skipped
+        if not skipped or math.isfinite(loss):
+            self.loss += loss
+            self.clips += clips
+
+    def next_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.epoch += 1
+        self.batch, self.loss, self.clips, self.skipped, self.seconds = 0, 0.0, 0, 0, 0.0
 
 
 class TrainingState:
@@ -55,7 +69,7 @@ class TrainingState:
         learning: nn.Module,
         parts: dict[str, Any],
     ) -> None:
-        """`parts`: what has a state_dict, by name. `learning`: the model, or what it is in parts. `data`: `data_key` of the videos."""
+        """`parts`: by name, what has a state_dict. `learning`: the model, or the model in parts. `data`: `data_key` of the videos."""
         self.path, self.data, self.model, self.learning, self.parts = (
             path,
             data,
@@ -65,27 +79,32 @@ class TrainingState:
         )
 
     def save(self, position: Position, *, writes: bool) -> None:
-        """Replace the file, in the one process that `writes`; all of them must call this.
+        """Replace the file, in the process that `writes`; all processes must call this.
 
-        CheckpointError if it cannot be written; the one before stays.
+        ZeroI2VError if the run has come to no finite loss or weights, CheckpointError if the file cannot be written; the file of
+        before stays.
         """
         generators = from_all([_generators()])
         parts = {name: whole(part.state_dict()) for name, part in self.parts.items()}
         with gathered(self.learning, self.model):
+            require_finite(position, self.model)
             if not writes:
                 return
             state = {
                 "format": FORMAT,
                 "data": self.data,
                 "position": dataclasses.asdict(position),
-                "weights": dict(own_state(self.model)),
+                "weights": self.model.stored_tensors(),
                 "parts": parts,
                 "generators": generators,
             }
-            write_files({self.path: lambda path: _write(state, path)})
+            try:
+                write_files({self.path: lambda path: _write(state, path)})
+            except FileError as error:
+                raise CheckpointError(str(error)) from error
 
     def load(self, process: int, processes: int) -> Position:
-        """Put every part back to where it was. CheckpointError if the file is none of this run's."""
+        """Put every part back to where it was. CheckpointError if the file is not of this run."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
@@ -105,7 +124,7 @@ class TrainingState:
             raise CheckpointError(
                 f"{self.path}: the run was begun on {len(state['generators'])} processes, not {processes}"
             )
-        weights = own_state(self.model)
+        weights = self.model.stored_tensors()
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 weights[name].copy_(tensor)
@@ -117,6 +136,18 @@ class TrainingState:
         if gpu:
             torch.cuda.set_rng_state(gpu[0])
         return Position(**state["position"])
+
+
+@torch.no_grad()
+def require_finite(position: Position, model: nn.Module) -> None:
+    """ZeroI2VError if the loss of the epoch, or a weight that trains, is no finite number."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    if math.isfinite(position.loss) and all(bool(one.isfinite().all()) for one in trained):
+        return
+    raise ZeroI2VError(
+        f"epoch {position.epoch}, step {position.batch}: the loss or a weight is no finite number any more; "
+        "train with a lower train.learning_rate, or with train.gradient_clip"
+    )
 
 
 def _write(state: dict[str, Any], path: Path) -> None:

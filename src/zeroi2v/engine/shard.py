@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from zeroi2v.models.towers import find_blocks, owner
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -29,9 +28,9 @@ def shard(model: VideoClassifier, device: torch.device) -> VideoClassifier:
     """
     parts = copy.deepcopy(model).to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    blocks = find_blocks(parts.tower, parts.config.tower)
-    for block in {owner(parts.tower, block.name): None for block in blocks}:
-        fully_shard(block, mesh=mesh)
+    owners = {parts.tower.get_submodule(plan.block.owner): None for plan in parts.plan.blocks}
+    for module in owners:
+        fully_shard(module, mesh=mesh)
     fully_shard(parts, mesh=mesh)
     return parts
 

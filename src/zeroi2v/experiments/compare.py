@@ -20,7 +20,7 @@ from zeroi2v.experiments.trials import Trial, run_trials
 from zeroi2v.files import write_text
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
-from zeroi2v.models.peers import taken_back
+from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.pages.compare import compare_page
 from zeroi2v.recipes import override, to_dict
 
@@ -35,7 +35,7 @@ class Row:
 
 def strategy_row(name: str, budget: Recipe) -> Row:
     """The row of a strategy. That of a peer takes back what the budget says of temporal heads and more that has no meaning for it."""
-    back = taken_back(budget.model, name)
+    back = settings_to_reset(budget.model, name)
     words = [f"{setting}={'none' if value is None else value}" for setting, value in back.items()]
     return Row(name, (f"strategy={name}", *words))
 

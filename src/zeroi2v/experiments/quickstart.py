@@ -33,9 +33,10 @@ from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance, worker_count
 from zeroi2v.measure.cost import cost, count_macs, new_tower, plain_tower
 from zeroi2v.measure.timing import interleave, median_ratio
-from zeroi2v.models.checkpoints import load, save_pretrained
+from zeroi2v.models.build import build_model
+from zeroi2v.models.loading import load
 from zeroi2v.models.towers import prefix_tokens
-from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.report import Look, write_report
 
 VIDEOS: Final = {"train": 3200, "val": 160, "test": 800}
@@ -86,7 +87,7 @@ def run(out: Path, *, seed: int = 0, log: Log | None = None) -> dict[str, Any]:
     with clock("evaluate"):
         adapted = load(out / "adapted").to(best_device())
         merged = adapted.merge()
-        save_pretrained(merged, out / "merged")
+        merged.save_pretrained(out / "merged")
         before, after = (
             evaluate(one, dataset.splits["test"], workers=worker_count(-1), log=log)
             for one in (adapted, merged)
@@ -175,8 +176,7 @@ def write_videos(folder: Path, seed: int, log: Log) -> VideoDataset:
 def order_blind_probe(dataset: VideoDataset, log: Log) -> VideoClassifier:
     """The frozen tower with a linear classifier on the mean of its frame features."""
     config = ModelConfig(tower="zeroi2v_tiny", heads=(), strategy="linear_probe")
-    model = build_model(config, num_classes=len(dataset.classes), frames=8)
-    model.labels = dataset.classes
+    model = build_model(config, labels=dataset.classes, clip=ClipConfig(frames=8))
     fit_probe(model, dataset.train, workers=worker_count(-1), log=log)
     return model
 

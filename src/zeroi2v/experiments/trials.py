@@ -8,9 +8,7 @@ Each training has a process of its own, so that its peak memory is its own, and 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import multiprocessing
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,16 +24,18 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import start_worker
 from zeroi2v.engine.resume import data_key
-from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, set_up, train
+from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
+from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
-from zeroi2v.files import append_json, keep_json_lines, read_json_lines
+from zeroi2v.files import append_json, claimed, keep_json_lines, read_json_lines
 from zeroi2v.inference.evaluate import FIGURE_NAMES
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.measure.timing import balanced_orders, interleave, median_ratio
-from zeroi2v.models.checkpoints import load
-from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.models.build import build_model
+from zeroi2v.models.loading import load
+from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import read_recipe, to_dict
 
 ROWS_FILE: Final = "rows.jsonl"
@@ -80,8 +80,7 @@ def run_trials(
     or videos, or is in use.
     """
     _check(trials, dataset, out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _claimed(out), _ended_together() as running:
+    with claimed(out, "another comparison"), _ended_together() as running:
         kept = read_json_lines(out / ROWS_FILE)
         (out / ROWS_FILE).touch()
         keep_json_lines(out / ROWS_FILE, len(kept))  # a line that a crash cut short goes
@@ -132,21 +131,6 @@ def run_trials(
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """ConfigError if another process has `out` now."""
-    held = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            reason = "another comparison is running there; wait for it, or choose another --out"
-            raise ConfigError(f"{out}: {reason}") from error
-        yield
-    finally:
-        os.close(held)
-
-
-@contextmanager
 def _ended_together() -> Iterator[dict[Connection, tuple[Any, Trial]]]:
     """The trainings in progress, by what they answer through; whatever ends this ends them."""
     running: dict[Connection, tuple[Any, Trial]] = {}
@@ -185,10 +169,8 @@ def _check(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
         config = dataclasses.replace(trial.recipe.model, pretrained=False, weights=None)
         try:
             with torch.device("meta"):
-                model = build_model(
-                    config, num_classes=len(dataset.classes), frames=trial.recipe.clip.frames
-                )
-                set_up(model, trial.recipe)
+                model = build_model(config, labels=dataset.classes, clip=trial.recipe.clip)
+            check_spared(model.plan, model.tower, trial.recipe.train)
         except ZeroI2VError as error:
             raise ConfigError(f"row {trial.row}: {error}") from error
 
@@ -271,7 +253,7 @@ def _measure(
     entry = {
         "row": trial.row,
         "seed": trial.seed,
-        "figure": "mAP" if model.multi_label else "top1",
+        "figure": "mAP" if model.spec.multi_label else "top1",
         "score": run.best,
         "trainable_params": sum(
             weight.numel() for weight in model.parameters() if weight.requires_grad

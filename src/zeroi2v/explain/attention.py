@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.relocate import Move, channel_offsets, frames_read
 from zeroi2v.models.peers import peer_of
-from zeroi2v.models.towers import Block, find_blocks, has_class_token, owner, prefix_tokens
+from zeroi2v.models.towers import Block, prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -58,18 +58,20 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
     ConfigError if there is no such block; TowerError if its attention makes no softmax map per head, or its tokens have no place on
     a map; its message counts blocks from 1, as `zeroi2v show` does, and names the module.
     """
-    blocks = find_blocks(model.tower, model.config.tower)
+    blocks = [plan.block for plan in model.plan.blocks]
     if not 0 <= block < len(blocks):
         raise ConfigError(
-            f"block must be 0 to {len(blocks) - 1} for {model.config.tower}, got {block}"
+            f"block must be 0 to {len(blocks) - 1} for {model.spec.model.tower}, got {block}"
         )
-    found = blocks[block]
+    found, prefix = blocks[block], model.plan.tower.prefix
     attention: Any = model.tower.get_submodule(found.name)
-    where = f"{model.config.tower}: {type(attention).__name__} of block {block + 1} ({found.name})"
+    where = (
+        f"{model.spec.model.tower}: {type(attention).__name__} of block {block + 1} ({found.name})"
+    )
     drop, fused = getattr(attention, "attn_drop", None), getattr(attention, "fused_attn", False)
     if not isinstance(drop, nn.Module):
         raise TowerError(f"{where} has no explicit attention map")
-    caller = owner(model.tower, found.name)
+    caller = model.tower.get_submodule(found.owner)
     maps: list[Tensor] = []
     made: list[tuple[Tensor, Tensor]] = []
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -97,7 +99,7 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         for hook in (
             caller.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True),
             attention.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape)),
-            found.projection.register_forward_hook(
+            attention.qkv.register_forward_hook(
                 begin_graph
             ),  # after those of adapters and temporal heads
             drop.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0].detach())),
@@ -115,26 +117,28 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
             or wanted[0] % pictures
             or not _adds_up(maps[0])
         ):
-            peer = peer_of(model.strategy)  # these are for towers whose own attention makes one
+            peer = peer_of(
+                model.plan.strategy
+            )  # these are for towers whose own attention makes one
             cause = (
-                f": strategy {model.config.strategy} attends over frames with it too"
+                f": strategy {model.spec.model.strategy} attends over frames with it too"
                 if peer
                 else ""
             )
             raise TowerError(f"{where} makes no single map per head{cause}")
         arguments, keywords = calls[0]
         if arguments[0].ndim == 3 and wanted[0] == pictures:
-            grid = math.isqrt(tokens - found.prefix)
-            order, sides = torch.arange(tokens)[None] - found.prefix, (grid, grid)
+            grid = math.isqrt(tokens - prefix)
+            order, sides = torch.arange(tokens)[None] - prefix, (grid, grid)
         else:
             order, sides = _order(caller, attention, found, arguments, keywords, pictures)
     placed = order[order >= 0].sort().values
     if not torch.equal(placed, torch.arange(sides[0] * sides[1])):
         raise TowerError(f"{where} has tokens whose place on a map cannot be told")
-    class_token = found.prefix > 0 and has_class_token(model.tower)
+    class_token = prefix > 0 and model.plan.tower.has_class_token
     return Watched(
         found,
-        model.moves[block],
+        model.plan.blocks[block].moves,
         class_token,
         maps[0],
         *made[0],
@@ -199,7 +203,7 @@ def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
     seen = watch(model, clip, block)
     if len(seen.places) != 1:
         raise TowerError(
-            f"{model.config.tower}: block {block + 1} attends within windows, it makes no single map per head"
+            f"{model.spec.model.tower}: block {block + 1} attends within windows, it makes no single map per head"
         )
     maps: Tensor = seen.maps.unflatten(0, (clip.shape[0], -1))
     return maps

@@ -24,9 +24,8 @@ from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.explain.attention import Looks, head_looks, watch
 from zeroi2v.explain.overlay import overlay
 from zeroi2v.files import write_files, write_text
-from zeroi2v.inference.evaluate import view_scores
+from zeroi2v.inference.scores import view_scores
 from zeroi2v.method.relocate import channel_offsets, frames_read
-from zeroi2v.models.towers import find_blocks
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.page import page, picture
 
@@ -56,10 +55,12 @@ def show(
     predicted one. Gives what the page says in numbers. ConfigError if there is no such block or label, VideoError if the video
     cannot be read, TowerError as `watch`.
     """
-    blocks = find_blocks(model.tower, model.config.tower)
+    blocks = model.plan.blocks
     number = len(blocks) if block is None else block
     if not 1 <= number <= len(blocks):
-        raise ConfigError(f"block must be 1 to {len(blocks)} for {model.config.tower}, got {block}")
+        raise ConfigError(
+            f"block must be 1 to {len(blocks)} for {model.spec.model.tower}, got {block}"
+        )
     if label is not None and label not in model.labels:
         raise ConfigError(f"no class is called {label!r}{nearest(label, model.labels)}")
     clip = read_views(
@@ -68,17 +69,17 @@ def show(
     seen = watch(
         model, normalise(clip.to(model.classifier.weight.device), *model.normalisation), number - 1
     )
-    scores = view_scores(seen.logits.detach().float().cpu(), multi_label=model.multi_label)
+    scores = view_scores(seen.logits.detach().float().cpu(), multi_label=model.spec.multi_label)
     predicted = int(scores.argmax())
     chosen = predicted if label is None else model.labels.index(label)
     looks = head_looks(seen, chosen)
-    tubelet = model.config.tubelet
+    tubelet = model.spec.model.tubelet
     frames = clip[0, ::tubelet]
     result = {
         "video": str(video),
-        "model": model.config.tower,
-        "merged": model.merged,
-        "operator": model.config.operator,
+        "model": model.spec.model.tower,
+        "merged": model.spec.merged,
+        "operator": model.spec.model.operator,
         "block": number,
         "blocks": len(blocks),
         "frames": len(frames),
@@ -116,10 +117,10 @@ def show(
 
 def reading(model: VideoClassifier, block: int) -> list[dict[str, Any]]:
     """For each offset of a block, its heads, from 1, and for each frame of the clip, from 1, the frame that they read."""
-    layout = find_blocks(model.tower, model.config.tower)[block].layout
-    offsets = channel_offsets(layout, model.moves[block])  # (H, D)
+    layout = model.plan.blocks[block].block.layout
+    offsets = channel_offsets(layout, model.plan.blocks[block].moves)  # (H, D)
     read = frames_read(
-        layout, model.moves[block], model.frames // model.config.tubelet
+        layout, model.plan.blocks[block].moves, model.frames // model.spec.model.tubelet
     )  # (T, H, D)
     found = []
     for offset in sorted({*offsets.flatten().tolist()}, key=lambda offset: (abs(offset), offset)):

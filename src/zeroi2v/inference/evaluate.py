@@ -13,16 +13,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from zeroi2v.config import DataConfig
+from zeroi2v.config import ClipConfig, DataConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import targets, view_loader
-from zeroi2v.data.transforms import normalise
 from zeroi2v.errors import ConfigError, DatasetError, VideoError
+from zeroi2v.inference.scores import BATCH, average_precision, clip_logits, view_scores
 from zeroi2v.log import Log
 from zeroi2v.machine import from_all, place
 from zeroi2v.models.video import VideoClassifier
 
-BATCH: Final = 16  # clips in one pass through the model, if nobody says otherwise
 FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for people
 
 
@@ -91,65 +90,42 @@ class Evaluation:
         return {**self.figures, "videos": len(self.videos), "skipped": skipped}
 
 
-def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
-    """Softmax, or sigmoid where a video may have several labels, averaged over views: (..., V, K) to (..., K)."""
-    return (logits.double().sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
-
-
-def average_precision(scores: Tensor, has: Tensor) -> float | None:
-    """Of the videos that have a label (n), the mean of the share that has it among all that score as high or higher; None without any.
-
-    That is the area under the steps of precision over recall; videos of equal score come in together.
-    """
-    own = scores[has > 0].sort().values
-    if not len(own):
-        return None
-    higher = len(scores) - torch.searchsorted(scores.sort().values, own)  # itself included
-    higher_own = len(own) - torch.searchsorted(own, own)
-    return (higher_own.double() / higher).mean().item()
-
-
 def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
-    """The settings to open a model's videos by: with several labels each where it knows such. ConfigError if it does not, and they do."""
-    if config.multi_label and not model.multi_label:
+    """The settings to open the videos of a model by: with several labels a video where the model knows such.
+
+    ConfigError if the settings ask for several labels and the model knows one.
+    """
+    if config.multi_label and not model.spec.multi_label:
         raise ConfigError("data.multi_label: the model was trained with one label a video")
-    return replace(config, multi_label=model.multi_label)
-
-
-@torch.no_grad()
-def clip_logits(model: VideoClassifier, clips: Tensor, *, batch_size: int = BATCH) -> Tensor:
-    """Logits (n, K), float32 on the CPU, of clips of pixels, uint8 (n, T, 3, S, S); never more than `batch_size` in one pass."""
-    device, (mean, std) = next(model.parameters()).device, model.normalisation
-    return torch.cat(
-        [
-            model(normalise(part.to(device), mean, std)).float().cpu()
-            for part in clips.split(batch_size)
-        ]
-    )
+    return replace(config, multi_label=model.spec.multi_label)
 
 
 def evaluate(
     model: VideoClassifier,
     videos: Sequence[Video],
     *,
+    clip: ClipConfig | None = None,
+    views: ViewsConfig | None = None,
     batch_size: int = BATCH,
     workers: int = 0,
     log: Log | None = None,
 ) -> Evaluation:
-    """Score every video by the model's own clip and view protocol, in full precision, never more than `batch_size` clips in one pass.
+    """Score every video in full precision, never more than `batch_size` clips in one pass.
 
-    A video that cannot be read is listed in `skipped`, never dropped silently. DatasetError if none can be read. Several processes
-    share the batches, and each returns what all of them found.
+    `clip` and `views` say how views are cut out of a video; None: as the model was trained. A video that cannot be read is
+    listed in `skipped`, never dropped silently. DatasetError if none can be read. The processes of a group share the batches,
+    and each returns the results of all.
     """
     log = log or Log(quiet=True)
+    clip, views = clip or model.clip, views or model.views
     model.eval()
     logits: dict[int, Tensor] = {}
     broken: dict[int, VideoError] = {}
-    videos_per_batch = max(1, batch_size // (model.views.clips * model.views.crops))
+    videos_per_batch = max(1, batch_size // (views.clips * views.crops))
     loader = view_loader(
         videos,
-        clip=model.clip,
-        views=model.views,
+        clip=clip,
+        views=views,
         size=model.image_size,
         batch_size=videos_per_batch,
         workers=workers,
@@ -161,18 +137,18 @@ def evaluate(
         broken |= dict(batch.broken)
         if not batch.indices:
             continue
-        views = batch.clips.shape[1]
-        found = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
-        logits |= dict(zip(batch.indices, found.unflatten(0, (-1, views)), strict=True))
+        count = batch.clips.shape[1]
+        of_views = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
+        logits |= dict(zip(batch.indices, of_views.unflatten(0, (-1, count)), strict=True))
     for others_logits, others_broken in from_all([(logits, broken)]):
         logits |= others_logits
         broken |= others_broken
     skipped = [broken[index] for index in sorted(broken)]
     if not logits:
-        raise DatasetError(
-            f"none of the {len(videos)} videos can be read; the first: {skipped[0] if skipped else 'there is none'}"
-        )
-    order, several_of = sorted(logits), len(model.labels) if model.multi_label else None
+        first = skipped[0] if skipped else "there is none"
+        raise DatasetError(f"none of the {len(videos)} videos can be read; the first: {first}")
+    order = sorted(logits)
+    several_of = len(model.labels) if model.spec.multi_label else None
     return Evaluation(
         logits=torch.stack([logits[index] for index in order]),
         labels=torch.stack([targets(videos[index].labels, several_of) for index in order]),

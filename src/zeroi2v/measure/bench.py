@@ -28,9 +28,11 @@ from zeroi2v.measure.cost import plain_tower
 from zeroi2v.measure.memory import MEANING, peak_bytes
 from zeroi2v.measure.timing import balanced_orders, fast_ratio, interleave, spread, timed_rounds
 from zeroi2v.method.strategies import STRATEGIES
-from zeroi2v.models.checkpoints import load
-from zeroi2v.models.peers import taken_back
-from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.models.build import build_model
+from zeroi2v.models.loading import load
+from zeroi2v.models.peers import settings_to_reset
+from zeroi2v.models.spec import numbered_labels
+from zeroi2v.models.video import VideoClassifier, pictures_of
 from zeroi2v.pages.charts import bench_plot
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -83,7 +85,7 @@ def build_subjects(
     if twice := [name for name in everything if everything.count(name) > 1]:
         raise ConfigError(f"{twice[0]} is there twice; name it once")
     first = load(saved[0].removesuffix(MERGED)) if recipe is None and saved else None
-    recipe = recipe or (Recipe(model=first.config, clip=first.clip) if first else Recipe())
+    recipe = recipe or (Recipe(model=first.spec.model, clip=first.clip) if first else Recipe())
     subjects: list[Subject] = []
     for name in everything:
         log.say(f"building {name}")
@@ -100,12 +102,12 @@ def build_subjects(
                 "strategy": strategy,
                 "pretrained": False,
                 "weights": None,
-                **taken_back(recipe.model, strategy),
+                **settings_to_reset(recipe.model, strategy),
             }
             config = dataclasses.replace(recipe.model, **changes)
             if name == PLAIN:
                 config = dataclasses.replace(config, sites=None)
-            model = build_model(config, num_classes=CLASSES, frames=recipe.clip.frames)
+            model = build_model(config, labels=numbered_labels(CLASSES), clip=recipe.clip)
             model.resize(image_size=first.image_size if first else None)
         model = model.eval().to(device, DTYPES[dtype])
         if name.endswith(MERGED):
@@ -122,15 +124,15 @@ def _subject(name: str, model: VideoClassifier, *, compiled: bool) -> Subject:
     module: nn.Module = model
     run: Callable[[Tensor], object] = model
     if name == PLAIN:
-        model.tower = module = plain_tower(model)
+        module, tubelet = plain_tower(model), model.spec.model.tubelet
 
         def run(clips: Tensor) -> object:
-            return model.tower(model.tower_input(clips))
+            return module(pictures_of(clips, tubelet))
 
     facts = {
-        "tower": model.config.tower,
-        "strategy": None if name == PLAIN else model.config.strategy,
-        "merged": model.merged,
+        "tower": model.spec.model.tower,
+        "strategy": None if name == PLAIN else model.spec.model.strategy,
+        "merged": model.spec.merged,
         "frames": model.frames,
         "image_size": model.image_size,
         "params": sum(parameter.numel() for parameter in module.parameters()),

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zeroi2v.models.shortcuts import plain_again
-from zeroi2v.models.towers import build_tower, image_size, set_image_size
+from zeroi2v.models.towers import build_tower, image_size, inflate, set_image_size
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -50,23 +49,26 @@ def cost(model: VideoClassifier) -> Cost:
 
 
 def new_tower(model: VideoClassifier) -> nn.Module:
-    """A tower of the model's name and options as it comes, without weights: on the meta device."""
+    """A tower of the model's name, options and image size as it comes, without weights: on the meta device."""
     with torch.device("meta"):
-        tower = build_tower(
-            model.config.tower, pretrained=False, options=model.config.tower_options
-        )
-        if image_size(tower) != model.image_size:
-            set_image_size(tower, model.image_size, model.config.tower)
+        tower = _same_tower(model, tubelet=1)
     return tower.requires_grad_(False)
 
 
 def plain_tower(model: VideoClassifier) -> nn.Module:
-    """A copy of a model's tower without any hook: the image transformer alone, from `tower_input` to features."""
-    tower = copy.deepcopy(model).tower
-    for module in tower.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    plain_again(tower)
+    """The image transformer of a model alone, from `tower_input` to features: built anew, with the weights of the tower."""
+    tower = _same_tower(model, tubelet=model.spec.model.tubelet)
+    tower.load_state_dict(model.tower.state_dict())
+    weight = model.classifier.weight
+    return tower.to(weight.device, weight.dtype).requires_grad_(False).eval()
+
+
+def _same_tower(model: VideoClassifier, *, tubelet: int) -> nn.Module:
+    config = model.spec.model
+    tower = build_tower(config.tower, pretrained=False, options=config.tower_options)
+    inflate(tower, tubelet, config.tower)
+    if image_size(tower) != model.image_size:
+        set_image_size(tower, model.image_size, config.tower)
     return tower
 
 

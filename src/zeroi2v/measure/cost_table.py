@@ -14,8 +14,10 @@ from zeroi2v.errors import ConfigError, MergeError
 from zeroi2v.measure.cost import cost
 from zeroi2v.measure.memory import activation_memory
 from zeroi2v.measure.paper_tables import COSTS, TABLES, Row, counted
-from zeroi2v.models.checkpoints import load
-from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.models.build import build_model
+from zeroi2v.models.loading import load
+from zeroi2v.models.spec import numbered_labels
+from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import override, to_dict
 
 Shown = tuple[Any, Iterable[str]]
@@ -36,32 +38,29 @@ def model_costs(saved: str | None, changes: list[str], *, num_classes: int | Non
             recipe.model, pretrained=False, weights=None
         )  # weights cost alike, whatever they are
         with torch.device("meta"):
-            model = build_model(
-                config, num_classes=num_classes or CLASSES, frames=recipe.clip.frames
-            )
-        model.views = recipe.views
+            labels = numbered_labels(num_classes or CLASSES)
+            model = build_model(config, labels=labels, clip=recipe.clip)
+        views = recipe.views
     else:
         if num_classes is not None or not all(name.startswith("views.") for name in given):
             raise ConfigError(
                 f"{Path(saved)}: a saved model says itself what it is; give clips and crops alone"
             )
         model = load(saved)
-        views = {
-            name.removeprefix("views."): getattr(recipe.views, name.removeprefix("views."))
-            for name in given
-        }
-        model.views = dataclasses.replace(model.views, **views)
-    kinds, reason = {"merged" if model.merged else "adapted": model}, ""
-    if not model.merged:
+        names = [name.removeprefix("views.") for name in given]
+        changed = {name: getattr(recipe.views, name) for name in names}
+        views = dataclasses.replace(model.views, **changed)
+    kinds, reason = {"merged" if model.spec.merged else "adapted": model}, ""
+    if not model.spec.merged:
         try:
             kinds["merged"] = model.eval().merge()
         except MergeError as error:
             reason = str(error)
-    views_count = model.views.clips * model.views.crops
+    views_count = views.clips * views.crops
     value: dict[str, Any] = {
-        "tower": model.config.tower,
-        "strategy": model.config.strategy,
-        "views": f"{model.frames}x{model.views.crops}x{model.views.clips}",
+        "tower": model.spec.model.tower,
+        "strategy": model.spec.model.strategy,
+        "views": f"{model.frames}x{views.crops}x{views.clips}",
         "image_size": model.image_size,
         "classes": len(model.labels),
         **{kind: _figures(one, views_count) for kind, one in kinds.items()},
@@ -91,7 +90,7 @@ def _figures(model: VideoClassifier, views: int) -> dict[str, float]:
         "extra_gmacs": views * found.extra_gmacs,
         "inference_memory": memory.inference,
     }
-    if not model.merged:
+    if not model.spec.merged:
         figures |= {"trainable_params": found.trainable_params, "training_memory": memory.training}
     return figures
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from zeroi2v.measure.cost import cost
-from zeroi2v.models.video import create_model
+from zeroi2v.models.build import create_model
 
 B16: Final = {"tower": "vit_base_patch16_clip_quickgelu_224"}
 L14: Final = {"tower": "vit_large_patch14_clip_quickgelu_224"}
@@ -228,7 +228,7 @@ def counted(row: Row) -> dict[str, float]:
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         - classifier
     )
-    found = cost(model.merge() if model.config.strategy == "zeroi2v" else model)
+    found = cost(model.merge() if model.spec.model.strategy == "zeroi2v" else model)
     return {
         GFLOPS: crops * clips * found.gmacs,
         EXTRA: crops * clips * found.extra_gmacs,

@@ -1,4 +1,4 @@
-"""What is trained beside the frozen weights? The adapters of Table 2: equations 10 and 11, and what they are compared with.
+"""What is trained beside the frozen weights? The adapters of Table 2: equations 10 and 11, and their rivals.
 
 Shapes: any number of tokens, D channels, a bottleneck of r channels.
 """
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroi2v.errors import MergeError
+from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.fold import Affine, add, affine, compose, identity_like, scaled
 from zeroi2v.method.gradients import add_linear, keeping_source
-from zeroi2v.method.relocate import ClipCount
 
 
 class _Bottleneck(nn.Module):
-    """scale * U(dropout(D(x))), with D: n -> r and U: r -> m. U starts at zero, so that attaching it changes nothing."""
+    """scale * U(dropout(D(x))), with D: n -> r and U: r -> m. U starts at zero, so that attaching changes no output."""
 
     def __init__(
         self, inputs: int, width: int, outputs: int, *, scale: float, dropout: float, bias: bool
@@ -33,14 +33,14 @@ class _Bottleneck(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def inner(self, x: Tensor) -> Tensor:
-        """dropout(D(x)): (..., r), what U is applied to."""
+        """dropout(D(x)): (..., r), the input of U."""
         with keeping_source(x):
             down = self.down(x)
         inner: Tensor = self.dropout(self.between(down))
         return inner
 
     def between(self, down: Tensor) -> Tensor:
-        """What happens in the bottleneck: nothing, so that all of it is linear."""
+        """The map between D and U: the identity, so that the whole branch is linear."""
         return down
 
     def branch(self, x: Tensor) -> Tensor:
@@ -53,16 +53,20 @@ class _Bottleneck(nn.Module):
         return add_linear(total, self.inner(x), self.up, self.scale)
 
     def affine_branch(self) -> Affine:
-        """s U D x + s (U b_D + b_U), in float64: what the scaled branch computes without dropout."""
+        """s U D x + s (U b_D + b_U), in float64: the scaled branch without dropout."""
         return scaled(compose(affine(self.up), affine(self.down)), self.scale)
 
 
 class LoRA(_Bottleneck):
-    """W x + scale * U(D(x)): a linear map beside a frozen one (equation 10), without biases."""
+    """W x + scale * U(D(x)): a linear map beside a frozen linear (equation 10), without biases."""
 
-    def beside_hook(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook."""
-        return self.added(output, inputs[0])
+    def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
+        """W x + scale * U(D(x)), where `output` is W x."""
+        return self.added(output, x)
+
+    def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
+        """U(D(x)): what the branch adds, times `scale`, to the output channels `rows` of the linear."""
+        return self.branch(x)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         """W + s U D."""
@@ -70,7 +74,7 @@ class LoRA(_Bottleneck):
 
 
 class LinearAdapter(_Bottleneck):
-    """x + scale * U(D(x)): a linear map before or after a frozen one (equation 11)."""
+    """x + scale * U(D(x)): a linear map before or after a frozen linear (equation 11)."""
 
     def __init__(
         self, channels: int, width: int, *, scale: float, dropout: float, bias: bool
@@ -80,14 +84,9 @@ class LinearAdapter(_Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         return self.added(x, x)
 
-    def before_hook(self, site: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook: W (I + U D) x."""
-        return (self(inputs[0]), *inputs[1:])
-
-    def after_hook(self, site: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: (I + U D) W x."""
-        adapted: Tensor = self(output)
-        return adapted
+    def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
+        """W U(D(x)): what an adapter before the output channels `rows` of W adds to them, times `scale`."""
+        return F.linear(self.branch(x), linear.weight[rows])
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         """W (I + s U D), or (I + s U D) W, biases included. MergeError if the adapter is not linear."""
@@ -109,46 +108,34 @@ class GELUAdapter(LinearAdapter):
 
 
 class STAdapter(LinearAdapter):
-    """x + scale * U(GELU(conv(D(x)))), conv depth-wise over three frames (Pan et al., 2022). The first `prefix` tokens keep x, so
-    where a tower's feature is its class token, those in the last block after attention learn nothing.
+    """x + scale * U(GELU(conv(D(x)))), with conv depth-wise over three frames (Pan et al., 2022).
 
-    Tokens come as (B*T*W, N, D) or, as a map, (B*T*W, H, W, D); `count` tells B and T.
+    The first `prefix` tokens stay as they are. So where the feature of a tower is its class token, an ST-Adapter after the
+    last attention learns nothing. Tokens come as (B*T*W, N, D) or, as a map, (B*T*W, H, W, D); the call tells B and T.
     """
 
     def __init__(
-        self,
-        channels: int,
-        width: int,
-        *,
-        scale: float,
-        dropout: float,
-        bias: bool,
-        prefix: int,
-        count: ClipCount,
+        self, channels: int, width: int, *, scale: float, dropout: float, bias: bool, prefix: int
     ) -> None:
         super().__init__(channels, width, scale=scale, dropout=dropout, bias=bias)
         self.conv = nn.Conv1d(width, width, 3, padding=1, groups=width)
         nn.init.zeros_(self.conv.weight)
         nn.init.ones_(self.conv.weight[:, :, 1])
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # a convolution with a bias
-        self.prefix, self.count = prefix, count
+        self.prefix = prefix
 
     def added(self, total: Tensor, x: Tensor) -> Tensor:
         return torch.add(total, self.branch(x), alpha=self.scale)
 
     def branch(self, x: Tensor) -> Tensor:
+        call = call_in_progress()
+        if call is None:
+            raise RuntimeError("an ST-Adapter mixes the frames of a clip: call it within a model")
         inner = self.down(x[:, self.prefix :])
-        by_frame = inner.view(
-            self.count.clips, self.count.frames, -1, inner.shape[-1]
-        )  # (B, T, W * N, r)
+        by_frame = inner.view(call.clips, call.frames, -1, inner.shape[-1])  # (B, T, W * N, r)
         series = by_frame.permute(0, 2, 3, 1).flatten(0, 1)  # (B * W * N, r, T)
-        mixed = (
-            self.conv(series)
-            .unflatten(0, (self.count.clips, -1))
-            .permute(0, 3, 1, 2)
-            .reshape(inner.shape)
-        )
-        out: Tensor = self.up(self.dropout(F.gelu(mixed)))
+        mixed = self.conv(series).unflatten(0, (call.clips, -1)).permute(0, 3, 1, 2)
+        out: Tensor = self.up(self.dropout(F.gelu(mixed.reshape(inner.shape))))
         return F.pad(out, (0, 0, self.prefix, 0)) if self.prefix else out
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
@@ -158,7 +145,7 @@ class STAdapter(LinearAdapter):
 
 
 class TrainedRows(nn.Module):
-    """The output channels of a linear that temporal heads own, with a weight of their own that trains. Starts as the frozen one."""
+    """A trained copy of the rows of a linear that make the channels of temporal heads. It starts as the frozen rows."""
 
     rows: Tensor
 
@@ -167,20 +154,20 @@ class TrainedRows(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         self.weight = nn.Parameter(linear.weight.detach()[rows].clone())
 
-    def beside_hook(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: these channels of the output are computed anew."""
+    def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
+        """The output of the linear, with these channels made by the trained rows."""
         bias = None if linear.bias is None else linear.bias[self.rows]
-        own = F.linear(inputs[0], self.weight, bias)
+        own = F.linear(x, self.weight, bias)
         return output.index_copy(-1, self.rows, own.to(output.dtype))
 
     def fold(self, linear: nn.Linear) -> None:
-        """Write the weight into the linear."""
+        """Write the trained rows into the linear."""
         with torch.no_grad():
             linear.weight[self.rows] = self.weight
 
 
 class TrainedColumns(nn.Module):
-    """The input channels of a linear that temporal heads own, with a weight of their own that trains. Starts as the frozen one."""
+    """A trained copy of the columns of a linear that read the channels of temporal heads. It starts as the frozen columns."""
 
     columns: Tensor
 
@@ -189,13 +176,12 @@ class TrainedColumns(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
         self.weight = nn.Parameter(linear.weight.detach()[:, columns].clone())
 
-    def beside_hook(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: what these columns have learnt is added to the output."""
-        return output + F.linear(
-            inputs[0][..., self.columns], self.weight - linear.weight[:, self.columns]
-        )
+    def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
+        """The output of the linear, plus what the trained columns have learnt."""
+        change = self.weight - linear.weight[:, self.columns]
+        return output + F.linear(x[..., self.columns], change)
 
     def fold(self, linear: nn.Linear) -> None:
-        """Write the weight into the linear."""
+        """Write the trained columns into the linear."""
         with torch.no_grad():
             linear.weight[:, self.columns] = self.weight

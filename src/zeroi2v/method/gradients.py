@@ -1,6 +1,6 @@
-"""What does a training step keep for its gradients? Only what they need: three operations that autograd alone would keep more for.
+"""What must a training step keep for its gradients? Three operations for which autograd alone would keep more.
 
-Their outputs are those of the plain formulas, and so are their gradients; only memory and passes over it are saved.
+The outputs and the gradients equal those of the plain formulas; the operations save memory, and passes over memory.
 Shapes: any number of tokens, n, m channels, a bottleneck of r.
 """
 
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from zeroi2v.method.relocate import ClipCount
-
 _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
 class _AddLinear(torch.autograd.Function):
-    """x + s (U z + b): the product is added where it is made. Keeps z, and neither x nor the sum."""
+    """x + s (U z + b): the matrix product adds into its own output. Keeps z, and neither x nor the sum."""
 
     @staticmethod
     def forward(
@@ -86,29 +84,23 @@ def quick_gelu(x: Tensor) -> Tensor:
     return activated
 
 
-class NormSource:
-    """A forward hook of a norm. Its output remembers what it was made from, so that a gradient may keep that instead.
+def remember_source(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """A forward hook of a norm: its output remembers the input, so that a gradient may keep the input instead.
 
-    The norm keeps its input in any case; whoever keeps its output too could compute it again, at the cost of one pass. Where blocks are
-    checkpointed, neither is to be kept.
+    The norm keeps its input in any case. Whoever keeps the output too could compute it again, at the cost of one pass.
     """
-
-    def __init__(self, count: ClipCount) -> None:
-        self.count = count
-
-    def hook(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if (
-            torch.is_grad_enabled()
-            and not self.count.checkpointed
-            and not torch.compiler.is_compiling()
-        ):
-            output.normalised_from = (norm, output._version, inputs[0], inputs[0]._version)  # type: ignore[attr-defined]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        source = (norm, output._version, inputs[0], inputs[0]._version)
+        output.normalised_from = source  # type: ignore[attr-defined]
 
 
 def keeping_source(x: Tensor) -> AbstractContextManager[None]:
-    """Within it, what would keep `x` for its gradient keeps the input of the norm that made it, where one did, and normalises again."""
+    """Within the block an operation that would keep `x` keeps the input of the norm that made `x`, and normalises again.
+
+    Nothing changes where no norm made `x`.
+    """
     made = getattr(x, "normalised_from", None)
-    if made is None or made[1] != x._version:  # it is not what the norm made any more
+    if made is None or made[1] != x._version:  # `x` was changed since the norm made it
         return nullcontext()
     norm, _, source, version = made
     normed = weakref.ref(x)  # the graph keeps `pack`, so this must not keep x

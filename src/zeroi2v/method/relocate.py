@@ -9,6 +9,7 @@ Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,17 +18,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.heads import HeadLayout, shares
 
 
 class Move(NamedTuple):
-    """Neighbouring heads, and the share of each one's channels, that read the frame at an offset."""
+    """Neighbouring heads, and the share of the channels of each head, that read the frame at an offset."""
 
     first_head: int
     stop_head: int
     start: Fraction
     stop: Fraction
     offset: int
+
+    def slices(self, width: int) -> tuple[slice, slice]:
+        """The heads, and the channels of each head, where a head has `width` channels."""
+        channels = slice(round(self.start * width), round(self.stop * width))
+        return slice(self.first_head, self.stop_head), channels
 
 
 def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
@@ -87,6 +94,13 @@ class FusedLayout:
         q, k, v = (part for view in self.views(torch.arange(width)) for part in view.unbind(-3))
         return q, k, v
 
+    def fused(self, parts: Iterable[Tensor]) -> Tensor:
+        """The projection's output (..., C) whose `views`, taken together, are these parts (..., P, H, D)."""
+        if self.head_first:
+            by_head = [part.transpose(-3, -2).flatten(-2) for part in parts]  # (..., H, P * D)
+            return torch.cat(by_head, -1).flatten(-2)
+        return torch.cat([part.flatten(-3) for part in parts], -1)
+
 
 def relocate(
     projected: Tensor,
@@ -97,36 +111,78 @@ def relocate(
     moves: Iterable[Move],
     queries: bool = False,
 ) -> Tensor:
-    """Equation 8 for all heads at once: what `moves` names of K and V comes from frame t + offset, at the edges from its own frame.
+    """Equation 8 for all heads: the K and V of each move come from frame t + offset, at the edges from frame t itself.
 
-    `projected` is the fused projection's output (B*T*W, ..., C). It is changed in place: the projection has just made it and nobody
-    else holds it, and a linear layer's gradient does not need its output. `queries`: Q moves with K and V.
+    `projected` is the fused projection's output (B*T*W, ..., C). It is changed in place where it may be: the projection has
+    just made it, nobody else holds it, and a linear layer's gradient does not need its output. A compiled or exported graph
+    gets a new tensor instead, made of slices. `queries`: Q moves with K and V.
     """
     moves = [
         move for move in moves if abs(move.offset) < frames
     ]  # else every frame would leave the clip
     if not moves:
         return projected
+    by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
+    if torch.compiler.is_compiling():  # true while a graph is exported, too
+        return _relocated(by_frame, layout, moves, queries=queries).flatten(0, 2)
 
     def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
-        by_frame = tensor.view(clips, frames, -1, *tensor.shape[1:])
-        views = layout.views(by_frame)
+        views = layout.views(tensor.view(by_frame.shape))
         if not queries:
             views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
         for view in views:
-            width = view.shape[-1]
-            for first_head, stop_head, start, stop, offset in moves:
-                yield (
-                    view[..., first_head:stop_head, round(start * width) : round(stop * width)],
-                    offset,
-                )
+            for move in moves:
+                heads, channels = move.slices(view.shape[-1])
+                yield view[..., heads, channels], move.offset
 
-    if projected.requires_grad and not projected._is_view() and not torch.compiler.is_compiling():
+    if projected.requires_grad and not projected._is_view():
         relocated: Tensor = _Relocate.apply(projected, moved_channels)
         return relocated
     for channels, offset in moved_channels(projected):
         _shift(channels, offset)
     return projected
+
+
+def _relocated(
+    by_frame: Tensor, layout: FusedLayout, moves: Sequence[Move], *, queries: bool
+) -> Tensor:
+    """The same as a new tensor (B, T, W, ..., C), of slices and concatenations alone: a graph writes nothing in place."""
+    views = layout.views(by_frame)
+    stays = 0 if queries else 1  # Q
+    if len(views) == 1:
+        views = (views[0][..., :1, :, :], views[0][..., 1:, :, :])
+    moved = [_moved_heads(view, moves) for view in views[stays:]]
+    return layout.fused([*views[:stays], *moved])
+
+
+def _moved_heads(view: Tensor, moves: Sequence[Move]) -> Tensor:
+    """The parts (B, T, W, ..., P, H, D) with every move made. Neighbouring heads that move alike are one slice."""
+    pieces: list[Tensor] = []
+    head, width = 0, view.shape[-1]
+    for (first, stop), same_heads in itertools.groupby(moves, key=lambda move: move[:2]):
+        heads, channel = view[..., first:stop, :], 0
+        columns: list[Tensor] = []
+        for move in same_heads:
+            channels = move.slices(width)[1]
+            moved = moved_frames(heads[..., channels], move.offset)
+            columns += [heads[..., channel : channels.start], moved]
+            channel = channels.stop
+        pieces += [view[..., head:first, :], _joined([*columns, heads[..., channel:]], -1)]
+        head = stop
+    return _joined([*pieces, view[..., head:, :]], -2)
+
+
+def _joined(pieces: Iterable[Tensor], axis: int) -> Tensor:
+    """The pieces as one tensor along an axis; pieces of length 0 are left out."""
+    kept = [piece for piece in pieces if piece.shape[axis]]
+    return kept[0] if len(kept) == 1 else torch.cat(kept, axis)
+
+
+def moved_frames(channels: Tensor, offset: int) -> Tensor:
+    """A tensor (B, T, ...) whose frame t is what frame t + offset was, at the edges what frame t was."""
+    if offset > 0:
+        return torch.cat([channels[:, offset:], channels[:, -offset:]], 1)
+    return torch.cat([channels[:, :-offset], channels[:, :offset]], 1)
 
 
 class _Relocate(torch.autograd.Function):
@@ -186,62 +242,50 @@ def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
     return frames_read(layout, moves, 2 * furthest + 1)[furthest] - furthest
 
 
-class ClipCount:
-    """What hooks must know of the call in progress. The model writes it, they read it: windows make B unknowable from a shape."""
-
-    def __init__(self, frames: int) -> None:
-        self.frames = frames  # of a clip, as attention sees them: T
-        self.whole = frames  # what the offsets were meant for, where a training begins with fewer
-        self.clips = 1  # B
-        self.trains = False  # whether it is a training step, which needs the frame features alone
-        self.checkpointed = (
-            False  # whether such a step works out its blocks again, from their inputs
-        )
-
-    def scaled(self, offset: int) -> int:
-        """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded up, so never 0."""
-        if self.frames == self.whole:
-            return offset
-        reach = -(-abs(offset) * self.frames // self.whole)
-        return reach if offset > 0 else -reach
-
-
 class TemporalHeads:
-    """A forward hook for an attention block's fused projection. It has no weights."""
+    """A forward hook of an attention block's fused projection. It has no weights."""
 
     def __init__(
-        self, layout: FusedLayout, moves: Sequence[Move], count: ClipCount, *, queries: bool = False
+        self, layout: FusedLayout, moves: Sequence[Move], *, queries: bool = False
     ) -> None:
-        self.layout, self.moves, self.count, self.queries = layout, tuple(moves), count, queries
+        self.layout, self.moves, self.queries = layout, tuple(moves), queries
 
-    def hook(self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor) -> Tensor:
+    def __call__(
+        self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor
+    ) -> Tensor:
+        call = call_in_progress()
+        if call is None:
+            return projected
         return relocate(
             projected,
-            clips=self.count.clips,
-            frames=self.count.frames,
+            clips=call.clips,
+            frames=call.frames,
             layout=self.layout,
-            moves=[move._replace(offset=self.count.scaled(move.offset)) for move in self.moves],
+            moves=[move._replace(offset=call.scaled(move.offset)) for move in self.moves],
             queries=self.queries,
         )
 
 
 class ClassTokenShift:
-    """[cls] token shift (Table 1a; Zhang et al., 2021): a share of the channels of token 0 moves, half of it back and half ahead.
+    """[cls] token shift (Table 1a; Zhang et al., 2021): a share of the channels of token 0 moves, half back and half ahead.
 
-    A forward pre-hook for what follows a norm: the fused projection, and the MLP.
+    A forward pre-hook of the modules that follow a norm: the fused projection, and the MLP.
     """
 
-    def __init__(self, ratio: Fraction, count: ClipCount) -> None:
-        self.half, self.count = ratio / 2, count
+    def __init__(self, ratio: Fraction) -> None:
+        self.half = ratio / 2
 
-    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens, *others = inputs  # (B*T, N, C)
-        if self.count.frames == 1:
+        call = call_in_progress()
+        if call is None or call.frames == 1:
             return inputs
-        shifted = tokens.clone()  # the norm's output is kept for its gradient
-        class_token = shifted.unflatten(0, (-1, self.count.frames))[:, :, 0]
+        class_token = tokens[:, :1].unflatten(0, (-1, call.frames))  # (B, T, 1, C)
         width = tokens.shape[-1]
-        one, two = round(self.half * width), round(2 * self.half * width)
-        _shift(class_token[..., :one], -1)
-        _shift(class_token[..., one:two], 1)
-        return (shifted, *others)
+        back, ahead = round(self.half * width), round(2 * self.half * width)
+        parts = [
+            moved_frames(class_token[..., :back], -1),
+            moved_frames(class_token[..., back:ahead], 1),
+            class_token[..., ahead:],
+        ]
+        return (torch.cat([torch.cat(parts, -1).flatten(0, 1), tokens[:, 1:]], 1), *others)

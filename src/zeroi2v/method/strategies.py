@@ -33,7 +33,7 @@ class Strategy:
     adapter_ratio: float = 0.25  # where `ModelConfig.adapter_ratio` is None
     adapter_scale: float = 1.0  # where `ModelConfig.adapter_scale` is None
     peer: Literal["evl", "aim", "st_adapter", "joint"] | None = None
-    meaningless: tuple[str, ...] = ()  # settings of ModelConfig that must keep their defaults
+    unused_settings: tuple[str, ...] = ()  # settings of ModelConfig that must keep their defaults
 
 
 ZERO_COST: Final = ("operator", "ratio")  # the temporal operators, which peers have none of
@@ -49,7 +49,7 @@ STRATEGIES: Final = {
     "evl": Strategy(
         peer="evl",
         trains_temporal_embedding=False,
-        meaningless=(*ZERO_COST, *ADAPTERS, "temporal_embedding"),
+        unused_settings=(*ZERO_COST, *ADAPTERS, "temporal_embedding"),
     ),
     "aim": Strategy(
         sites=("temporal", "spatial", "joint"),
@@ -57,7 +57,7 @@ STRATEGIES: Final = {
         trains_norm=True,
         adapter_scale=0.5,
         peer="aim",
-        meaningless=ZERO_COST,
+        unused_settings=ZERO_COST,
     ),
     "st_adapter_published": Strategy(
         sites=("block",),
@@ -65,12 +65,12 @@ STRATEGIES: Final = {
         trains_temporal_embedding=False,
         adapter_ratio=0.5,
         peer="st_adapter",
-        meaningless=(*ZERO_COST, "temporal_embedding"),
+        unused_settings=(*ZERO_COST, "temporal_embedding"),
     ),
     "joint": Strategy(
         trains_tower=True,
         learning_rate_share=0.1,
         peer="joint",
-        meaningless=(*ZERO_COST, *ADAPTERS, "adapter_dropout"),
+        unused_settings=(*ZERO_COST, *ADAPTERS, "adapter_dropout"),
     ),
 }

@@ -3,52 +3,65 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 
 from zeroi2v.config import ClipConfig
 from zeroi2v.method.heads import HeadLayout, shares
-from zeroi2v.models.towers import spatial_blocks
-from zeroi2v.models.video import VideoClassifier
+from zeroi2v.method.strategies import STRATEGIES
+from zeroi2v.models.spec import Spec
 
 PAPER = "https://arxiv.org/abs/2310.01324"
 SHOWN_LABELS = 50
 
 
-def model_card(model: VideoClassifier) -> str:
-    """Markdown with the Hub's YAML head. The figures are those in `model.results`; without any, it says that there are none."""
-    config, total = model.config, sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    mean, std = model.normalisation
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says of a model beside its `Spec`."""
+
+    parameters: int
+    trained: int  # parameters that train
+    heads: tuple[HeadLayout, ...]  # of every attention block
+    spatial_blocks: tuple[str, ...]  # paths of the attention modules that stay spatial
+
+
+def model_card(spec: Spec, facts: CardFacts) -> str:
+    """Markdown with the Hub's YAML head. The figures are `spec.results`; without any, the card says that there are none."""
+    config = spec.model
     state = (
         "merged: plain image transformer weights, no adapters"
-        if model.merged
-        else f"adapted: {trained:,} of them trained"
+        if spec.merged
+        else f"adapted: {facts.trained:,} of them trained"
     )
     rows = {
         "tower": f"`{config.tower}`"
-        + ("" if config.pretrained or model.merged else ", not pretrained"),
+        + ("" if config.pretrained or spec.merged else ", not pretrained"),
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
-        "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in model.heads)),
-        "parameters": f"{total:,} ({state})",
-        "input": f"{model.frames} frames of {model.image_size} x {model.image_size} pixels, {sampling(model.clip)}",
-        "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
-        "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
+        "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in facts.heads)),
+        "parameters": f"{facts.parameters:,} ({state})",
+        "input": f"{spec.clip.frames} frames of {spec.image_size} x {spec.image_size} pixels, {sampling(spec.clip)}",
+        "normalisation": f"mean {rounded(spec.mean)}, standard deviation {rounded(spec.std)}, for pixels of 0..1",
+        "views in evaluation": f"{spec.clip.frames} frames x {spec.views.crops} crops x {spec.views.clips} clips",
         "scores": "sigmoid, a video may have several labels"
-        if model.multi_label
+        if spec.multi_label
         else "softmax, a video has one label",
     }
-    if spatial := spatial_blocks(model.tower):
+    if spatial := facts.spatial_blocks:
         rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
-    measured = {} if model.results.get("epoch") == 0 else model.results
+    measured = {} if spec.results.get("epoch") == 0 else spec.results
     figures = {name: f"{value:.4g}" for name, value in measured.items()} or {
         "none": "not evaluated when it was saved"
     }
-    labels = ", ".join(model.labels[:SHOWN_LABELS])
-    if len(model.labels) > SHOWN_LABELS:
-        labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"
-    method = f"[ZeroI2V]({PAPER})" if model.strategy.peer is None else f"strategy {config.strategy}"
+    labels = ", ".join(spec.labels[:SHOWN_LABELS])
+    if len(spec.labels) > SHOWN_LABELS:
+        labels += f" and {len(spec.labels) - SHOWN_LABELS} more (`config.json` has all)"
+    method = (
+        f"[ZeroI2V]({PAPER})"
+        if STRATEGIES[config.strategy].peer is None
+        else f"strategy {config.strategy}"
+    )
     head = {
         "library_name": "zeroi2v",
         "pipeline_tag": "video-classification",
@@ -59,7 +72,7 @@ def model_card(model: VideoClassifier) -> str:
         *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
         "---",
         "",
-        f"# {config.tower} for video, {len(model.labels)} classes",
+        f"# {config.tower} for video, {len(spec.labels)} classes",
         "",
         f"An image transformer adapted to video with {method}, by the library zeroi2v.",
         "",

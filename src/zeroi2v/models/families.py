@@ -53,10 +53,17 @@ DOWN: Final = ("fc2", "w2")  # and the last one
 
 @dataclass(frozen=True)
 class HeadPlaces:
-    """Where the heads of an attention module are in its fused projection's output, and in the input (H, D_v) of its `proj`."""
+    """Where the heads of an attention module lie in the output of its fused projection, and in the input of its `proj`."""
 
     layout: FusedLayout
-    columns: Tensor
+    channel_first: bool  # the input of `proj` is [channel, head] instead of [head, channel]
+
+    @property
+    def columns(self) -> Tensor:
+        """The input channels of `proj` that each head makes: (H, D_v) int64."""
+        heads, width = self.layout.head_count, self.layout.value_width
+        channels = torch.arange(heads * width)
+        return channels.view(width, heads).T if self.channel_first else channels.view(heads, width)
 
 
 def type_name(module: nn.Module) -> str:
@@ -100,16 +107,8 @@ def read_heads(attention: Any) -> HeadPlaces | str:
     if qkv.out_features != head_count * (2 * key_width + value_width):
         return "does not project to q, k and v of its heads alone"
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
-    channels, nested = (
-        torch.arange(proj.in_features),
-        isinstance(attention, NestAttention),
-    )  # NesT: [channel, head]
-    columns = (
-        channels.view(value_width, head_count).T
-        if nested
-        else channels.view(head_count, value_width)
-    )
-    return HeadPlaces(FusedLayout(head_count, key_width, value_width, head_first), columns)
+    layout = FusedLayout(head_count, key_width, value_width, head_first)
+    return HeadPlaces(layout, channel_first=isinstance(attention, NestAttention))
 
 
 @dataclass(frozen=True)

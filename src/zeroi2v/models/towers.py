@@ -7,6 +7,7 @@ minutes; a slow test holds the two together.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections import Counter
@@ -24,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
+from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, TowerError, nearest
 from zeroi2v.method.relocate import FusedLayout
 from zeroi2v.models.families import (
@@ -35,6 +37,7 @@ from zeroi2v.models.families import (
     mixes_pictures,
     read_heads,
 )
+from zeroi2v.models.weights import load_tower_weights
 
 TINY_NAME: Final = "zeroi2v_tiny"
 TINY_FILE: Final = Path(__file__).with_name("zeroi2v_tiny.safetensors")
@@ -48,6 +51,7 @@ NOT_OPTIONS: Final = (
     "pretrained_cfg",
     "pretrained_cfg_overlay",
 )
+OFFLINE: Final = "; connect, or give pretrained=False"
 NO_VECTOR: Final = ("", "align", "merge")  # poolings that leave many tokens of a picture
 
 
@@ -63,37 +67,72 @@ REFUSALS: Final = (
 
 @dataclass(frozen=True)
 class Site:
-    """A place for an adapter: the linears that absorb it when merged, and the module whose input or output it sees.
+    """A place for an adapter: the linears that absorb the adapter in a merge, and the module whose input or output it sees.
 
-    `feeds`: an adapter before the linears sees the output of `module`, which is a norm, not its input.
+    Modules are named by their path in the tower. `feeds`: an adapter before the linears sees the output of `module`, which is
+    a norm, not its input.
     """
 
-    module: nn.Module
-    linears: tuple[nn.Linear, ...]
-    channels: int
+    module: str
+    linears: tuple[str, ...]
+    inputs: int  # channels that the linears read
+    outputs: tuple[int, ...]  # channels that each linear makes
+    channels: int  # of what an adapter sees here
+    bias: bool  # whether every linear stores a bias, so that it can absorb the bias of an adapter
     feeds: bool = False
-
-    @property
-    def bias(self) -> bool:
-        """Whether every linear here stores a bias, so that it can absorb one."""
-        return all(linear.bias is not None for linear in self.linears)
 
 
 @dataclass(frozen=True)
 class Block:
-    """An attention block of a tower. It lacks the sites `up` and `down` where its MLP is made of convolutions or belongs to another."""
+    """An attention block of a tower. Without sites `up` and `down` its MLP is made of convolutions, or is another block's."""
 
-    name: str  # of the attention module, in the tower
-    projection: nn.Linear  # the fused q, k, v projection
-    layout: FusedLayout  # of its output
-    columns: Tensor  # the channels (H, D) of `proj`'s input that each head makes
-    prefix: int  # class and register tokens before the patches'
+    name: str  # path of the attention module in the tower
+    owner: str  # path of the module that calls the attention module
+    heads: HeadPlaces
     sites: Mapping[str, Site]
+
+    @property
+    def layout(self) -> FusedLayout:
+        """How the output of the fused projection holds q, k and v."""
+        return self.heads.layout
 
     @property
     def width(self) -> int:
         """Channels of a token."""
-        return self.projection.in_features
+        return self.sites["qkv"].inputs
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a tower consists of, as far as temporal heads and adapters need to know. Made once for a tower."""
+
+    blocks: tuple[Block, ...]  # whose heads can be temporal, in order
+    spatial_blocks: tuple[
+        str, ...
+    ]  # paths of the attention modules that stay spatial, without adapters
+    prefix: int  # class and register tokens before those of the patches
+    has_class_token: bool
+    feature_width: int  # channels of the frame feature
+    norm_parameters: frozenset[str]  # names of the parameters of the norms after the last block
+
+    @property
+    def head_counts(self) -> tuple[int, ...]:
+        """Heads of each block."""
+        return tuple(block.layout.head_count for block in self.blocks)
+
+
+def open_tower(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
+    """The tower that a configuration names, with its weights, ready to take tubelets; and the configuration to save with it.
+
+    Weights from a file travel with the saved model, so the saved configuration names neither the file nor pretrained weights.
+    """
+    by_name = config.pretrained and config.weights is None
+    tower = build_tower(config.tower, pretrained=by_name, options=config.tower_options)
+    if config.weights is not None:
+        load_tower_weights(tower, config.weights)
+        config = dataclasses.replace(config, pretrained=False, weights=None)
+    inflate(tower, config.tubelet, config.tower)
+    return tower, config
 
 
 def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -115,9 +154,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     try:
         if base not in known:  # say why before any weights are fetched
             with torch.device("meta"):
-                find_blocks(
-                    timm.create_model(base, pretrained=False, num_classes=0, **options), name
-                )
+                survey(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except REFUSALS as error:
         raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
@@ -126,7 +163,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
         RuntimeError,
     ) as error:  # what the Hub's client raises offline, and timm for a tag it does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "; connect, or give pretrained=False" if pretrained else ""
+        remedy = OFFLINE if pretrained else ""
         raise TowerError(f"{name} cannot be had: {reason}{remedy}") from error
     tower.eval()
     if not isinstance(tower, nn.Module):
@@ -176,57 +213,62 @@ def inflate(tower: nn.Module, tubelet: int, name: str) -> None:
         entry.in_channels *= tubelet
 
 
-def find_blocks(tower: nn.Module, name: str) -> tuple[Block, ...]:
-    """Every attention block whose keys and values can be moved head by head, in order. TowerError if there is none.
+def survey(tower: nn.Module, name: str) -> Survey:
+    """Find every attention block whose keys and values can be moved head by head.
 
-    It is also raised if a block mixes the pictures of a batch, or if the tower gives no vector per picture. Where q and v have biases
-    apart from their projection's, the block is told to call that as a module, which a hook can follow, and to add them afterwards.
+    TowerError if there is none, if a block mixes the pictures of a batch, or if the tower gives no vector per picture.
     """
-    found: list[tuple[str, nn.Module, HeadPlaces]] = []
-    refused: Counter[str] = Counter()
+    movable: list[tuple[str, Any, HeadPlaces]] = []
+    refused: dict[str, str] = {}  # path -> reason
     mixes = False
     for path, module in tower.named_modules():
         heads = _heads(module)
         if isinstance(heads, HeadPlaces):
-            found.append((path, module, heads))
+            movable.append((path, module, heads))
         elif heads is not None:
-            refused[f"{type(module).__name__} {heads}"] += 1
+            refused[path] = f"{type(module).__name__} {heads}"
             mixes = mixes or mixes_pictures(module)
-    if mixes or not found:
-        total = len(found) + refused.total()
-        reasons = "; ".join(
-            f"{reason} ({count} of {total} blocks)" for reason, count in refused.items()
-        )
+    if mixes or not movable:
+        total = len(movable) + len(refused)
+        counts = Counter(refused.values())
+        reasons = "; ".join(f"{why} ({count} of {total} blocks)" for why, count in counts.items())
         raise TowerError(
-            f"{name}: {reasons or 'no attention with a fused qkv projection'}; zeroi2v.supported_towers() lists what works"
+            f"{name}: {reasons or 'no attention with a fused qkv projection'}; "
+            "zeroi2v.supported_towers() lists what works"
         )
     if getattr(tower, "global_pool", None) in NO_VECTOR:
         raise TowerError(
             f"{name}: gives no one vector per picture; tower_options={{'global_pool': 'avg'}} makes it"
         )
-    prefix = prefix_tokens(tower)
-    owners = {path: owner(tower, path) for path, _, _ in found}
-    mlps = {block: list(find_mlps(block)) for block in owners.values()}
-    return tuple(
-        _block(path, attention, heads, mlps[owners[path]], prefix)
-        for path, attention, heads in found
+    paths = {module: path for path, module in tower.named_modules()}
+    owners = {path: owner(tower, path) for path, _, _ in movable}
+    mlps = {module: list(find_mlps(module)) for module in owners.values()}
+    blocks = tuple(
+        _block(path, attention, heads, owners[path], mlps[owners[path]], paths)
+        for path, attention, heads in movable
+    )
+    norms = {parameter for norm in final_norms(tower) for parameter in norm.parameters()}
+    return Survey(
+        blocks=blocks,
+        spatial_blocks=tuple(refused),
+        prefix=prefix_tokens(tower),
+        has_class_token=_class_token(tower) is not None,
+        feature_width=feature_width(tower),
+        norm_parameters=frozenset(
+            key for key, parameter in tower.named_parameters() if parameter in norms
+        ),
     )
 
 
-def spatial_blocks(tower: nn.Module) -> tuple[str, ...]:
-    """The names of the attention modules whose heads cannot be temporal: they stay as they are, without adapters."""
-    return tuple(path for path, module in tower.named_modules() if isinstance(_heads(module), str))
-
-
 def _heads(module: nn.Module) -> HeadPlaces | str | None:
-    """Where an attention module's heads are, or why they cannot be moved one by one. None if the module is no attention."""
+    """Where the heads of an attention module lie, or why they cannot be moved one by one. None: the module is no attention."""
     if is_attention(module):
         return read_heads(module)
     return "has no fused qkv projection" if is_separate_attention(module) else None
 
 
 def owner(tower: nn.Module, path: str) -> nn.Module:
-    """The module that calls an attention module: the nearest one above it that is no list."""
+    """The module that calls an attention module: the nearest module above it that is no list."""
     while True:
         path = path.rpartition(".")[0]
         module = tower.get_submodule(path)
@@ -235,21 +277,36 @@ def owner(tower: nn.Module, path: str) -> nn.Module:
 
 
 def _block(
-    path: str, attention: Any, heads: HeadPlaces, mlps: list[MLP | None], prefix: int
+    path: str,
+    attention: Any,
+    heads: HeadPlaces,
+    caller: nn.Module,
+    mlps: list[MLP | None],
+    paths: Mapping[nn.Module, str],
 ) -> Block:
-    """The block of an attention module, with the next of its owner's MLPs, which it takes off the list."""
-    if hasattr(attention, "qkv_bias_separate"):
-        attention.qkv_bias_separate = True
+    """The block of an attention module, with the next MLP of its caller, which is taken off the list `mlps`."""
+
+    def site(module: nn.Module, linears: Sequence[nn.Linear], channels: int, feeds: bool) -> Site:
+        return Site(
+            module=paths[module],
+            linears=tuple(paths[linear] for linear in linears),
+            inputs=linears[0].in_features,
+            outputs=tuple(linear.out_features for linear in linears),
+            channels=channels,
+            bias=all(linear.bias is not None for linear in linears),
+            feeds=feeds,
+        )
+
     qkv, proj = attention.qkv, attention.proj
     sites = {
-        "qkv": Site(qkv, (qkv,), qkv.in_features),
-        "proj": Site(proj, (proj,), proj.out_features),
+        "qkv": site(qkv, (qkv,), qkv.in_features, False),
+        "proj": site(proj, (proj,), proj.out_features, False),
     }
     mlp = mlps.pop(0) if mlps else None
     if mlp is not None:
-        sites["up"] = Site(mlp.entry, mlp.up, mlp.up[0].in_features, feeds=mlp.entry_is_norm)
-        sites["down"] = Site(mlp.down, (mlp.down,), mlp.down.out_features)
-    return Block(path, qkv, heads.layout, heads.columns, prefix, sites)
+        sites["up"] = site(mlp.entry, mlp.up, mlp.up[0].in_features, mlp.entry_is_norm)
+        sites["down"] = site(mlp.down, (mlp.down,), mlp.down.out_features, False)
+    return Block(path, paths[caller], heads, sites)
 
 
 def _class_token(tower: nn.Module) -> Tensor | None:
@@ -269,11 +326,6 @@ def _class_token(tower: nn.Module) -> Tensor | None:
     return None
 
 
-def has_class_token(tower: nn.Module) -> bool:
-    """Whether token 0 of each frame is a class token."""
-    return _class_token(tower) is not None
-
-
 def prefix_tokens(tower: nn.Module) -> int:
     """How many class and register tokens come before the patches'."""
     stated = getattr(tower, "num_prefix_tokens", None)
@@ -283,23 +335,21 @@ def prefix_tokens(tower: nn.Module) -> int:
     return 0 if token is None else token.shape[1]  # PiT: (1, class and distillation, D)
 
 
-def token_entry(
-    tower: nn.Module, blocks: Sequence[Block], number: int = 0
-) -> tuple[nn.Module, int]:
-    """The module whose input is every token after the position embedding, before any pre-norm; and which axis holds their channels.
+def token_entry(tower: nn.Module, block: Block, *, is_first: bool) -> tuple[str, int]:
+    """The path of the module whose input is every token that a block will see; and which axis holds their channels.
 
-    It is a vision transformer's pre-norm, and elsewhere the first attention block: what comes before, such as stages of
-    convolutions, has another width. With a `number` it is the block of that number, from 0.
+    For the first block the module is the pre-norm of a vision transformer, after the position embedding. Elsewhere it is the
+    block itself: what comes before, such as stages of convolutions, has another width.
     """
     children = [name for name, _ in tower.named_children()]
-    if number == 0 and "norm_pre" in children[: children.index(blocks[0].name.partition(".")[0])]:
-        return tower.get_submodule("norm_pre"), -1
-    first = owner(tower, blocks[number].name)
+    if is_first and "norm_pre" in children[: children.index(block.name.partition(".")[0])]:
+        return "norm_pre", -1
+    module = tower.get_submodule(block.owner)
     normed_as_map = any(
-        isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in first.children()
+        isinstance(child, nn.BatchNorm2d | LayerNorm2d) for child in module.children()
     )
-    as_map = normed_as_map or isinstance(first, DaViTBlock)  # (B, D, H, W)
-    return first, 1 if as_map else -1
+    as_map = normed_as_map or isinstance(module, DaViTBlock)  # (B, D, H, W)
+    return block.owner, 1 if as_map else -1
 
 
 def flat_tokens(tower: nn.Module, features: Tensor | list[Tensor]) -> Tensor:

@@ -23,11 +23,13 @@ from zeroi2v.models.peers import aim, evl, joint, st_adapter
 
 @dataclass(frozen=True)
 class Peer:
-    """One of the methods. `build` takes the tower, the sites, the clip's shape, and by name ratio, scale and dropout."""
+    """One of the methods."""
 
-    build: Callable[..., list[dict[str, nn.Module]]]  # gives what is added to each block, by name
-    attach: Callable[..., None]  # takes the tower, what `build` gave, and the clip's shape
-    remains: str  # why merging cannot take it out
+    build: Callable[
+        ..., list[dict[str, nn.Module]]
+    ]  # tower, sites; frames, ratio, scale, dropout by name -> modules by block
+    attach: Callable[..., None]  # hooks the modules, which `build` gave, to the tower
+    remains: str  # why merging cannot take the modules out
 
 
 PEERS: Final = {
@@ -49,13 +51,13 @@ def peer_of(strategy: Strategy) -> Peer | None:
     return None if strategy.peer is None else PEERS[strategy.peer]
 
 
-def taken_back(config: ModelConfig, name: str) -> dict[str, Any]:
-    """The settings that have no meaning for a peer, with their defaults, as far as `config` sets them; none for a row of Table 2."""
+def settings_to_reset(config: ModelConfig, name: str) -> dict[str, Any]:
+    """The settings of `config` that have no meaning for a peer, with their default values. Empty for a row of Table 2."""
     strategy = STRATEGIES.get(name)
     if strategy is None or strategy.peer is None:
         return {}
     default = {
-        setting: getattr(ModelConfig(), setting) for setting in (*strategy.meaningless, "heads")
+        setting: getattr(ModelConfig(), setting) for setting in (*strategy.unused_settings, "heads")
     }
     return {
         setting: value for setting, value in default.items() if getattr(config, setting) != value

@@ -20,43 +20,56 @@ from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError
 from zeroi2v.method.adapters import GELUAdapter
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.call import call_in_progress
+from zeroi2v.models.hooks import After
 
 
-class Adaptation:
-    """Hooks of one block that call its adapters."""
+class Temporal:
+    """A forward pre-hook of a block: x + A_t(MSA(LN1(x))), attention along the frames of each place."""
 
-    def __init__(self, adapters: Mapping[str, GELUAdapter], count: ClipCount) -> None:
-        self.adapters, self.count = adapters, count
+    def __init__(self, block: int) -> None:
+        self.block = block
 
-    def temporal_hook(self, block: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook of the block: x + A_t(MSA(LN1(x))), attention along the frames of each place."""
+    def __call__(self, block: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        call = call_in_progress()
+        if call is None:
+            return inputs
+        adapters = call.adapters[self.block]
         tokens, *others = inputs
-        by_frame = tokens.unflatten(0, (self.count.clips, self.count.frames))  # (B, T, N, D)
+        by_frame = tokens.unflatten(0, (call.clips, call.frames))  # (B, T, N, D)
         normed = block.norm1(by_frame.transpose(1, 2).flatten(0, 1))  # (B*N, T, D)
-        if "temporal_in" in self.adapters:
-            normed = self.adapters["temporal_in"](normed)
+        if "temporal_in" in adapters:
+            normed = adapters["temporal_in"](normed)
         attended = block.attn.forward(normed)  # past the hook of the spatial adapter
-        out = self.adapters["temporal"].branch(attended)
-        by_place = out.unflatten(0, (self.count.clips, -1)).transpose(1, 2)  # (B, T, N, D)
+        out = adapters["temporal"].branch(attended)
+        by_place = out.unflatten(0, (call.clips, -1)).transpose(1, 2)  # (B, T, N, D)
         return ((by_frame + by_place).flatten(0, 1), *others)
 
-    def joint_hook(self, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook of the MLP: MLP(y) + s A_j(y)."""
-        adapter = self.adapters["joint"]
+
+class Joint:
+    """A forward hook of the MLP: MLP(y) + s A_j(y)."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+
+    def __call__(self, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        call = call_in_progress()
+        if call is None:
+            return output
+        adapter = call.adapters[self.block]["joint"]
         return output.add(adapter.branch(inputs[0]), alpha=adapter.scale)
 
 
 def build(
     tower: VisionTransformer,
     sites: Sequence[str],
-    count: ClipCount,
     *,
+    frames: int,
     ratio: float,
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """The adapters of every block, by site. ConfigError if there is one before temporal attention but not after it."""
+    """The adapters of every block, by site. ConfigError if one comes before temporal attention but none after."""
     if "temporal_in" in sites and "temporal" not in sites:
         raise ConfigError(
             "sites: temporal_in comes before the attention over time; name temporal too"
@@ -70,16 +83,13 @@ def build(
     return [{site: adapter(site) for site in sites} for _ in tower.blocks]
 
 
-def attach(
-    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
-) -> None:
-    """Hook them into their blocks."""
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+    """Hook the adapters into their blocks."""
     blocks: Any = tower.blocks
-    for block, own in zip(blocks, adapters, strict=True):
-        adaptation = Adaptation(own, count)
+    for number, (block, own) in enumerate(zip(blocks, adapters, strict=True)):
         if "temporal" in own:
-            block.register_forward_pre_hook(adaptation.temporal_hook)
+            block.register_forward_pre_hook(Temporal(number))
         if "spatial" in own:
-            block.attn.register_forward_hook(own["spatial"].after_hook)
+            block.attn.register_forward_hook(After(number, "spatial"))
         if "joint" in own:
-            block.mlp.register_forward_hook(adaptation.joint_hook)
+            block.mlp.register_forward_hook(Joint(number))

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.call import Call, call_in_progress
 from zeroi2v.models.towers import prefix_tokens
 
 LAYERS = 4
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the decoder, and the hooks that bring it the tokens, queries and keys of its block."""
+    """One layer of the decoder. `Keep` hooks bring it the tokens, queries and keys of its block."""
 
     steps: Tensor
 
@@ -59,7 +59,6 @@ class DecoderLayer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(4 * channels, channels),
         )
-        self.seen: dict[str, Tensor] = {}  # of the call in progress
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Number the steps between the patches of a grid: `steps` (P, P)."""
@@ -70,26 +69,11 @@ class DecoderLayer(nn.Module):
         steps = apart[..., 0] * (2 * grid[1] - 1) + apart[..., 1]
         self.register_buffer("steps", steps.to(self.before.device), persistent=False)
 
-    def take_tokens(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook of the block: its tokens (B*T, N, D)."""
-        self.seen["tokens"] = output
-
-    def take_queries(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook of what norms the queries: (B*T, H, N, D / H)."""
-        self.seen["queries"] = output
-
-    def take_keys(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """The same for the keys."""
-        self.seen["keys"] = output
-
-    def forward(self, query: Tensor, clips: int) -> Tensor:
-        """The query (B, 1, D) after this layer."""
-        seen = {name: tensor.unflatten(0, (clips, -1)) for name, tensor in self.seen.items()}
-        self.seen.clear()
-        memory = self.token_norm(self.in_time(**seen).flatten(1, 2))
-        query = (
-            query + self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
-        )
+    def forward(self, query: Tensor, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """The query (B, 1, D) after this layer. `tokens` (B, T, N, D), `queries` and `keys` (B, T, H, N, D / H) of the block."""
+        memory = self.token_norm(self.in_time(tokens, queries, keys).flatten(1, 2))
+        attended = self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
+        query = query + attended
         out: Tensor = query + self.mlp(self.mlp_norm(query))
         return out
 
@@ -114,22 +98,22 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The learnt query, its layers and the norm after them."""
+    """The learnt query, the layers that it passes through, and the norm after them."""
 
-    def __init__(self, layers: Sequence[DecoderLayer], channels: int, count: ClipCount) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], channels: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.query = nn.Parameter(torch.zeros(channels))
         nn.init.trunc_normal_(self.query, std=0.02)
         self.norm = nn.LayerNorm(channels)
-        self.count = count
 
-    def hook(self, tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook of the tower: the clip's feature stands in for the feature of each of its frames."""
-        query = self.query.expand(self.count.clips, 1, -1)
-        for layer in self.layers:
-            query = layer(query, self.count.clips)
-        feature: Tensor = self.norm(query).expand(-1, self.count.frames, -1).flatten(0, 1)
+    def forward(self, call: Call) -> Tensor:
+        """The feature of each clip, in place of the feature of each of its frames: (B*T, D)."""
+        query = self.query.expand(call.clips, 1, -1)
+        for number, layer in enumerate(self.layers):
+            kept = (call.kept.pop((number, name)) for name in ("tokens", "queries", "keys"))
+            query = layer(query, *(tensor.unflatten(0, (call.clips, -1)) for tensor in kept))
+        feature: Tensor = self.norm(query).expand(-1, call.frames, -1).flatten(0, 1)
         return feature
 
     @torch.no_grad()
@@ -153,39 +137,57 @@ class Decoder(nn.Module):
                 layer.set_grid(grid)
 
 
+class Keep:
+    """A forward hook: the call keeps the output of a module for a layer of the decoder."""
+
+    def __init__(self, layer: int, name: str) -> None:
+        self.key = (layer, name)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        call = call_in_progress()
+        if call is not None:
+            call.kept[self.key] = output
+
+
+def read_tower(tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook of the tower: the decoder's feature of a clip stands in for the feature of each of its frames."""
+    call = call_in_progress()
+    if call is None:
+        return output
+    feature: Tensor = call.adapters[-1]["decoder"](call)
+    return feature
+
+
 def build(
     tower: VisionTransformer,
     sites: Sequence[str],
-    count: ClipCount,
     *,
+    frames: int,
     ratio: float,
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """The decoder, kept with the last block; the others have nothing."""
+    """The decoder, kept with the last block; the other blocks have nothing."""
     blocks: Any = tower.blocks
     layers = [
         DecoderLayer(
             tower.embed_dim,
             block.attn.num_heads,
-            frames=count.frames,
+            frames=frames,
             prefix=prefix_tokens(tower),
             grid=tower.patch_embed.grid_size,
             dropout=dropout,
         )
         for block in blocks[-LAYERS:]
     ]
-    return [*({} for _ in blocks[:-1]), {"decoder": Decoder(layers, tower.embed_dim, count)}]
+    return [*({} for _ in blocks[:-1]), {"decoder": Decoder(layers, tower.embed_dim)}]
 
 
-def attach(
-    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
-) -> None:
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
     """Let each layer see its block, and the decoder answer for the tower."""
-    decoder = adapters[-1]["decoder"]
     blocks: Any = tower.blocks
-    for block, layer in zip(blocks[-LAYERS:], decoder.layers, strict=True):
-        block.attn.q_norm.register_forward_hook(layer.take_queries)
-        block.attn.k_norm.register_forward_hook(layer.take_keys)
-        block.register_forward_hook(layer.take_tokens)
-    tower.register_forward_hook(decoder.hook)
+    for number, block in enumerate(blocks[-LAYERS:]):
+        block.attn.q_norm.register_forward_hook(Keep(number, "queries"))
+        block.attn.k_norm.register_forward_hook(Keep(number, "keys"))
+        block.register_forward_hook(Keep(number, "tokens"))
+    tower.register_forward_hook(read_tower)

@@ -11,38 +11,34 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.call import call_in_progress
 
 
-class WholeClip:
-    """Hooks of an attention module that let it see the frames of a clip as one sequence of tokens."""
-
-    def __init__(self, count: ClipCount) -> None:
-        self.count = count
-
-    def join(self, attention: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook: (B*T, N, D) -> (B, T*N, D)."""
-        tokens, *others = inputs
-        return (tokens.reshape(self.count.clips, -1, tokens.shape[-1]), *others)
-
-    def part(self, attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: (B, T*N, D) -> (B*T, N, D)."""
-        return output.reshape(self.count.clips * self.count.frames, -1, output.shape[-1])
+def join(attention: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook of attention, which then sees the frames of a clip as one sequence: (B*T, N, D) -> (B, T*N, D)."""
+    call = call_in_progress()
+    if call is None:
+        return inputs
+    tokens, *others = inputs
+    return (tokens.reshape(call.clips, -1, tokens.shape[-1]), *others)
 
 
-def build(
-    tower: VisionTransformer, sites: Sequence[str], count: ClipCount, **_: float
-) -> list[dict[str, nn.Module]]:
-    """Nothing is added: the tower's own attention is used."""
+def part(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook of attention, the inverse of `join`: (B, T*N, D) -> (B*T, N, D)."""
+    call = call_in_progress()
+    if call is None:
+        return output
+    return output.reshape(call.clips * call.frames, -1, output.shape[-1])
+
+
+def build(tower: VisionTransformer, sites: Sequence[str], **_: float) -> list[dict[str, nn.Module]]:
+    """Nothing is added: every block attends with its own attention."""
     return [{} for _ in tower.blocks]
 
 
-def attach(
-    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
-) -> None:
-    """Hook every block's attention."""
-    whole = WholeClip(count)
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+    """Hook the attention of every block."""
     blocks: Any = tower.blocks
     for block in blocks:
-        block.attn.register_forward_pre_hook(whole.join)
-        block.attn.register_forward_hook(whole.part)
+        block.attn.register_forward_pre_hook(join)
+        block.attn.register_forward_hook(part)

@@ -15,59 +15,56 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.method.adapters import STAdapter
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.call import call_in_progress
+from zeroi2v.models.hooks import Before
 from zeroi2v.models.towers import prefix_tokens
 
 
 class BeforeMLP:
-    """Hooks that put an adapter on the residual stream between attention and the MLP's norm, where a block has no module."""
+    """Hooks that put an adapter on the residual stream between attention and the norm of the MLP, where no module stands."""
 
-    def __init__(self, adapter: STAdapter) -> None:
-        self.adapter = adapter
-        self.added: Tensor | None = None  # between the two hooks of one call
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.key = ("st_adapter", block)  # under which the call keeps what the adapter added
 
-    def norm_hook(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook: the MLP's branch sees the adapted stream."""
-        self.added = self.adapter(inputs[0]) - inputs[0]
-        return (inputs[0] + self.added, *inputs[1:])
+    def of_norm(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A forward pre-hook of the norm: the branch of the MLP sees the adapted stream."""
+        call = call_in_progress()
+        if call is None:
+            return inputs
+        added = call.adapters[self.block]["mlp"](inputs[0]) - inputs[0]
+        call.kept[self.key] = added
+        return (inputs[0] + added, *inputs[1:])
 
-    def block_hook(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: so does what follows."""
-        added, self.added = self.added, None
-        return output if added is None else output + added
+    def of_block(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """A forward hook of the block: the blocks that follow see the adapted stream too."""
+        call = call_in_progress()
+        return output if call is None else output + call.kept.pop(self.key)
 
 
 def build(
     tower: VisionTransformer,
     sites: Sequence[str],
-    count: ClipCount,
     *,
+    frames: int,
     ratio: float,
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
     """An adapter of every block at each of the sites."""
     channels, prefix = tower.embed_dim, prefix_tokens(tower)
-    shape: dict[str, Any] = {
-        "scale": scale,
-        "dropout": dropout,
-        "bias": True,
-        "prefix": prefix,
-        "count": count,
-    }
+    shape: dict[str, Any] = {"scale": scale, "dropout": dropout, "bias": True, "prefix": prefix}
     width = max(1, int(ratio * channels))
     return [{site: STAdapter(channels, width, **shape) for site in sites} for _ in tower.blocks]
 
 
-def attach(
-    tower: VisionTransformer, adapters: Sequence[Mapping[str, Any]], count: ClipCount
-) -> None:
-    """Hook them into their blocks."""
+def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+    """Hook the adapters into their blocks."""
     blocks: Any = tower.blocks
-    for block, own in zip(blocks, adapters, strict=True):
+    for number, (block, own) in enumerate(zip(blocks, adapters, strict=True)):
         if "block" in own:
-            block.register_forward_pre_hook(own["block"].before_hook)
+            block.register_forward_pre_hook(Before(number, "block"))
         if "mlp" in own:
-            before = BeforeMLP(own["mlp"])
-            block.norm2.register_forward_pre_hook(before.norm_hook)
-            block.register_forward_hook(before.block_hook)
+            before = BeforeMLP(number)
+            block.norm2.register_forward_pre_hook(before.of_norm)
+            block.register_forward_hook(before.of_block)

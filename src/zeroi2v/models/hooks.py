@@ -1,0 +1,77 @@
+"""How does a hook of the tower find its adapter? In the call in progress.
+
+A hook holds no module, so that a replica of a model uses the adapters of the replica.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from zeroi2v.method.call import call_in_progress
+from zeroi2v.method.relocate import FusedLayout
+from zeroi2v.method.strategies import PARTS
+
+
+class AdapterHook:
+    """The hook of one adapter: of a block, from 0, and by name."""
+
+    def __init__(self, block: int, name: str) -> None:
+        self.block, self.name = block, name
+
+    def adapter(self) -> Any:
+        """The adapter of the call in progress; None outside of any call."""
+        call = call_in_progress()
+        return None if call is None else call.adapters[self.block][self.name]
+
+
+class Before(AdapterHook):
+    """A forward pre-hook: the module gets its input from the adapter."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        adapter = self.adapter()
+        return inputs if adapter is None else (adapter(inputs[0]), *inputs[1:])
+
+
+class After(AdapterHook):
+    """A forward hook: the output of the module passes through the adapter."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        adapter = self.adapter()
+        if adapter is None:
+            return output
+        adapted: Tensor = adapter(output)
+        return adapted
+
+
+class Beside(AdapterHook):
+    """A forward hook of a linear: the adapter, beside the linear, changes the output."""
+
+    def __call__(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        adapter = self.adapter()
+        if adapter is None:
+            return output
+        adapted: Tensor = adapter.beside(linear, inputs[0], output)
+        return adapted
+
+
+class BesidePart(AdapterHook):
+    """A forward hook of the fused projection: the adapter changes the channels of q, of k or of v alone."""
+
+    def __init__(self, block: int, name: str, layout: FusedLayout) -> None:
+        super().__init__(block, name)
+        self.layout = layout
+
+    def __call__(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        adapter = self.adapter()
+        if adapter is None:
+            return output
+        rows = part_rows(self.layout, self.name).to(output.device)
+        more = adapter.part(linear, rows, inputs[0])
+        return output.index_add(-1, rows, more.to(output.dtype), alpha=adapter.scale)
+
+
+def part_rows(layout: FusedLayout, part: str) -> Tensor:
+    """The output channels of the fused projection that hold q, k or v: (H * D) int64."""
+    return layout.rows()[PARTS.index(part)].flatten()
