@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v.cli.main import main
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
@@ -213,7 +214,7 @@ def test_a_model_of_one_label_refuses_videos_with_several(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2)
-    model.labels = ("a", "b", "c")
+    respec(model, labels=("a", "b", "c"))
     model.save_pretrained(tmp_path / "model")
     words = ["eval", str(manifest), "--model", str(tmp_path / "model")]
     assert main([*words, "--set", "data.multi_label=true"]) == 1

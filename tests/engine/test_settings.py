@@ -307,7 +307,7 @@ def test_the_epochs_that_are_validated_and_the_best_of_equal_ones(
     assert [entry["epoch"] for entry in log if "top1" in entry] == validated
     assert len({entry["top1"] for entry in log if "top1" in entry}) == 1
     assert (run.best_epoch, run.epochs) == (best, validated[-1])
-    assert zeroi2v.load(run.folder).results["epoch"] == best
+    assert zeroi2v.load(run.folder).spec.results["epoch"] == best
 
 
 def test_validation_and_the_saved_model_have_the_views_and_clips_of_the_recipe(
