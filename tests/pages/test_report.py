@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from zeroi2v.data.synthetic import MOTIONS, motion_frames
-from zeroi2v.errors import DatasetError
+from zeroi2v.errors import FileError
 from zeroi2v.pages.report import Look, terminal_report, write_report
 
 PAIRS = ("left/right", "up/down", "nearer/farther", "clockwise/anticlockwise")
@@ -313,6 +313,6 @@ def test_what_was_there_stays_if_the_page_cannot_be_made(tmp_path: Path) -> None
         written(tmp_path, {**RESULT, "cost": {}})
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     (tmp_path / "folder" / "report.html").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"report\.html: cannot be written"):
+    with pytest.raises(FileError, match=r"report\.html: cannot be written"):
         written(tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["report.html"]
