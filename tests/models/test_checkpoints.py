@@ -16,7 +16,7 @@ import zeroi2v
 from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier
 from zeroi2v.errors import CheckpointError
-from zeroi2v.models.card import model_card
+from zeroi2v.models.card import card_of
 
 IN_A_NEW_PROCESS = """
 import sys, torch, zeroi2v
@@ -221,7 +221,7 @@ def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path
         assert said in card
     loaded = zeroi2v.load(tmp_path)
     assert loaded.results == model.results
-    assert "merged: plain" in model_card(loaded.merge())
+    assert "merged: plain" in card_of(loaded.merge())
 
 
 def test_pushing_uploads_what_saving_writes(

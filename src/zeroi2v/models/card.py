@@ -1,98 +1,114 @@
-"""What does a saved model's page say? README.md, as the Hub shows it: how it was made, what it takes, how well it did."""
+"""What does the page of a saved model say? README.md, as the Hub shows it: how the model was made,
+what the model takes, and how well it did.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Final
 
-from zeroi2v.config import ClipConfig
+from huggingface_hub import ModelCard, ModelCardData
+
+from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.method.heads import HeadLayout, shares
 from zeroi2v.models.towers import spatial_blocks
 from zeroi2v.models.video import VideoClassifier
 
-PAPER = "https://arxiv.org/abs/2310.01324"
-SHOWN_LABELS = 50
+PAPER: Final = "https://arxiv.org/abs/2310.01324"
+SHOWN_LABELS: Final = 50
+TEMPLATE: Final = Path(__file__).with_name("card.md")
 
 
-def model_card(model: VideoClassifier) -> str:
-    """Markdown with the Hub's YAML head. The figures are those in `model.results`; without any, it says that there are none."""
-    config, total = model.config, sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    mean, std = model.normalisation
-    state = (
-        "merged: plain image transformer weights, no adapters"
-        if model.merged
-        else f"adapted: {trained:,} of them trained"
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a model card tells of a model."""
+
+    config: ModelConfig
+    is_peer: bool  # whether the strategy is another paper's method
+    merged: bool
+    heads: tuple[HeadLayout, ...]  # a layout for each block
+    spatial_blocks: tuple[str, ...]  # names of attention blocks that can have no temporal heads
+    parameters: int
+    trained_parameters: int
+    clip: ClipConfig
+    views: ViewsConfig
+    image_size: int
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation
+    multi_label: bool
+    labels: tuple[str, ...]
+    results: Mapping[str, float]  # the last validation; "epoch" is 0 before the first epoch
+
+
+def model_card(facts: CardFacts) -> str:
+    """The model card in Markdown, with a head in YAML for the Hub."""
+    strategy = facts.config.strategy
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="zeroi2v",
+            pipeline_tag="video-classification",
+            tags=["zeroi2v", "video-classification"],
+        ),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        tower=facts.config.tower,
+        class_count=len(facts.labels),
+        method=f"strategy {strategy}" if facts.is_peer else f"[ZeroI2V]({PAPER})",
+        facts=_made(facts),
+        figures=_figures(facts.results),
+        labels=_labels(facts.labels),
     )
-    rows = {
-        "tower": f"`{config.tower}`"
-        + ("" if config.pretrained or model.merged else ", not pretrained"),
+    return f"{card}\n"
+
+
+def _made(facts: CardFacts) -> dict[str, str]:
+    """How the model was made and what it takes: names and texts."""
+    config, clip, views, size = facts.config, facts.clip, facts.views, facts.image_size
+    fetched = config.pretrained or facts.merged
+    state = f"adapted: {facts.trained_parameters:,} of them trained"
+    if facts.merged:
+        state = "merged: plain image transformer weights, no adapters"
+    mean, deviation = facts.normalisation
+    scores = "softmax, a video has one label"
+    if facts.multi_label:
+        scores = "sigmoid, a video may have several labels"
+    made = {
+        "tower": f"`{config.tower}`" + ("" if fetched else ", not pretrained"),
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
-        "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in model.heads)),
-        "parameters": f"{total:,} ({state})",
-        "input": f"{model.frames} frames of {model.image_size} x {model.image_size} pixels, {sampling(model.clip)}",
-        "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(std)}, for pixels of 0..1",
-        "views in evaluation": f"{model.frames} frames x {model.views.crops} crops x {model.views.clips} clips",
-        "scores": "sigmoid, a video may have several labels"
-        if model.multi_label
-        else "softmax, a video has one label",
+        "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in facts.heads)),
+        "parameters": f"{facts.parameters:,} ({state})",
+        "input": f"{clip.frames} frames of {size} x {size} pixels, {sampling(clip)}",
+        "normalisation": f"mean {rounded(mean)}, standard deviation {rounded(deviation)}, "
+        "for pixels of 0..1",
+        "views in evaluation": f"{clip.frames} frames x {views.crops} crops x {views.clips} clips",
+        "scores": scores,
     }
-    if spatial := spatial_blocks(model.tower):
-        rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
-    measured = {} if model.results.get("epoch") == 0 else model.results
-    figures = {name: f"{value:.4g}" for name, value in measured.items()} or {
-        "none": "not evaluated when it was saved"
-    }
-    labels = ", ".join(model.labels[:SHOWN_LABELS])
-    if len(model.labels) > SHOWN_LABELS:
-        labels += f" and {len(model.labels) - SHOWN_LABELS} more (`config.json` has all)"
-    method = f"[ZeroI2V]({PAPER})" if model.strategy.peer is None else f"strategy {config.strategy}"
-    head = {
-        "library_name": "zeroi2v",
-        "pipeline_tag": "video-classification",
-        "tags": ["zeroi2v", "video-classification"],
-    }
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
-        "---",
-        "",
-        f"# {config.tower} for video, {len(model.labels)} classes",
-        "",
-        f"An image transformer adapted to video with {method}, by the library zeroi2v.",
-        "",
-        "```python",
-        "import zeroi2v",
-        "",
-        'for prediction in zeroi2v.Predictor("this folder, or its name on the Hub").predict("video.mp4"):',
-        "    print(prediction.label, prediction.score)",
-        "```",
-        "",
-        "## How it was made",
-        "",
-        *table(rows),
-        "",
-        "## How well it did",
-        "",
-        *table(figures),
-        "",
-        "## Labels",
-        "",
-        labels,
-        "",
-    ]
-    return "\n".join(lines)
+    if facts.spatial_blocks:
+        names = ", ".join(f"`{name}`" for name in facts.spatial_blocks)
+        made["attention that stays spatial"] = names
+    return made
 
 
-def table(rows: dict[str, str]) -> list[str]:
-    """A Markdown table of two columns without a heading."""
-    return ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
+def _figures(results: Mapping[str, float]) -> dict[str, str]:
+    """How well the model did: names and texts of the figures, or a line that says there are
+    none."""
+    if not results or results.get("epoch") == 0:
+        return {"none": "not evaluated when it was saved"}
+    return {name: f"{value:.4g}" for name, value in results.items()}
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    """The first labels, and how many more there are."""
+    text = ", ".join(labels[:SHOWN_LABELS])
+    more = len(labels) - SHOWN_LABELS
+    return text if more <= 0 else f"{text} and {more} more (`config.json` has all)"
 
 
 def offsets(layout: HeadLayout) -> str:
-    """A layout as the paper writes it: {-1*1, 1*1, 0*10}."""
+    """A head layout as the paper writes it: {-1*1, 1*1, 0*10}."""
     counts: dict[int, Fraction] = {}
     for head in layout:
         for offset, share in shares(head):
@@ -102,13 +118,34 @@ def offsets(layout: HeadLayout) -> str:
 
 def sampling(clip: ClipConfig) -> str:
     """How a clip is cut out of a video, in words."""
-    return (
-        "one of each of as many equal segments"
-        if clip.sampling == "segment"
-        else f"{clip.stride} video frames apart"
-    )
+    if clip.sampling == "segment":
+        return "one of each of as many equal segments"
+    return f"{clip.stride} video frames apart"
 
 
 def rounded(values: tuple[float, ...]) -> str:
-    """Numbers to four digits."""
+    """Numbers with four digits, in one line."""
     return ", ".join(f"{value:.4g}" for value in values)
+
+
+def card_of(model: VideoClassifier) -> str:
+    """The card of a model: the only function here that reads a model."""
+    parameters = list(model.parameters())
+    trained = (parameter for parameter in parameters if parameter.requires_grad)
+    facts = CardFacts(
+        config=model.config,
+        is_peer=model.strategy.peer is not None,
+        merged=model.merged,
+        heads=model.heads,
+        spatial_blocks=tuple(spatial_blocks(model.tower)),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in trained),
+        clip=model.clip,
+        views=model.views,
+        image_size=model.image_size,
+        normalisation=model.normalisation,
+        multi_label=model.multi_label,
+        labels=model.labels,
+        results=model.results,
+    )
+    return model_card(facts)

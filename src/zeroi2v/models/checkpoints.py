@@ -28,7 +28,7 @@ from torch import Tensor
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig
 from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError
 from zeroi2v.files import write_files
-from zeroi2v.models.card import model_card
+from zeroi2v.models.card import card_of
 from zeroi2v.models.video import VideoClassifier, build_model
 from zeroi2v.recipes import from_dict, to_dict
 
@@ -47,7 +47,7 @@ def save_pretrained(model: VideoClassifier, folder: str | os.PathLike[str]) -> N
 
 def write_model(model: VideoClassifier, folder: Path, metadata: Mapping[str, str]) -> None:
     """`save_pretrained`, with metadata of the weights file."""
-    card, config = model_card(model), _config(model)
+    card, config = card_of(model), _config(model)
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     write_files(
         {

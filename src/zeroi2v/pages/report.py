@@ -139,14 +139,15 @@ def main_numbers(result: Result) -> list[tuple[str, str, str]]:
         )
         top1 = percent(result["probe"]["top1"])
         numbers.append((top1, "correct without the order of the frames", explanation))
-    if "adapted" in result:
+    seconds = result.get("seconds", {})
+    if "adapted" in result and "heads" in result and "train" in seconds:
         offsets = [offset for block in result["heads"] for offset in block]
         temporal = sum(offset != "0" for offset in offsets)
         explanation = (
             f"{temporal} of the {len(offsets)} attention heads are now temporal heads: each reads "
             "another frame than its own. Small linear adapters learned to use what these heads "
             f"read, from {result['videos']['train']:,} videos in "
-            f"{duration(result['seconds']['train'])}."
+            f"{duration(seconds['train'])}."
         )
         numbers.append(
             (percent(result["adapted"]["top1"]), "correct with temporal heads", explanation)
