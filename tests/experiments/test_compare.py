@@ -1,4 +1,4 @@
-"""What does a comparison promise? One budget for every row, nothing trained twice, and a page of all."""
+"""What does a comparison promise? One budget for all rows, nothing trained twice, a page of all."""
 
 from __future__ import annotations
 
