@@ -170,13 +170,12 @@ def looks_of(
 
 
 def plain_order(maps: Tensor, model: zeroi2v.VideoClassifier, block: int) -> Tensor:
-    """Values of windows' tokens (B*W, n) at their places (B, N): the tower's own way back, from windows to a map."""
-    owner = model.tower.get_submodule(model.plan.blocks[block].block.name.rpartition(".")[0])
-    size: Any = owner.window_size
-    side: Any = owner.input_resolution[0]
+    """Values of tokens in windows (B*W, n) as a map (B, N), by the tower's own way back."""
+    name = model.plan.blocks[block].block.name
+    owner: Any = model.tower.get_submodule(name.rpartition(".")[0])
+    size, side = owner.window_size, owner.input_resolution[0]
     on_map = window_reverse(maps.reshape(-1, *size, 1), size, side, side)
-    shift: Any = owner.shift_size
-    return torch.roll(on_map, shifts=tuple(shift), dims=(1, 2)).flatten(1)
+    return torch.roll(on_map, shifts=tuple(owner.shift_size), dims=(1, 2)).flatten(1)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +234,11 @@ def test_grad_cam_is_attention_times_its_gradient_on_the_frame_that_is_read(towe
         expected: dict[str, list[Tensor]] = {"grad_cam": [], "attention": []}
         for kind, values in (("grad_cam", evidence), ("attention", row.detach())):
             for head in range(heads):
-                one = values[:, head]
+                of_head = values[:, head]
                 plain = (
-                    plain_order(one, model, number)
+                    plain_order(of_head, model, number)
                     if tower in WINDOWED
-                    else one[:, blocks[number].prefix :]
+                    else of_head[:, model.plan.tower.prefix :]
                 )
                 expected[kind].append(plain)
         windows = len(row) // frames

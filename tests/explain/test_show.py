@@ -90,8 +90,8 @@ def test_scores_of_several_labels_are_those_of_predict(video: Path, tmp_path: Pa
     respec(model, multi_label=True)
     model.save_pretrained(tmp_path / "model")
     answers = {
-        one.label: one.score
-        for one in zeroi2v.Predictor(tmp_path / "model", device="cpu").predict(video)
+        prediction.label: prediction.score
+        for prediction in zeroi2v.Predictor(tmp_path / "model", device="cpu").predict(video)
     }
     for label in model.labels:
         result = show(video, model, tmp_path, label=label)

@@ -222,7 +222,8 @@ def test_the_card_says_how_the_model_was_made_and_how_well_it_did(tmp_path: Path
         assert said in card
     loaded = zeroi2v.load(tmp_path)
     assert loaded.spec.results == model.spec.results
-    assert "merged: plain" in model_card(loaded.merge())
+    merged = loaded.merge()
+    assert "merged: plain" in model_card(merged.spec, merged.stored().facts)
 
 
 def test_pushing_uploads_what_saving_writes(
