@@ -103,7 +103,8 @@ def test_the_clip_is_the_middle_one_whatever_the_protocol_of_the_model(
     video: Path, tmp_path: Path
 ) -> None:
     model = labelled()
-    model.clip, seen = ClipConfig(frames=4, sampling="dense", stride=2), []
+    respec(model, clip=ClipConfig(frames=4, sampling="dense", stride=2))
+    seen = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for views in (ViewsConfig(), ViewsConfig(clips=3, crops=3)):
         respec(model, views=views)

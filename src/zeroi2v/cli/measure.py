@@ -205,7 +205,7 @@ def cost(arguments: argparse.Namespace) -> int:
 
     given = {
         "model.tower": arguments.tower,
-        "model.plan.strategy": arguments.strategy,
+        "model.strategy": arguments.strategy,
         "clip.frames": arguments.frames,
         "views.clips": arguments.clips,
         "views.crops": arguments.crops,
