@@ -92,7 +92,7 @@ def test_a_folder_per_split_and_class(tmp_path: Path) -> None:
         "test": 1,
     }
     assert listed(dataset)["val"] == [("Validation/run/c.mp4", "run")]
-    assert dataset.for_evaluation == dataset.val
+    assert dataset.for_evaluation() == dataset.val
     assert len(dataset.for_check) == 4
     assert {path.name for path in dataset.ignored} == {"extra", "x.txt"}
 
@@ -111,7 +111,7 @@ def test_what_there_is_to_validate_on(tmp_path: Path, splits: list[str], chosen:
     dataset = open_dataset(tmp_path)
     assert (
         {video.path.stem for video in dataset.val}
-        == {video.path.stem for video in dataset.for_evaluation}
+        == {video.path.stem for video in dataset.for_evaluation()}
         == {chosen}
     )
     assert {video.path.stem for video in dataset.train} == {"train"}
@@ -130,8 +130,8 @@ def test_without_a_split_a_share_of_each_class_is_held_out(tmp_path: Path) -> No
         2: 1,
     }  # jump, run, walk
     assert not {*dataset.train} & {*dataset.val}
-    assert {*dataset.train} | {*dataset.val} == {*dataset.for_evaluation}
-    assert len(dataset.for_evaluation) == 13
+    assert {*dataset.train} | {*dataset.val} == {*dataset.for_evaluation()}
+    assert len(dataset.for_evaluation()) == 13
     assert dataset == open_dataset(tmp_path, val_share=0.3)
     others = [open_dataset(tmp_path, val_share=0.3, seed=seed).val for seed in range(1, 5)]
     assert any(other != dataset.val for other in others)
@@ -147,7 +147,7 @@ def test_a_hold_out_does_not_depend_on_where_the_data_lies(tmp_path: Path) -> No
 def test_only_a_train_split_is_split_for_training_and_whole_for_evaluation(tmp_path: Path) -> None:
     touch(tmp_path, *(f"train/{label}/{i}.mp4" for label in ("run", "walk") for i in range(5)))
     dataset = open_dataset(tmp_path)
-    assert (len(dataset.train), len(dataset.val), len(dataset.for_evaluation)) == (8, 2, 10)
+    assert (len(dataset.train), len(dataset.val), len(dataset.for_evaluation())) == (8, 2, 10)
 
 
 def test_a_manifest(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_real_manifest_and_the_real_folder_agree(shared_data: Path) -> None:
         assert {*folder.splits[split]} == {*table.splits[split]}
     with (shared_data / "surveillance_fights" / "index.csv").open() as file:
         rows = [*csv.DictReader(file)]
-    assert [video.path.name for video in table.for_evaluation] == [
+    assert [video.path.name for video in table.for_evaluation()] == [
         Path(row["path"]).name for row in rows if row["split"] == "val"
     ]
 
@@ -253,7 +253,7 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
     dataset = open_dataset(touch(tmp_path, "run/a.mp4", "walk/b.mp4"))
     found = relabel(dataset, ("walk", "jump", "run"))
     assert found.classes == ("walk", "jump", "run")
-    assert {video.path.name: video.label for video in found.for_evaluation} == {
+    assert {video.path.name: video.label for video in found.for_evaluation()} == {
         "a.mp4": 2,
         "b.mp4": 0,
     }

@@ -14,7 +14,7 @@ from PIL import Image
 
 from zeroi2v.config import ClipConfig, DataConfig, PixelsConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
-from zeroi2v.data.formats import FORMATS
+from zeroi2v.data.formats.registry import FORMATS
 from zeroi2v.data.loader import train_loader
 from zeroi2v.errors import ConfigError, DatasetError
 

@@ -122,7 +122,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
             f"warning: {arguments.data} has no val split: all its videos are evaluated, also any that were trained on",
             file=sys.stderr,
         )
-    found = evaluate_model(model, dataset.for_evaluation, workers=worker_count(-1), log=log)
+    found = evaluate_model(model, dataset.for_evaluation(), workers=worker_count(-1), log=log)
     for path, write in ((arguments.scores, write_scores), (arguments.confusion, write_confusion)):
         if path and speaks():
             write(found, model.labels, path)
