@@ -1,4 +1,4 @@
-"""Videos with several labels: every format that has them gives the same labels, and without the setting they are an error."""
+"""Do all formats give a video the same several labels, and are they an error without the setting?"""
 
 from __future__ import annotations
 
@@ -159,7 +159,10 @@ def test_a_model_with_its_classes_in_another_order_keeps_the_names(tmp_path: Pat
 
 
 def test_a_flip_exchanges_every_label_of_a_pair(tmp_path: Path) -> None:
-    """Classes left, right, up; the flip is certain: left and up becomes right and up, and left with right stays both."""
+    """The classes are left, right and up, and every video is flipped.
+
+    The labels left and up become right and up; left with right stays both.
+    """
     videos = blocks_dataset(tmp_path, train=3, val=0, frames=4).splits["train"]
     given = [(0, 2), (0, 1), (1,)]
     several = [Video.of(video.path, labels) for video, labels in zip(videos, given, strict=True)]

@@ -96,10 +96,8 @@ class VideoDataset:
         """The splits as the source has them; a source without splits has "train" only."""
         if self.held_out:
             return {"train": self.for_check}
-        return {
-            self.validation if split == "val" else split: videos
-            for split, videos in self.splits.items()
-        }
+        names = {"train": "train", "val": self.validation, "test": "test"}
+        return {own: self.splits[name] for name, own in names.items() if name in self.splits}
 
     def for_evaluation(self, split: str | None = None) -> tuple[Video, ...]:
         """The videos to evaluate a finished model on.

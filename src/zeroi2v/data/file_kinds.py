@@ -68,20 +68,20 @@ _VIDEO_BEGINNINGS: Final = (
     b"\0\0\0\0\x01\xbc",  # GXF
     b"0&\xb2u",  # ASF, WMV
     b"\x06\x0e+4",  # MXF
-    b".RMF",
-    b"DHAV",  # recorders of cameras
-    b"DKIF",  # IVF
-    b"FLV",
-    b"IMKH",
-    b"OggS",
-    b"YUV4MPEG2",
+    b".RMF\0",
+    b"DHAV\xfd",  # recorders of cameras
+    b"DKIF\0",  # IVF
+    b"FLV\x01",
+    b"IMKH\x01",
+    b"OggS\0",
+    b"YUV4MPEG2 ",
     b"nut/multimedia container",
 )
 _RIFF_VIDEOS: Final = (b"AVI ", b"AVIX", b"CDXA")
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of MP4 and QuickTime
 _IMAGE_BRANDS: Final = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
-_FIRST_BYTES: Final = 256
-_TS_PACKETS: Final = ((0, 188), (4, 196))  # where two packets of MPEG-TS begin, with the byte 0x47
+_FIRST_BYTES: Final = 1024
+_TS_PACKETS: Final = ((0, 188), (4, 192))  # first byte and length of MPEG-TS packets; begin with G
 
 _COPY_WORDS: Final = re.compile(r"(.+?)[ ._-]+(?:proxy|low[ _-]?res|lowresolution|lrv|preview)")
 _SONY_COPY: Final = re.compile(r"(c\d{4})s\d{2}")  # C0001S03.MP4 of C0001.MP4
@@ -190,11 +190,8 @@ def _begins_as_video(entry: os.DirEntry[str]) -> bool:
         beginning.startswith(_VIDEO_BEGINNINGS)
         or (beginning.startswith(b"\0\0\x01") and beginning[3:4] != b"\0")  # MPEG; 0: an icon
         or (beginning.startswith(b"RIFF") and kind in _RIFF_VIDEOS)
-        or (box in _BOXES and kind not in _IMAGE_BRANDS)
-        or any(
-            beginning[first : first + 1] == beginning[second : second + 1] == b"G"
-            for first, second in _TS_PACKETS
-        )
+        or (beginning.startswith(b"\0") and box in _BOXES and kind not in _IMAGE_BRANDS)
+        or any(beginning[first::length][:3] == b"GGG" for first, length in _TS_PACKETS)
     )
 
 

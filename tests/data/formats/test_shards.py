@@ -1,4 +1,4 @@
-"""Is a video in a tar file the same video, read where it lies, by any process, and is an odd tar file named?"""
+"""Is a video in a tar file read where it lies, by any process, and is an odd tar file named?"""
 
 import io
 import multiprocessing
@@ -133,9 +133,16 @@ def test_shards_in_folders_named_by_split_with_names_as_labels(
 
 def training(videos: tuple[Video, ...], workers: int) -> TrainLoader:
     return train_loader(
-        videos, clip=ClipConfig(frames=4), pixels=PixelsConfig(), size=16, labels=("0", "1", "2"), batch_size=3, seed=7,
-        workers=workers, broken="stop",
-    )  # fmt: skip
+        videos,
+        clip=ClipConfig(frames=4),
+        pixels=PixelsConfig(),
+        size=16,
+        labels=("0", "1", "2"),
+        batch_size=3,
+        seed=7,
+        workers=workers,
+        broken="stop",
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
