@@ -1,4 +1,4 @@
-"""Do all formats give a video the same several labels, and are they an error without the setting?"""
+"""Does every format give a video the same labels, and are several an error without the setting?"""
 
 from __future__ import annotations
 

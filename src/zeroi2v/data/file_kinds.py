@@ -15,51 +15,59 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-# video, image: what the decoder reads; copy: a smaller copy of a video, written by the same camera
 Kind: TypeAlias = Literal["video", "image", "copy", "other"]
+"""video, image: what the decoder reads. copy: a small copy that a camera keeps of its video."""
 
-IMAGE_SUFFIXES: Final = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
-_ENDINGS: Final[dict[Kind, str]] = {
-    "video": """
-        264 265 3g2 3gp 3gpp amv asf av1 avi avs2 divx drc dv f4v flv gxf h264 h265 hevc insv ivf
-        m1v m2p m2t m2ts m2v m4v mjpeg mjpg mk3d mkv mod mov mp4 mp4v mpe mpeg mpg mpv mts mxf nsv
-        nut obu ogm ogv qt rm rmvb roq tod tp trp ts vob webm wmv wtv xvid y4m
-    """,
-    "copy": "lrf lrv",  # DJI's, and GoPro's and Insta360's
-    "other": """
+_VIDEOS: Final = """
+    264 265 3g2 3gp 3gpp amv asf av1 avi avs2 divx drc dv f4v flv gxf h264 h265 hevc insv ivf m1v
+    m2p m2t m2ts m2v m4v mjpeg mjpg mk3d mkv mod mov mp4 mp4v mpe mpeg mpg mpv mts mxf nsv nut obu
+    ogm ogv qt rm rmvb roq tod tp trp ts vob webm wmv wtv xvid y4m
+"""
+_IMAGES: Final = "bmp jpeg jpg png webp"
+_COPIES: Final = "lrf lrv"  # DJI's; GoPro's and Insta360's
+_OTHERS: Final = {
+    "images that are not read": """
         3fr ai apng arw avif cr2 cr3 crw cur dng dpx eps exr gif gpr hdr heic heics heif hif icns
-        ico insp j2k jfif jp2 jpe jpf jxl jxr nef nrw orf pam pbm pcx pef pgm pnm ppm psb psd raf
-        raw rw2 sr2 srf srw svg svgz tga thm tif tiff x3f xbm xcf xpm
-
-        aac ac3 aif aiff amr ape caf dts eac3 flac m4a m4b mid midi mka mp2 mp3 oga ogg opus ra wav
-        wma wv
-
-        ass dfxp idx lrc sbv smi srt ssa sub sup ttml vtt
-
+        ico insp j2k jfif jp2 jpe jpf jxl jxr mpo nef nrw orf pam pbm pcx pef pgm pnm ppm psb psd
+        raf raw rw2 sr2 srf srw svg svgz tga thm tif tiff x3f xbm xcf xpm
+    """,
+    "sounds": """
+        3ga aac ac3 aif aiff amr ape caf dts eac3 f4a flac m4a m4b mid midi mka mp2 mp3 oga ogg
+        opus ra spx wav weba wma wv
+    """,
+    "subtitles": "ass dfxp idx lrc sbv smi srt ssa sub sup ttml vtt",
+    "documents": """
         adoc asc bib csv doc docx epub htm html ini ipynb json json5 jsonl key log md mhtml ndjson
-        nfo numbers odp ods odt org pages pdf ppt pptx properties ps rst rtf tex toml tsv txt xhtml
-        xls xlsx xml yaml yml
-
+        nfo numbers odp ods odt org pages pdf ppt pptx properties ps rst rtf tex toml tsv txt
+        xhtml xls xlsx xml yaml yml
+    """,
+    "measurements and tensors": """
         arrow bag bvh c3d cls db db3 feather flo h5 hdf hdf5 joblib lmdb mat mdb msgpack npy npz
         onnx orc parquet pb pcd pickle pkl ply pt pth rds safetensors skeleton sqlite sqlite3
         tfrecord trc zarr
-
-        7z apk aria2 bz2 cab crdownload deb dmg download egg filepart gz iso jar lz4 opdownload par2
-        part partial rar rpm tar tbz2 temp tgz tmp torrent txz whl xz ytdl zip zst
-
-        aae bdm bif bim bup cif cpi cpf ctg dop fit gpx ifo kml lnk lrcat m3u m3u8 modd moff moi mpd
-        mpl nmea pgi pls pp3 ppn sdp tcx tdt tid url webloc website wpl xmp xspf
-
+    """,
+    "archives and unfinished downloads": """
+        7z apk aria2 bz2 cab crdownload deb dmg download egg filepart gz iso jar lz4 opdownload
+        par2 part partial rar rpm tar tbz2 temp tgz tmp torrent txz whl xz ytdl zip zst
+    """,
+    "companions of cameras, players and desktops": """
+        aae bdm bif bim bup cif cpf cpi ctg dop fit gpx ifo kml lnk lrcat m3u m3u8 modd moff moi
+        mpd mpl nmea pgi pls pp3 ppn sdp tcx tdt tid url webloc website wpl xmp xspf
+    """,
+    "projects of editors and annotations": """
         aep anvil cha drp eaf fcpxml kdenlive mlt otio pfsx prproj psfx textgrid veg vott
-
-        bak bash bat bin c cfg class cmd conf cpp crc css desktop directory dll dylib exe gitkeep h
-        hpp java js lock m map md5 mex o old orig pid ps1 py pyc pyd r rb rej rs sav sfv sh sha1
+    """,
+    "programs, backups and checksums": """
+        bak bash bat bin c cfg class cmd conf cpp crc css desktop directory dll dylib exe gitkeep
+        h hpp java js lock m map md5 mex o old orig pid ps1 py pyc pyd r rb rej rs sav sfv sh sha1
         sha256 sha512 sig so sql swn swo swp xsl
     """,
 }
 _KIND_OF_ENDING: Final[dict[str, Kind]] = {
-    **{f".{ending}": kind for kind, endings in _ENDINGS.items() for ending in endings.split()},
-    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+    **dict.fromkeys(_VIDEOS.split(), "video"),
+    **dict.fromkeys(_IMAGES.split(), "image"),
+    **dict.fromkeys(_COPIES.split(), "copy"),
+    **dict.fromkeys(" ".join(_OTHERS.values()).split(), "other"),
 }
 _NO_VIDEOS: Final = frozenset(("icon\r",))  # names without ending; macOS's, with any content
 _VIDEO_BEGINNINGS: Final = (
@@ -157,7 +165,8 @@ def kind_by_name(name: str) -> Kind | None:
     lower = name.lower()
     if lower in _NO_VIDEOS or lower.endswith("~"):
         return "other"
-    return _KIND_OF_ENDING.get(os.path.splitext(lower)[1].rstrip())
+    _, dot, ending = lower.rpartition(".")
+    return _KIND_OF_ENDING.get(ending.rstrip()) if dot else None
 
 
 def is_system_folder(name: str) -> bool:

@@ -69,7 +69,8 @@ class _ClassFolder:
         own = cls(split, folder, [folder / name for name in files.videos])
         own.ignored += [folder / name for name in (*files.images, *files.others)]
         stems = Counter(os.path.splitext(name)[0] for name in files.videos)
-        own.twins += [path for path in own.videos if stems[path.stem] > 1]
+        if len(stems) < len(own.videos):
+            own.twins += [path for path in own.videos if stems[path.stem] > 1]
         for name in files.folders:
             shows_video = name in stems or (bool(stems) and name.lower() in _STILLS_FOLDERS)
             own._add_folder(folder / name, shows_video=shows_video)
