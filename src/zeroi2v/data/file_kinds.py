@@ -63,6 +63,7 @@ _OTHERS: Final = {
         sha256 sha512 sig so sql swn swo swp xsl
     """,
 }
+_UNREAD_IMAGES: Final = frozenset(_OTHERS["images that are not read"].split())
 _KIND_OF_ENDING: Final[dict[str, Kind]] = {
     **dict.fromkeys(_VIDEOS.split(), "video"),
     **dict.fromkeys(_IMAGES.split(), "image"),
@@ -101,6 +102,7 @@ _SYSTEM_FOLDERS: Final = re.compile(
     __macosx | \$recycle\.bin | recycler | recycled | system\ volume\ information | config\.msi
     | found\.\d{3} | lost\+found | lost\.dir | @eadir | [@\#]recycle | [@\#]snapshot | @tmp
     | @recently-snapshot | @sharebin | __pycache__ | node_modules
+    | lightning_logs | mlruns | tb_logs | wandb
     """,
     re.VERBOSE,
 )
@@ -167,6 +169,11 @@ def kind_by_name(name: str) -> Kind | None:
         return "other"
     _, dot, ending = lower.rpartition(".")
     return _KIND_OF_ENDING.get(ending.rstrip()) if dot else None
+
+
+def is_unread_image(name: str) -> bool:
+    """Whether a file is an image of a kind that no folder of frames can hold."""
+    return name.lower().rpartition(".")[2] in _UNREAD_IMAGES
 
 
 def is_system_folder(name: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sources_for_tests import held, ignored, refusal, touch, write
+from tests.sources_for_tests import held, ignored, refusal, touch, ucf101, write
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.data.file_kinds import OUTPUT_FILES
 from zeroi2v.engine.run import RECIPE_FILE
@@ -226,7 +226,7 @@ def test_a_class_of_small_copies_only_is_refused_with_the_reason(tmp_path: Path)
 SYSTEM_FOLDERS = [
     *("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN"),
     *("$Recycle.Bin", "#recycle", "@Recycle", "#snapshot", "RECYCLER", "FOUND.000", "LOST.DIR"),
-    *("__pycache__", "node_modules"),
+    *("__pycache__", "node_modules", "wandb", "mlruns"),
 ]
 
 
@@ -315,7 +315,7 @@ def test_a_folder_around_the_data_set_is_named(tmp_path: Path, inner: str, split
     touch(tmp_path, *names, "__MACOSX/x", "README.md")
     assert refusal(tmp_path) == (
         f"SOURCE: no videos in its class folders; the videos lie deeper, as {names[0]}: "
-        f"give {inner} if the folders in it are the classes"
+        f"give {inner} if that is the data set"
     )
     assert open_dataset(tmp_path / inner).classes == ("run", "walk")
 
@@ -333,6 +333,32 @@ def test_folders_of_frames_without_a_class_are_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         "SOURCE: no videos in the class folders clip0, clip1; clip0/1.jpg is an image: "
         "a folder of images is one video, and lies in a class folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.gif", "clip/1.tif", "clip/b.HEIC"])
+def test_images_that_are_not_read_are_the_reason_for_a_class_without_videos(
+    tmp_path: Path, name: str
+) -> None:
+    touch(tmp_path, f"run/{name}", "walk/b.mp4")
+    assert refusal(tmp_path) == (
+        "SOURCE: no videos in the class folders run; "
+        f"run/{name} is an image of a kind that is not read as a frame"
+    )
+
+
+def test_a_published_data_set_in_a_folder_is_named_with_its_lists(tmp_path: Path) -> None:
+    names = ["YoYo/v_YoYo_g08_c01.avi", "Archery/v_Archery_g08_c01.avi"]
+    touch(ucf101(tmp_path / "UCF"), *(f"UCF-101/{name}" for name in names))
+    assert refusal(tmp_path).endswith(": give UCF if that is the data set")
+
+
+def test_a_split_without_videos_is_warned_of(tmp_path: Path) -> None:
+    touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "val/run/notes.txt", "val/walk/x.json")
+    dataset = open_dataset(tmp_path, val_share=0)
+    assert dataset.held_out
+    assert dataset.notes == (
+        f"{tmp_path}: no videos in the class folders of the split val, which is not used",
     )
 
 

@@ -47,7 +47,7 @@ def read(source: Source) -> Listing:
     empty = [own.folder for own in classes if own.folder.name not in with_videos]
     if empty:
         raise DatasetError(no_videos(source.path, empty, folders, is_all=not listing.entries))
-    listing.notes = _notes(source.path, classes)
+    listing.notes = [*_empty_splits(source.path, classes), *_notes(source.path, classes)]
     return listing
 
 
@@ -91,6 +91,18 @@ class _ClassFolder:
         self.ignored.append(clip)
         if not files.is_output:
             self.too_deep += [clip / name for name in files.videos]
+
+
+def _empty_splits(source: Path, classes: Sequence[_ClassFolder]) -> list[str]:
+    """A warning for each split whose class folders hold no videos: the split is then missing."""
+    videos: dict[str, int] = {}
+    for own in classes:
+        videos[own.split] = videos.get(own.split, 0) + len(own.videos)
+    return [
+        f"{source}: no videos in the class folders of the split {split}, which is not used"
+        for split, count in videos.items()
+        if not count
+    ]
 
 
 def _notes(source: Path, classes: Sequence[_ClassFolder]) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zeroi2v.data.file_kinds import kind_by_name
+from zeroi2v.data.file_kinds import is_unread_image, kind_by_name
 from zeroi2v.data.formats.layout import Folders, Layout, holds_videos, possible_classes
 from zeroi2v.data.formats.manifest import manifests_in
+from zeroi2v.data.formats.source import LIST_FOLDERS
 from zeroi2v.errors import first_names
 
 _DEPTH: Final = 3  # folders below a folder that are searched for videos
@@ -29,7 +30,7 @@ def no_videos(source: Path, empty: Sequence[Path], folders: Folders, *, is_all: 
     if video is not None:
         return (
             f"{source}: no videos in its class folders; the videos lie deeper, as {video}: "
-            f"give {inner} if the folders in it are the classes"
+            f"give {inner} if that is the data set"
         )
     names = first_names(sorted({folder.name for folder in empty}))
     reasons = (_why_empty(folder, folders) for folder in empty)
@@ -38,15 +39,16 @@ def no_videos(source: Path, empty: Sequence[Path], folders: Folders, *, is_all: 
 
 
 def _data_set_below(source: Path, folders: Folders) -> Path | None:
-    """The folder per class that lies alone in a folder, as an unpacked archive does; else None."""
+    """The data set that lies alone in a folder, as the content of an archive does; else None."""
     folder = source
     for _ in range(_DEPTH):
         candidates, _ = possible_classes(folder, folders)
         if len(candidates) != 1:
             return None
         (folder,) = candidates
+        has_lists = any(name.lower() in LIST_FOLDERS for name in folders[folder].folders)
         class_folders = Layout.of(folder, folders).class_folders
-        if any(holds_videos(inner, folders) for _, inner in class_folders):
+        if has_lists or any(holds_videos(inner, folders) for _, inner in class_folders):
             return folder
     return None
 
@@ -68,7 +70,10 @@ def _why_empty(folder: Path, folders: Folders) -> str:
             f"; {video} lies too deep: move videos into the class folder, "
             "or list them in a manifest"
         )
-    return ""
+    inner = [folder, *possible_classes(folder, folders)[0]]
+    names = [place / name for place in inner for name in folders[place].others]
+    images = [path for path in names if is_unread_image(path.name)]
+    return f"; {images[0]} is an image of a kind that is not read as a frame" if images else ""
 
 
 def _first_video(folder: Path, folders: Folders) -> Path | None:

@@ -26,7 +26,7 @@ _SPLIT_NAME: Final = re.compile(
 
 def split_of(name: str) -> str:
     """The split that a whole name stands for: 'train' for Training, train_set, train_256; or ''."""
-    match = _SPLIT_NAME.fullmatch(name.lower())
+    match = _SPLIT_NAME.fullmatch(name.strip().lower())
     return SPLITS[match[1]] if match else ""
 
 
