@@ -3,6 +3,7 @@
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -111,10 +112,10 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_label_with_accents_is_the_models_whatever_form_that_has(
-    tmp_path: Path, form: str
+    tmp_path: Path, form: Literal["NFC", "NFD"]
 ) -> None:
     dataset = open_dataset(touch(tmp_path, "plié/a.mp4", "walk/b.mp4"))
-    relabelled = relabel(dataset, ("walk", unicodedata.normalize(form, "plié")))  # type: ignore[arg-type]
+    relabelled = relabel(dataset, ("walk", unicodedata.normalize(form, "plié")))
     labels = {video.path.name: video.label for video in relabelled.for_check}
     assert labels == {"a.mp4": 1, "b.mp4": 0}
 

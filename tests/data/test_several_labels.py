@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from zeroi2v.data.reencode import MANIFEST_FILE
 from zeroi2v.data.reencode import reencode as copy_videos
 from zeroi2v.engine.resume import data_key
 from zeroi2v.errors import ConfigError, DatasetError
+
+Writer: TypeAlias = Callable[[Path], Path]
 
 SEVERAL = DataConfig(multi_label=True)
 LABELS = {"a": [2, 0], "b": [1], "c": [0, 1, 2], "d": [2]}
@@ -74,10 +78,10 @@ def tar_files(folder: Path, ending: str) -> Path:
     ],
     ids=["bars", "a line each", "mmaction", "tar json", "tar cls"],
 )
-def test_every_format_gives_the_same_labels(write: object, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_labels(write: Writer, tmp_path: Path) -> None:
     for name in LABELS:
         (tmp_path / f"{name}.mp4").touch()
-    source = write(tmp_path)  # type: ignore[operator]  # one of the functions above
+    source = write(tmp_path)
     dataset = open_dataset(source, SEVERAL)
     assert in_words(dataset) == {
         name: [str(label) for label in sorted(labels)] for name, labels in LABELS.items()
@@ -113,12 +117,12 @@ def test_a_recogniser_of_one_label_takes_a_bar_for_a_part_of_the_name(tmp_path: 
     ],
 )
 def test_without_the_setting_several_labels_are_an_error(
-    write: object, setting: DataConfig, message: str, tmp_path: Path
+    write: Writer, setting: DataConfig, message: str, tmp_path: Path
 ) -> None:
     for name in LABELS:
         (tmp_path / f"{name}.mp4").touch()
     with pytest.raises(DatasetError, match=message):
-        open_dataset(write(tmp_path), setting)  # type: ignore[operator]  # one of the functions above
+        open_dataset(write(tmp_path), setting)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Does a folder per class become its videos, classes and splits, and is everything else named?"""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -243,22 +242,17 @@ def test_folders_of_operating_systems_are_no_classes(
     assert ignored(dataset) == {f"{parent}{folder}"}
 
 
-def run(folder: Path) -> None:
-    touch(folder, "recipe.toml", "log.jsonl", "config.json", "model.safetensors", "resume.pt")
-
-
-OUTPUTS: dict[str, Callable[[Path], object]] = {
-    "run": run,
-    "run that has just begun": lambda folder: touch(folder, "recipe.toml"),
-    "run with TensorBoard": lambda folder: touch(folder, "recipe.toml", "board/events.out"),
-    "merged model": lambda folder: touch(folder, "config.json", "model.safetensors", "README.md"),
-    "show": lambda folder: touch(folder, "show.png", "show.mp4", "show.html"),
-    "bench": lambda folder: touch(folder, "bench.json", "bench.svg"),
-    "compare": lambda folder: (touch(folder, "rows.jsonl", "compare.json"), run(folder / "row-0")),
-    "quickstart": lambda folder: touch(
-        folder, "quickstart.txt", "videos/train/a/1.mp4", "adapted/recipe.toml"
-    ),
-    "reencode": lambda folder: touch(folder, ".reencode.json", "run/a.mp4", "walk/b.mp4"),
+RUN = ("recipe.toml", "log.jsonl", "config.json", "model.safetensors", "resume.pt")
+OUTPUTS = {
+    "run": RUN,
+    "run that has just begun": ("recipe.toml",),
+    "run with TensorBoard": ("recipe.toml", "board/events.out"),
+    "merged model": ("config.json", "model.safetensors", "README.md"),
+    "show": ("show.png", "show.mp4", "show.html"),
+    "bench": ("bench.json", "bench.svg"),
+    "compare": ("rows.jsonl", "compare.json", *(f"row-0/{name}" for name in RUN)),
+    "quickstart": ("quickstart.txt", "videos/train/a/1.mp4", "adapted/recipe.toml"),
+    "reencode": (".reencode.json", "run/a.mp4", "walk/b.mp4"),
 }
 
 
@@ -268,7 +262,7 @@ def test_folders_that_zeroi2v_wrote_are_no_classes(
     tmp_path: Path, output: str, parent: str
 ) -> None:
     touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "val/run/c.mp4")
-    OUTPUTS[output](tmp_path / parent / "output")
+    touch(tmp_path / parent / "output", *OUTPUTS[output])
     dataset = open_dataset(tmp_path)
     assert dataset.classes == ("run", "walk")
     assert len(dataset.for_check) == 3

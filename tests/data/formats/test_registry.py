@@ -54,9 +54,12 @@ def test_frames_are_not_listed_to_find_their_folders(
     touch(tmp_path, "rawframes/HandstandPushups/v_HandStandPushups_g01_c01/img_00001.jpg")
     listed = []
     plain = os.scandir
-    monkeypatch.setattr(
-        os, "scandir", lambda folder: (listed.append(os.path.basename(folder)), plain(folder))[1]
-    )
+
+    def noted(folder: str) -> object:
+        listed.append(os.path.basename(folder))
+        return plain(folder)
+
+    monkeypatch.setattr(os, "scandir", noted)
     open_dataset(tmp_path)
     assert not [name for name in listed if name.startswith("v_")]
 
