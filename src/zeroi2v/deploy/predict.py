@@ -37,7 +37,7 @@ class Predictor:
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
         if not os.fspath(video):
-            raise VideoError("", "the path of the video is empty")
+            raise VideoError("''", "an empty path; give a video file or a folder of frames")
         model = self.model
         views = read_views(
             Path(video), clip=model.clip, views=model.views, size=model.image_size

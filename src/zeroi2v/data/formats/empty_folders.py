@@ -71,7 +71,7 @@ def _why_empty(folder: Path, folders: Folders) -> str:
             "or list them in a manifest"
         )
     inner = [folder, *possible_classes(folder, folders)[0]]
-    names = [place / name for place in inner for name in folders[place].others]
+    names = [parent / name for parent in inner for name in folders[parent].others]
     images = [path for path in names if is_unread_image(path.name)]
     return f"; {images[0]} is an image of a kind that is not read as a frame" if images else ""
 
