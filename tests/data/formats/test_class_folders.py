@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from zeroi2v.models.saving import WEIGHTS_FILE
 
 from tests.sources_for_tests import held, ignored, refusal, touch, ucf101, write
 from zeroi2v.data.datasets import VideoDataset, open_dataset
@@ -14,6 +13,7 @@ from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.quickstart import MARKER
 from zeroi2v.experiments.trials import ROWS_FILE
 from zeroi2v.explain.show import FILES
+from zeroi2v.models.saving import WEIGHTS_FILE
 
 
 def without_hold_out(source: Path) -> VideoDataset:
