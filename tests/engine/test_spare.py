@@ -123,6 +123,12 @@ def installed(model: VideoClassifier) -> list[object]:
     ]
 
 
+def interrupt_within(model: VideoClassifier, settings: TrainConfig, before: list[object]) -> None:
+    with spared(model, settings):
+        assert installed(model) != before
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("tower", [CLIP, PLAIN, "vit_small_patch14_reg4_dinov2"])
 def test_what_training_installs_is_gone_when_it_ends_however_it_ends(tower: str) -> None:
     model = small_model(tower).train()
@@ -132,9 +138,8 @@ def test_what_training_installs_is_gone_when_it_ends_however_it_ends(tower: str)
     assert not any(norm._forward_hooks for norm in norms), "a model by itself has none of it"
     assert not any("forward" in vars(module) for module in model.modules())
     for settings in (TrainConfig(token_share=0.5), TrainConfig(checkpointing=True)):
-        with pytest.raises(KeyboardInterrupt), spared(model, settings):
-            assert installed(model) != before
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_within(model, settings, before)
         assert installed(model) == before
 
 
