@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from zeroi2v.data.decode import IMAGE_SUFFIXES, tar_address
+from zeroi2v.data.frame_folders import IMAGE_SUFFIXES
+from zeroi2v.data.video_files import tar_address
 from zeroi2v.errors import DatasetError
 
 SPLITS: Final = {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zeroi2v.config import PixelsConfig
 from zeroi2v.data.augment import GREY, augment, draw_operations
-from zeroi2v.data.decode import scaled_size
+from zeroi2v.data.display import scaled_size
 
 
 def train_pixels(
