@@ -7,7 +7,7 @@ video, and so is a stretch of a tar file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -57,6 +57,9 @@ class VideoDataset:
     repeated: tuple[
         str, ...
     ] = ()  # for each video that is listed twice alike: where; it is used once
+    columns: Mapping[Path, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # the further columns of each video's row in a manifest
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -149,6 +152,7 @@ def open_dataset(
         listing.flip_pairs,
         tuple(map(Path, absent)) if missing == "skip" else (),
         (*repeated,),
+        {Path(path): columns for path, columns in listing.columns.items()},
     )
 
 

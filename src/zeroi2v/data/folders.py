@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -82,6 +82,9 @@ class Listing:
     wrong: list[str] = field(
         default_factory=list
     )  # one sentence for each line that cannot be used, with file and line
+    columns: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # path of a video -> the further columns of its row in a manifest
 
 
 def split_in(name: str) -> str:
@@ -200,18 +203,33 @@ def read_json(file: Path, kind: type) -> Any:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str | None, str | None]]]:
-    """Line number and row of a CSV file with a header; first, as line 1, its columns."""
+    """Line number and row of a CSV file with a header; first, as line 1, its columns.
+
+    A path may hold bytes that are no UTF-8, as the names of files may; nothing else may.
+    """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             reader = csv.DictReader(opened, skipinitialspace=True, strict=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            require_text(file, 1, reader.fieldnames)
             yield 1, dict.fromkeys(reader.fieldnames)
             for row in reader:
+                texts = [text for name, text in row.items() if name != "path"]
+                require_text(file, reader.line_num, texts)
                 yield reader.line_num, row
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {error}") from error
+
+
+def require_text(file: Path, line: int, texts: Iterable[object]) -> None:
+    """DatasetError if one of the texts of a CSV file holds bytes that are no UTF-8."""
+    for text in texts:
+        if any("\udc80" <= character <= "\udcff" for character in str(text)):
+            raise DatasetError(
+                f"{file}: not a CSV manifest in UTF-8: {os.fsencode(str(text))!r} in line {line}"
+            )
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:

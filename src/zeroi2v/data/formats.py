@@ -31,6 +31,7 @@ from zeroi2v.data.folders import (
     read_lines,
     read_rows,
     read_shards,
+    require_text,
     split_in,
     tar_files,
 )
@@ -394,6 +395,7 @@ def _manifest(source: Source) -> Listing:
     listing, names = Listing([]), FileNames()
     folder = str(source.videos if source.config.videos else file.parent)
     used = [name for name in ("path", "label", "split") if name in columns]
+    further = [name for name in columns if name and name not in used]
     for line, row in rows:
         where = f"{file}, line {line}"
         values = {name: (row[name] or "").strip() for name in used}
@@ -411,6 +413,11 @@ def _manifest(source: Source) -> Listing:
             )
         else:
             path = os.path.normpath(os.path.join(folder, values["path"]))
+            if not names.has(path):
+                require_text(file, line, [values["path"]])
+            if further:
+                own = {name: row[name] or "" for name in further}
+                listing.columns.setdefault(path, own)
             for label in labels_in(values["label"], source.config.multi_label):
                 listing.entries.append(
                     Entry(path, label, SPLITS.get(split, ""), where, names.has(path))

@@ -24,7 +24,7 @@ import torch
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.loader import start_worker
+from zeroi2v.data.workers import start_worker
 from zeroi2v.engine.resume import data_key
 from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, set_up, train
 from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
