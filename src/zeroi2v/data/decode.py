@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from zeroi2v.config import Decoder
-from zeroi2v.data.display import Orientation, scaled_size
+from zeroi2v.data.display import Orientation, oriented, scaled_size
 from zeroi2v.data.frame_folders import decode_image, image_files, is_frame_folder
 from zeroi2v.data.timeline import Timeline, TimelineError, frames_by_seeking
 from zeroi2v.data.torchcodec_frames import seeks_exactly, torchcodec_clip
@@ -65,8 +65,10 @@ def read_clip(
     if is_frame_folder(path):
         files = image_files(path)
         order = _chosen(choose, len(files))
-        images = ((number, decode_image(files[number])) for number in sorted({*order}))
-        return _collect(order, images, short_side)[0]
+        numbers = sorted({*order})
+        images = oriented(decode_image(files[number]) for number in numbers)
+        numbered = ((number, *image) for number, image in zip(numbers, images, strict=True))
+        return _collect(order, numbered, short_side)[0]
     threads = 1 if get_worker_info() else min(4, os.cpu_count() or 1)
     with open_video(path, threads=threads) as (container, stream):
         timeline = Timeline.of(container, stream)
@@ -87,9 +89,9 @@ def read_clip(
 def scan(path: Path) -> VideoInfo:
     """Decode a whole video and say what it holds. VideoError if no frame can be decoded."""
     count, width, height, earliest, latest, time_base = 0, 0, 0, math.inf, -math.inf, None
-    for count, frame in enumerate(all_frames(path), start=1):
+    for count, (frame, orientation) in enumerate(all_frames(path), start=1):
         if count == 1:
-            width, height = Orientation.of(frame).size(frame.width, frame.height)
+            width, height = orientation.size(frame.width, frame.height)
             time_base = frame.time_base
         if frame.pts is not None:
             earliest, latest = min(earliest, frame.pts), max(latest, frame.pts)
@@ -99,16 +101,16 @@ def scan(path: Path) -> VideoInfo:
     return VideoInfo(count, seconds, width, height)
 
 
-def all_frames(path: Path) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded, in order, as stored: not yet upright.
+def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+    """Every frame that can be decoded, in order, as stored, and how it is laid out for display.
 
     VideoError if there is none.
     """
     if is_frame_folder(path):
-        yield from map(decode_image, image_files(path))
+        yield from oriented(map(decode_image, image_files(path)))
         return
     with open_video(path) as (container, stream):
-        frames = decoded(stream, packets_of(container, stream))
+        frames = oriented(decoded(stream, packets_of(container, stream)))
         first = next(frames, None)
         if first is None:
             raise VideoError(path, NO_FRAME)
@@ -124,11 +126,13 @@ def _chosen(choose: Callable[[int], Sequence[int]], frames: int) -> Sequence[int
 
 
 def _collect(
-    order: Sequence[int], frames: Iterable[tuple[int, av.VideoFrame]], short_side: int | None
+    order: Sequence[int],
+    frames: Iterable[tuple[int, av.VideoFrame, Orientation]],
+    short_side: int | None,
 ) -> tuple[Tensor, int]:
     """The clip (n, 3, H, W) of the frames whose numbers are in `order`, and how many frames came.
 
-    `frames` come with their numbers. Frames whose number is not in `order` are only counted.
+    Frames whose number is not in `order` are only counted.
     """
     positions: dict[int, list[int]] = {}
     for position, number in enumerate(order):
@@ -136,11 +140,10 @@ def _collect(
     reformatter = VideoReformatter()  # the same for all frames: it keeps its tables
     clip = np.empty((0, 0, 0, 3), dtype=np.uint8)  # (n, H, W, 3) from the first wanted frame on
     width = height = count = 0
-    for number, frame in frames:
+    for number, frame, orientation in frames:
         count += 1
         if number not in positions:
             continue
-        orientation = Orientation.of(frame)
         if not len(clip):
             width, height = orientation.size(frame.width, frame.height)
             if short_side is not None and short_side < min(width, height):
@@ -166,8 +169,8 @@ def _by_torchcodec(
     """
     if not seeks_exactly(container):
         return None
-    _, first = next(frames_by_seeking(container, stream, timeline, [0]))
-    if Orientation.of(first).is_mirrored:
+    _, _, orientation = next(frames_by_seeking(container, stream, timeline, [0]))
+    if orientation.is_mirrored:
         return None
     key_times = {time for time, _ in timeline.keys}
     return torchcodec_clip(path, order, stream, timeline.times, key_times, short_side=short_side)
@@ -182,8 +185,9 @@ def _by_counting(
             raise VideoError(path, NO_FRAME)
         order = _chosen(choose, guess)
         with open_video(path) as (container, stream):
-            frames = enumerate(decoded(stream, packets_of(container, stream)))
-            clip, count = _collect(order, frames, short_side)
+            frames = oriented(decoded(stream, packets_of(container, stream)))
+            numbered = ((number, *frame) for number, frame in enumerate(frames))
+            clip, count = _collect(order, numbered, short_side)
         if count == guess:
             return clip
         guess = count

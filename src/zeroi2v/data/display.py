@@ -9,7 +9,7 @@ Shapes: H, W pixels of the frame as stored.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, TypeVar, cast
@@ -36,20 +36,17 @@ class Orientation:
     flips_y: bool = False  # top and bottom change places
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> Orientation:
-        """The orientation that the display matrix of a frame asks for, to the nearest quarter turn.
+    def of(cls, frame: av.VideoFrame) -> Orientation | None:
+        """What the display matrix of a frame asks for, to the nearest quarter turn.
 
-        A frame without a matrix is shown as it is stored.
+        None if the frame has no matrix.
         """
-        side_data = next(
-            (data for data in _side_data(frame) if data.type is SideDataType.DISPLAYMATRIX), None
-        )
-        return cls() if side_data is None else cls._from_matrix(struct.unpack("9i", side_data))
-
-    @classmethod
-    def _from_matrix(cls, matrix: Sequence[int]) -> Orientation:
-        """Pixel (x, y) is shown at (a x + c y, b x + d y); the matrix is a, b, u, c, d, v, ..."""
-        a, b, _, c, d, *_ = matrix
+        matrices = (data for data in _side_data(frame) if data.type is SideDataType.DISPLAYMATRIX)
+        matrix = next(matrices, None)
+        if matrix is None:
+            return None
+        # Pixel (x, y) is shown at (a x + c y, b x + d y).
+        a, b, _, c, d, *_ = struct.unpack("9i", matrix)
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(swaps_axes=True, flips_x=c < 0, flips_y=b < 0)
         return cls(flips_x=a < 0, flips_y=d < 0)
@@ -68,6 +65,19 @@ class Orientation:
         if self.swaps_axes:
             pixels = pixels.swapaxes(0, 1)
         return pixels[:: -1 if self.flips_y else 1, :: -1 if self.flips_x else 1]
+
+
+def oriented(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+    """The frames of a video with their orientations.
+
+    A frame without a matrix is shown as the frame before it, since H.264 and H.265 streams may
+    send their matrix with key frames only; a key frame without a matrix is shown as stored.
+    """
+    orientation = Orientation()
+    for frame in frames:
+        unsaid = Orientation() if frame.key_frame else orientation
+        orientation = Orientation.of(frame) or unsaid
+        yield frame, orientation
 
 
 def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:

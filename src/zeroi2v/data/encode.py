@@ -5,7 +5,7 @@ Shapes: T frames, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -60,7 +60,12 @@ def encode_video(path: Path, frames: Tensor, *, fps: int, crf: int = 18) -> None
 
 
 def write_frames(
-    path: Path, frames: Iterable[av.VideoFrame], *, short_side: int, keyframes: int, crf: int
+    path: Path,
+    frames: Iterable[tuple[av.VideoFrame, Orientation]],
+    *,
+    short_side: int,
+    keyframes: int,
+    crf: int,
 ) -> None:
     """Write decoded frames: all of them, in order, upright, in the colours in which they are shown.
 
@@ -70,9 +75,10 @@ def write_frames(
     frames there is a key frame. VideoError as from `write_video`.
     """
     first = next(frames := iter(frames))
-    width, height = _even_size(first, short_side)
-    matrix, colour_range = _colours(first)
-    time_base = first.time_base or Fraction(1, _RATE)
+    width, height = _even_size(*first, short_side)
+    matrix, colour_range = _colours(first[0])
+    time_base = first[0].time_base or Fraction(1, _RATE)
+    step = max(round(1 / (_RATE * time_base)), 1)
 
     def encode(container: OutputContainer) -> None:
         options = {"crf": str(crf), "preset": "veryfast", "g": str(keyframes)}
@@ -82,8 +88,8 @@ def write_frames(
         codec.thread_count, codec.time_base = 1, time_base
         codec.colorspace, codec.color_range = matrix, colour_range
         reformatter = VideoReformatter()  # the same for all frames: it keeps its tables
-        for frame, time in _timed(chain([first], frames), time_base):
-            orientation = Orientation.of(frame)
+        start, time = first[0].pts or 0, -step
+        for frame, orientation in chain([first], frames):
             picture = reformatter.reformat(
                 frame,
                 *orientation.size(width, height),
@@ -93,6 +99,7 @@ def write_frames(
                 threads=1,
             )
             picture = _upright(picture, orientation)
+            time = time + step if frame.pts is None else max(frame.pts - start, time + 1)
             picture.pts, picture.time_base = time, time_base
             picture.pict_type = PictureType.NONE  # the encoder's choice, not the source's
             container.mux(stream.encode(picture))
@@ -101,9 +108,9 @@ def write_frames(
     _write_whole(path, lambda partial: _encode_into(partial, encode))
 
 
-def _even_size(first: av.VideoFrame, short_side: int) -> tuple[int, int]:
-    """Width and height of the copy of a video with this first frame."""
-    width, height = Orientation.of(first).size(first.width, first.height)
+def _even_size(first: av.VideoFrame, orientation: Orientation, short_side: int) -> tuple[int, int]:
+    """Width and height of the copy of a video whose first frame is `first`."""
+    width, height = orientation.size(first.width, first.height)
     if short_side < min(width, height):
         width, height = scaled_size(width, height, short_side)
     return max(width // 2, 1) * 2, max(height // 2, 1) * 2
@@ -115,20 +122,6 @@ def _colours(first: av.VideoFrame) -> tuple[int, int]:
     if len(components) < 3 or not components[0].is_luma:
         return _BT601, ColorRange.MPEG  # the source is grey or RGB, or has a palette
     return first.colorspace or _BT601, first.color_range
-
-
-def _timed(
-    frames: Iterable[av.VideoFrame], time_base: Fraction
-) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Each frame and its time in the copy: from 0 on, and later than the frame before it."""
-    step = max(round(1 / (_RATE * time_base)), 1)
-    start: int | None = None
-    time = -step
-    for frame in frames:
-        if start is None:
-            start = frame.pts or 0
-        time = time + step if frame.pts is None else max(frame.pts - start, time + 1)
-        yield frame, time
 
 
 def _upright(picture: av.VideoFrame, orientation: Orientation) -> av.VideoFrame:

@@ -16,7 +16,7 @@ from zeroi2v.config import ClipConfig
 def clip_indices(
     num_frames: int, clip: ClipConfig, *, clips: int = 1, rng: Random | None = None
 ) -> list[list[int]]:
-    """The frame numbers of `clips` clips of a video, T each. With `rng`, each clip is a new draw."""
+    """The frame numbers of `clips` clips of a video, T each. With `rng`, each clip is drawn."""
     if clip.sampling == "segment":
         return [
             segment_indices(num_frames, clip.frames, clip=k, clips=clips, rng=rng)
@@ -33,10 +33,9 @@ def segment_indices(
 ) -> list[int]:
     """One frame of each of T equal segments ("UniformSample").
 
-    A video with fewer than T frames repeats some of them.
-
-    With s = (n - 1) / T, segment i is round(s i) .. round(s (i + 1)), both included. Training
-    draws one frame of each segment; clip k of K takes round(s i) + floor(s (k + 1) / (K + 1)).
+    A video with fewer than T frames repeats some of them. With s = (n - 1) / T, segment i
+    is round(s i) .. round(s (i + 1)), both included. Training draws one frame of each segment;
+    clip k of K takes round(s i) + floor(s (k + 1) / (K + 1)).
     """
     segment = (num_frames - 1) / frames
     starts = [round(segment * i) for i in range(frames + 1)]

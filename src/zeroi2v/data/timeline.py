@@ -17,6 +17,7 @@ from av.container import InputContainer
 from av.packet import PktSideDataT
 from av.video.stream import VideoStream
 
+from zeroi2v.data.display import Orientation, oriented
 from zeroi2v.data.packets import is_disposable, is_hidden, is_one_mpeg4_picture
 from zeroi2v.data.video_files import VideoPacket, decoded, packets_of
 
@@ -107,15 +108,16 @@ def _tells_times(
 
 def frames_by_seeking(
     container: InputContainer, stream: VideoStream, timeline: Timeline, wanted: Sequence[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames of these rising numbers, with their numbers, decoded from the key frames before.
+) -> Iterator[tuple[int, av.VideoFrame, Orientation]]:
+    """Number, frame and orientation of the frames with these rising numbers.
 
-    TimelineError if other frames come than the timeline says.
+    Each frame is decoded from the key frame before it. TimelineError if other frames come than the
+    frames that the timeline says.
     """
     needed = {timeline.times[number] for number in wanted}
     spared: set[int | None] = set()  # times of pictures neither wanted nor referred to by others
     key_times = [time for time, _ in timeline.keys]
-    frames: Iterator[av.VideoFrame] = iter(())
+    frames: Iterator[tuple[av.VideoFrame, Orientation]] = iter(())
     upcoming = -_REACH - 1  # number of the next frame; at first, every key frame is out of reach
     for number in wanted:
         key = bisect_right(key_times, timeline.times[number]) - 1
@@ -124,15 +126,16 @@ def frames_by_seeking(
             packets = _packets_from(container, stream, *timeline.keys[key])
             if timeline.is_reordered and stream.codec_context.codec.canonical_name == "h264":
                 packets = _sparing(stream, packets, needed, spared)
-            frames, upcoming = _shown_from(key_times[key], decoded(stream, packets)), first
-        for frame in frames:
+            frames = oriented(_shown_from(key_times[key], decoded(stream, packets)))
+            upcoming = first
+        for frame, orientation in frames:
             while timeline.times[upcoming] in spared:
                 upcoming += 1
             if frame.pts != timeline.times[upcoming]:
                 raise TimelineError
             upcoming += 1
             if upcoming > number:
-                yield number, frame
+                yield number, frame, orientation
                 break
         else:
             raise TimelineError
