@@ -74,7 +74,7 @@ class Timeline:
         times.sort()
         is_reliable = (
             is_sound
-            and _tells_times(container, stream, is_reordered, only_keys=len(keys) == packets)
+            and _tells_times(container, stream, only_keys=len(keys) == packets)
             and len({*times}) == frames > 0
             and times[0] >= keys[0][0]  # no frame refers to a packet before the file's first
             and all(first[0] < second[0] for first, second in pairwise(keys))
@@ -82,28 +82,23 @@ class Timeline:
         return cls(frames, is_reordered, times if is_reliable else [], keys)
 
 
-def _tells_times(
-    container: InputContainer, stream: VideoStream, is_reordered: bool, *, only_keys: bool
-) -> bool:
-    """Whether the times of the packets are the times of their frames, and no guesses.
+def _tells_times(container: InputContainer, stream: VideoStream, *, only_keys: bool) -> bool:
+    """Whether the times of the packets are the times at which their frames are shown.
 
-    A decoder with B frames holds frames back, so that a guess may be wrong. It is right for
-    MPEG-1, MPEG-2 and MPEG-4, whose packets tell the type of their picture, one in each.
+    FFmpeg guesses the times that a container does not store. A guess may be wrong where a decoder
+    holds frames back, for B frames; it is right for MPEG-4 with one picture in each packet, since
+    such a packet tells the type of its picture.
     """
     codec = stream.codec_context
-    name = codec.codec.canonical_name
-    is_video_for_windows = bool(stream.codec_tag.strip("\0"))  # in Matroska: times of decoding
-    stores_times = container.format.name in _STORES_TIMES and not (
-        container.format.name == "matroska,webm" and is_video_for_windows
-    )
-    if name == "mpeg4":
+    name = container.format.name
+    # In Matroska, a stream with the tag of an AVI file has an AVI file's times.
+    has_avi_times = name == "matroska,webm" and bool(stream.codec_tag.strip("\0"))
+    if name in _STORES_TIMES and not has_avi_times:
         return True
-    if not stores_times:
-        # Where an AVI file has lost its index, FFmpeg takes every packet for a key frame.
-        return not codec.has_b_frames and (codec.codec.intra_only or not only_keys)
-    return (
-        is_reordered or only_keys or not codec.has_b_frames or name in ("mpeg1video", "mpeg2video")
-    )
+    if codec.codec.canonical_name == "mpeg4":
+        return True
+    # Where an AVI file has lost its index, FFmpeg takes every packet for a key frame.
+    return not codec.has_b_frames and (codec.codec.intra_only or not only_keys)
 
 
 def frames_by_seeking(
