@@ -183,26 +183,56 @@ def test_an_avi_file_without_its_index_has_the_same_frames(tmp_path: Path, codec
 # Files with several video streams
 
 
-@pytest.mark.parametrize("ending", ["mkv", "mp4", "mov", "ts"])
-def test_a_preview_before_the_video_is_not_the_video(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"x.{ending}"
+def with_streams(path: Path, sizes: list[tuple[int, int, int]], dispositions: list[int]) -> Path:
+    """A file with a video stream for each (width, height, frames)."""
     with av.open(str(path), "w") as container:
         streams = []
-        for width, height in ((32, 16), (96, 64)):
+        for (width, height, _), disposition in zip(sizes, dispositions, strict=True):
             stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-            stream.disposition = Disposition.default
+            stream.disposition = Disposition(disposition)
             streams.append(stream)
-        preview, video = streams
-        container.mux(preview.encode(av.VideoFrame.from_ndarray(picture(90, 32, 16))))
-        container.mux(preview.encode(None))
-        for number in range(20):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number, 96, 64))))
-        container.mux(video.encode(None))
-    with av.open(str(path)) as container:
-        assert container.streams.video[0].width == 32
+        for (width, height, frames), stream in zip(sizes, streams, strict=True):
+            for number in range(frames):
+                pixels = picture(number, width, height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            container.mux(stream.encode(None))
+    return path
+
+
+PREVIEW, VIDEO = (32, 16, 1), (96, 64, 20)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "mov", "ts", "avi"])
+@pytest.mark.parametrize(
+    ("sizes", "defaults"),
+    [
+        ([PREVIEW, VIDEO], [True, True]),
+        ([PREVIEW, VIDEO], [False, True]),
+        ([VIDEO, PREVIEW], [True, False]),
+        ([(32, 16, 20), VIDEO, (160, 90, 1)], [False, True, False]),
+    ],
+)
+def test_of_several_streams_the_video_is_read(
+    tmp_path: Path, ending: str, sizes: list[tuple[int, int, int]], defaults: list[bool]
+) -> None:
+    if len(sizes) == 3 and ending in ("ts", "avi"):
+        pytest.skip("the container does not tell which stream is the default")
+    default = int(Disposition.default)
+    path = with_streams(tmp_path / f"x.{ending}", sizes, [default * flag for flag in defaults])
     clip = read_clip(path, every)
     assert clip.shape == (20, 3, 64, 96)
     expected = torch.from_numpy(np.stack([picture(number, 96, 64) for number in range(20)]))
     assert (clip.movedim(1, -1).float() - expected.float()).abs().mean() < 3
     assert (scan(path).frames, scan(path).width) == (20, 96)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "avi"])
+def test_a_single_frame_that_players_would_show_is_not_the_video(
+    tmp_path: Path, ending: str
+) -> None:
+    default = int(Disposition.default)
+    path = with_streams(tmp_path / f"x.{ending}", [PREVIEW, VIDEO], [default, 0])
+    assert (scan(path).frames, scan(path).width) == (20, 96)
+    alone = with_streams(tmp_path / f"y.{ending}", [PREVIEW], [default])
+    assert (scan(alone).frames, scan(alone).width) == (1, 32)

@@ -76,9 +76,10 @@ def _url(path: Path) -> str:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream that players show: of those that can be decoded, the best that FFmpeg finds.
+    """The stream that players show: of the streams that can be decoded, the best for FFmpeg.
 
-    A cover picture or a thumbnail is no video. VideoError if no stream is left.
+    A cover picture or a thumbnail is no video, nor is a single frame beside longer streams.
+    VideoError if no stream is left.
     """
     no_video = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & no_video]
@@ -88,9 +89,10 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     decodable = [stream for stream in streams if stream.codec_context is not None]
     if not decodable:
         raise VideoError(path, "no decoder for its video stream")
-    best = container.streams.best("video")  # may be a cover picture, or need another decoder
-    largest = max(decodable, key=lambda stream: stream.width * stream.height)
-    return next((stream for stream in decodable if stream is best), largest)
+    videos = [stream for stream in decodable if stream.frames != 1] or decodable  # 0: unknown
+    best = container.streams.best("video")  # may be none of them
+    largest = max(videos, key=lambda stream: stream.width * stream.height)
+    return next((stream for stream in videos if stream is best), largest)
 
 
 def reason(error: av.FFmpegError | OSError) -> str:
