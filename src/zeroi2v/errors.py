@@ -10,7 +10,8 @@ Every error whose cause lies outside the code is one of these, and its text is o
     ├── MergeError        a model holds something that no linear layer can absorb
     ├── DatasetError      a folder or manifest of videos is wrong
     ├── VideoError        a video cannot be read; `.path` names it
-    └── FileError         a file cannot be written
+    ├── FileError         a file cannot be written
+    └── WorkerError       a process that decodes videos ended before its work was done
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class VideoError(ZeroI2VError):
 
 class FileError(ZeroI2VError):
     """A file cannot be written."""
+
+
+class WorkerError(ZeroI2VError):
+    """A process that decodes videos ended before its work was done."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

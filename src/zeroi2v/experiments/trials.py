@@ -22,7 +22,7 @@ import torch
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.loader import start_worker
+from zeroi2v.data.workers import start_worker
 from zeroi2v.engine.resume import data_key
 from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
 from zeroi2v.engine.spare import check_spared
