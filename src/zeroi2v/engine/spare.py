@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from zeroi2v.config import TrainConfig
 from zeroi2v.errors import ConfigError
 from zeroi2v.method.call import call_in_progress, in_call
-from zeroi2v.method.gradients import quick_gelu, remember_source
+from zeroi2v.method.gradients import quick_gelu, remember_norm_input
 from zeroi2v.models.plan import Plan
 from zeroi2v.models.towers import token_entry
 from zeroi2v.models.video import VideoClassifier
@@ -59,7 +59,7 @@ def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
             if isinstance(module, QuickGELU):
                 undo.enter_context(replaced_forward(module, quick_gelu))
             elif isinstance(module, nn.LayerNorm) and not settings.checkpointing:
-                undo.callback(module.register_forward_hook(remember_source).remove)
+                undo.callback(module.register_forward_hook(remember_norm_input).remove)
         needs_patches = plan.strategy.peer is not None or plan.strategy.adapter == "st"
         for module in () if needs_patches else _read_by_class_token(tower):
             undo.callback(module.register_forward_pre_hook(only_class_token).remove)
