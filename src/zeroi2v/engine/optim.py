@@ -21,9 +21,9 @@ DECAYED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
     """The loss of each clip, summed over the B clips of a batch, from logits (B, K).
 
-    Labels (B,) are class numbers, and the loss of a clip is the cross-entropy. Labels (B, K) are for
-    videos with several labels: 1 for each class that the video has, else 0. The loss of a clip is
-    then the binary cross-entropy, the mean over the K classes.
+    Labels (B,) are class numbers, and the loss of a clip is the cross-entropy. Labels (B, K) are
+    for videos with several labels: 1 for each class that the video has, else 0. The loss of a clip
+    is then the binary cross-entropy, the mean over the K classes.
     """
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
