@@ -22,7 +22,8 @@ from zeroi2v.data.synthetic import MIRROR, MOTIONS, PAIRS, write_motion_videos
 from zeroi2v.data.transforms import normalise
 from zeroi2v.deploy.merge import difference
 from zeroi2v.deploy.predict import Predictor
-from zeroi2v.engine.run import LOG_FILE, train
+from zeroi2v.engine.folder import LOG_FILE
+from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError
 from zeroi2v.experiments.probe import fit_probe
 from zeroi2v.explain.attention import attention_maps, patch_map
