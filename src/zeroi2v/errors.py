@@ -86,3 +86,8 @@ def first_names(names: Sequence[object]) -> str:
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(str, names[:3])) + more
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message; the exception's name if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,7 @@
-"""Folders that version 0.1.0 wrote still load, and its runs go on. The logits are those that 0.1.0 gave."""
+"""Do folders that version 0.1.0 wrote still load, and do runs of 0.1.0 go on?
+
+The expected logits come from version 0.1.0.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ from zeroi2v.errors import ConfigError
 from zeroi2v.method.call import call_in_progress, in_call
 from zeroi2v.method.gradients import quick_gelu, remember_norm_input
 from zeroi2v.models.plan import Plan
-from zeroi2v.models.towers import token_entry
 from zeroi2v.models.video import VideoClassifier
 
 
@@ -76,8 +75,7 @@ def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
         for module in () if reads_patches else _class_token_modules(tower):
             undo.callback(module.register_forward_pre_hook(only_class_token).remove)
         if settings.token_share < 1:
-            path, _ = token_entry(tower, plan.blocks[0].block, is_first=True)
-            entry = tower.get_submodule(path)
+            entry = tower.get_submodule(plan.blocks[0].block.entry)
             dropping = PatchDropping(settings.token_share, plan.tower.prefix)
             undo.callback(entry.register_forward_pre_hook(dropping).remove)
         if settings.checkpointing:

@@ -36,7 +36,7 @@ from zeroi2v.measure.cost import cost, count_macs, new_tower, plain_tower
 from zeroi2v.measure.timing import interleave, median_ratio
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
-from zeroi2v.models.towers import prefix_tokens
+from zeroi2v.models.survey import prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.report import Look, write_report
 
