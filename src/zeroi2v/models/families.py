@@ -67,7 +67,7 @@ class HeadChannels:
     def columns(self) -> Tensor:
         """The input channels of `proj` that each head computes: (H, D_v) int64."""
         heads, width = self.layout.head_count, self.layout.value_width
-        channels = torch.arange(heads * width)
+        channels = torch.arange(heads * width, device="cpu")  # also inside torch.device("meta")
         return channels.view(width, heads).T if self.channel_first else channels.view(heads, width)
 
 

@@ -36,15 +36,7 @@ def part(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Te
     return output.reshape(call.clips * call.frames, -1, output.shape[-1])
 
 
-def build(
-    tower: VisionTransformer,
-    sites: Sequence[str],
-    *,
-    frames: int,
-    ratio: float,
-    scale: float,
-    dropout: float,
-) -> list[dict[str, nn.Module]]:
+def build(tower: VisionTransformer, sites: Sequence[str], **_: float) -> list[dict[str, nn.Module]]:
     """No modules, for every block: joint attention uses the block's own attention."""
     return [{} for _ in tower.blocks]
 
