@@ -1,11 +1,13 @@
 """Videos whose frames tell their numbers, in any encoding, and a slow decoder to compare with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from zeroi2v.data.datasets import Video, VideoDataset
@@ -16,6 +18,11 @@ GOP = {"g": "12", "bf": "2", "preset": "veryfast"}
 
 def every(num_frames: int) -> range:
     return range(num_frames)
+
+
+def only(*numbers: int) -> Callable[[int], Sequence[int]]:
+    """The choice of the frames with these numbers."""
+    return lambda _: numbers
 
 
 def sequential(path: Path) -> Iterator[av.VideoFrame]:
@@ -65,6 +72,22 @@ def blocks_dataset(folder: Path, *, train: int, val: int, frames: int) -> VideoD
     )
 
 
+def add_video(
+    container: OutputContainer,
+    codec: str,
+    *,
+    size: tuple[int, int] = (96, 64),
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+) -> VideoStream:
+    """A new video stream of 30 frames per second."""
+    stream = container.add_stream(codec, rate=30, options=options or {})
+    assert isinstance(stream, VideoStream)
+    stream.width, stream.height = size
+    stream.pix_fmt = pixels
+    return stream
+
+
 def encode(
     path: Path,
     codec: str,
@@ -74,16 +97,14 @@ def encode(
     size: tuple[int, int] = (96, 64),
     pixels: str = "yuv420p",
     container_format: str | None = None,
-    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+    prepare: Callable[[VideoStream], None] = lambda stream: None,
 ) -> Path:
     """A video of pictures 0, 1, ..; `prepare` may change the stream before the first frame."""
-    width, height = size
     with av.open(str(path), "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=30, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream = add_video(container, codec, size=size, pixels=pixels, options=options)
         stream.codec_context.thread_count = 1
         prepare(stream)
         for number in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, width, height))))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, *size))))
         container.mux(stream.encode(None))
     return path

@@ -2,20 +2,23 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.video.stream import VideoStream
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from tests.videos_for_tests import GOP, encode, every, picture, sequential, upright
+from tests.videos_for_tests import GOP, encode, every, only, picture, sequential, upright
 from zeroi2v.data import timeline
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.encode import write_video
+from zeroi2v.data.video_files import VideoPacket, decoded
 from zeroi2v.errors import VideoError
 
 
@@ -42,7 +45,7 @@ HIDDEN = {
     "b": "200k",
     "cpu-used": "5",
 }
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "gop.mp4": ("libx264", GOP, {}),
     "open_gop.mp4": ("libx264", OPEN_GOP, {}),
     "open_gop.mkv": ("libx264", OPEN_GOP, {}),
@@ -77,26 +80,26 @@ def test_every_frame_is_the_one_of_a_plain_decoding(tmp_path: Path, name: str) -
     given: list[int] = []
     assert torch.equal(read_clip(path, every), expected)
     for number in range(60):
-        assert torch.equal(
-            read_clip(path, noting(given, lambda _, number=number: [number]))[0], expected[number]
-        ), number
+        assert torch.equal(read_clip(path, noting(given, only(number)))[0], expected[number]), (
+            number
+        )
     order = [59, 0, 31, 31, 12]
-    assert torch.equal(read_clip(path, lambda _: order), expected[order])
+    assert torch.equal(read_clip(path, only(*order)), expected[order])
     assert {*given} == {60}
 
 
 def frames_decoded(monkeypatch: pytest.MonkeyPatch, path: Path, order: Sequence[int]) -> int:
     """How many frames are decoded when a clip is read."""
-    decoded, count = timeline.decoded, 0
+    count = 0
 
-    def counting(*arguments: object) -> Iterator[av.VideoFrame]:
+    def counting(stream: VideoStream, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
         nonlocal count
-        for frame in decoded(*arguments):  # type: ignore[arg-type]  # passed on as they came
+        for frame in decoded(stream, packets):
             count += 1
             yield frame
 
     monkeypatch.setattr(timeline, "decoded", counting)
-    read_clip(path, lambda _: order)
+    read_clip(path, only(*order))
     return count
 
 
@@ -135,7 +138,7 @@ def test_what_no_wanted_frame_refers_to_is_not_decoded(
         order = [10, 50, 51]
         with monkeypatch.context() as patch:
             assert frames_decoded(patch, path, order) <= len({*plain, *order})
-        assert torch.equal(read_clip(path, lambda _: [10, 50, 51]), read_clip(path, every)[order])
+        assert torch.equal(read_clip(path, only(*order)), read_clip(path, every)[order])
 
 
 def real_videos(shared_data: Path) -> list[tuple[Path, dict[str, str]]]:
@@ -181,7 +184,7 @@ def test_a_scan_says_what_the_index_says(shared_data: Path) -> None:
         assert [info.width, info.height] == (size[::-1] if int(row["rotation"]) % 180 else size), (
             path.name
         )
-        assert read_clip(path, lambda _: [0]).shape == (1, 3, info.height, info.width), path.name
+        assert read_clip(path, only(0)).shape == (1, 3, info.height, info.width), path.name
 
 
 def test_a_scan_measures_seconds_and_the_size_on_display(tmp_path: Path) -> None:
@@ -365,9 +368,7 @@ def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_d
     expected = torch.stack([upright(frame) for frame in sequential(path)])
     assert not torch.equal(expected[: len(whole)], whole[: len(expected)])
     for number in range(0, len(expected), 4):
-        assert torch.equal(
-            read_clip(path, lambda _, number=number: [number])[0], expected[number]
-        ), number
+        assert torch.equal(read_clip(path, only(number))[0], expected[number]), number
 
 
 def broken(folder: Path, name: str) -> Path:
@@ -413,7 +414,7 @@ def test_a_choice_beyond_the_video_is_a_defect_of_the_caller(tmp_path: Path) -> 
     path = encode(tmp_path / "x.mp4", "libx264", frames=4)
     for order in ([4], [-1], []):
         with pytest.raises(IndexError):
-            read_clip(path, lambda _, order=order: order)
+            read_clip(path, only(*order))
 
 
 def test_a_written_video_is_read_back(tmp_path: Path) -> None:

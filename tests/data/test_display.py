@@ -1,23 +1,28 @@
 """Are frames shown as players show them: turned, mirrored, and each image of a folder by itself?"""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import numpy as np
 import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tests.videos_for_tests import encode, every, picture, sequential
+from tests.videos_for_tests import encode, every, only, picture, sequential
 from zeroi2v.data.decode import all_frames, read_clip, scan
 from zeroi2v.data.display import Orientation
 from zeroi2v.data.encode import write_frames
 
+Pixels: TypeAlias = NDArray[np.uint8]
+
 # EXIF's orientations, from stored pixels (H, W, 3) to pixels on display, by the EXIF standard
-EXIF = {
+EXIF: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda pixels: pixels,
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -40,9 +45,9 @@ TURNS = {
 }
 
 
-def stored(path: Path) -> list[np.ndarray]:
+def stored(path: Path) -> list[Pixels]:
     """The pixels (H, W, 3) of each frame as stored."""
-    return [frame.to_ndarray(format="rgb24") for frame in sequential(path)]
+    return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in sequential(path)]
 
 
 def shown(path: Path, orientation: int) -> Tensor:
@@ -51,21 +56,27 @@ def shown(path: Path, orientation: int) -> Tensor:
     return torch.from_numpy(pixels).movedim(-1, 1)
 
 
+def with_orientation(path: Path, orientation: int) -> Path:
+    """A video of 20 frames whose container has the display matrix of an orientation."""
+    degrees, flips_x, flips_y = TURNS[orientation]
+    return encode(
+        path,
+        "libx264",
+        {"crf": "1"},
+        frames=20,
+        prepare=lambda stream: stream.set_display_rotation(degrees, hflip=flips_x, vflip=flips_y),
+    )
+
+
 @pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize("orientation", EXIF)
 def test_a_video_is_turned_and_mirrored_as_its_container_says(
     tmp_path: Path, ending: str, orientation: int
 ) -> None:
-    degrees, flips_x, flips_y = TURNS[orientation]
-    path = encode(
-        tmp_path / f"x.{ending}",
-        "libx264",
-        frames=20,
-        prepare=lambda stream: stream.set_display_rotation(degrees, hflip=flips_x, vflip=flips_y),
-    )
+    path = with_orientation(tmp_path / f"x.{ending}", orientation)
     expected = shown(path, orientation)
     assert torch.equal(read_clip(path, every), expected)
-    assert torch.equal(read_clip(path, lambda _: [17]), expected[17:18])
+    assert torch.equal(read_clip(path, only(17)), expected[17:18])
     assert (scan(path).height, scan(path).width) == expected.shape[-2:]
 
 
@@ -74,14 +85,7 @@ def test_a_video_is_turned_and_mirrored_as_its_container_says(
 def test_a_copy_of_a_mirrored_video_shows_the_same(
     tmp_path: Path, ending: str, orientation: int
 ) -> None:
-    degrees, flips_x, flips_y = TURNS[orientation]
-    path = encode(
-        tmp_path / f"x.{ending}",
-        "libx264",
-        {"crf": "1"},
-        frames=5,
-        prepare=lambda stream: stream.set_display_rotation(degrees, hflip=flips_x, vflip=flips_y),
-    )
+    path = with_orientation(tmp_path / f"x.{ending}", orientation)
     write_frames(tmp_path / "copy.mp4", all_frames(path), short_side=256, keyframes=16, crf=1)
     copy, expected = read_clip(tmp_path / "copy.mp4", every), read_clip(path, every)
     assert copy.shape == expected.shape
@@ -135,7 +139,7 @@ def test_a_matrix_that_comes_with_the_key_frame_holds_for_the_frames_after_it(
                 changed.stream = out
                 copy.mux(changed)
     assert [Orientation.of(frame) is None for frame in sequential(path)] == [False] + [True] * 11
-    assert torch.equal(read_clip(path, lambda _: seen), shown(path, 2)[seen])
+    assert torch.equal(read_clip(path, only(*seen)), shown(path, 2)[seen])
 
 
 def slope(width: int, height: int) -> Image.Image:

@@ -1,5 +1,6 @@
 """Does a copy of a video hold every frame, upright, in its order and at its time?"""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from tests.videos_for_tests import add_video
 from zeroi2v.data.decode import all_frames, read_clip, scan
+from zeroi2v.data.display import Orientation
 from zeroi2v.data.encode import write_frames, write_video
 from zeroi2v.errors import VideoError
 
@@ -103,8 +106,7 @@ def test_a_copy_names_colours_that_yuv_can_have_and_shows_the_same(
     colours = np.array([[[200, 40, 30], [20, 180, 60]], [[90, 90, 220], [240, 230, 120]]], np.uint8)
     source = tmp_path / f"x.{ending}"
     with av.open(str(source), "w") as container:
-        stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+        stream = add_video(container, codec, pixels=pixels)
         for _ in range(3):
             frame = av.VideoFrame.from_ndarray(colours.repeat(32, 0).repeat(48, 1), format="rgb24")
             container.mux(stream.encode(frame))
@@ -150,7 +152,7 @@ def test_copies_of_real_videos_show_the_same(shared_data: Path, tmp_path: Path) 
 def test_a_copy_that_cannot_be_finished_has_no_name(tmp_path: Path) -> None:
     source = numbered(tmp_path / "x.mkv", [33 * number for number in range(20)])
 
-    def breaking_off() -> object:
+    def breaking_off() -> Iterator[tuple[av.VideoFrame, Orientation]]:
         for number, frame in enumerate(all_frames(source)):
             if number == 10:
                 raise KeyboardInterrupt

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -10,7 +12,16 @@ import pytest
 import torch
 from av.stream import Disposition
 
-from tests.videos_for_tests import GOP, encode, every, picture, sequential, upright
+from tests.videos_for_tests import (
+    GOP,
+    add_video,
+    encode,
+    every,
+    only,
+    picture,
+    sequential,
+    upright,
+)
 from zeroi2v.data.decode import all_frames, read_clip, scan
 from zeroi2v.data.encode import write_frames
 from zeroi2v.data.video_files import VideoPacket
@@ -18,14 +29,19 @@ from zeroi2v.data.video_files import VideoPacket
 EMPTY_PICTURE = b"\0\0\1\xb6\x51\x00\x1f"  # of MPEG-4: it is not coded
 
 
+def up_to(number: int, count: int) -> list[int]:
+    """The choice of a frame, or of the last frame while the video seems to be shorter."""
+    return [min(number, count - 1)]
+
+
 def expect_plain_decoding(path: Path) -> None:
     """Each frame alone, a choice of frames and all frames are those of a plain decoding."""
     expected = torch.stack([upright(frame) for frame in sequential(path)])
     for number in range(len(expected)):
-        frame = read_clip(path, lambda count, number=number: [min(number, count - 1)])[0]
+        (frame,) = read_clip(path, partial(up_to, number))
         assert torch.equal(frame, expected[number]), number
     order = [len(expected) - 1, 0, len(expected) // 2]
-    assert torch.equal(read_clip(path, lambda _: order), expected[order])
+    assert torch.equal(read_clip(path, only(*order)), expected[order])
     assert torch.equal(read_clip(path, every), expected)
     assert scan(path).frames == len(expected)
 
@@ -45,13 +61,12 @@ def with_palette(path: Path, codec: str, table: np.ndarray) -> list[np.ndarray]:
     """A video of 30 pictures with a palette; gives their pixels (H, W, 3)."""
     pictures = []
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "10"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        stream = add_video(container, codec, size=(64, 48), pixels="pal8", options={"g": "10"})
         for number in range(30):
             y, x = np.mgrid[:48, :64]
             indices = ((x + y + 5 * number) // 2 % 256).astype(np.uint8)
             pictures.append(table[indices][..., 1:])
-            frame = av.VideoFrame.from_ndarray((indices, table), format="pal8")
+            frame = av.VideoFrame.from_ndarray((indices, table), format="pal8")  # type: ignore[arg-type]  # PyAV takes a pair
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return pictures
@@ -68,7 +83,7 @@ def test_every_frame_of_a_video_with_a_palette_has_its_colours(tmp_path: Path, n
         clip = read_clip(path, every).movedim(1, -1).numpy()
         assert np.array_equal(clip, np.stack(expected))
         for seen in (29, 13, 0):
-            (frame,) = read_clip(path, lambda _, seen=seen: [seen]).movedim(1, -1).numpy()
+            (frame,) = read_clip(path, only(seen)).movedim(1, -1).numpy()
             assert np.array_equal(frame, expected[seen])
         write_frames(tmp_path / "copy.mp4", all_frames(path), short_side=48, keyframes=16, crf=1)
         copy = read_clip(tmp_path / "copy.mp4", every).movedim(1, -1).numpy()
@@ -105,14 +120,13 @@ def packed(folder: Path, b_frames: int, marker: bytes, ending: str) -> Path:
             chunks.append(packet)
     path = folder / f"packed.{ending}"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream = add_video(container, "mpeg4")
         for number, chunk in enumerate(chunks):
-            packet = av.Packet(chunk)
-            packet.stream, packet.time_base = stream, Fraction(1, 30)
-            packet.pts = packet.dts = number
-            packet.is_keyframe = pictures_in(chunk).startswith("I")
-            container.mux(packet)
+            made = av.Packet(chunk)
+            made.stream, made.time_base = stream, Fraction(1, 30)
+            made.pts = made.dts = number
+            made.is_keyframe = pictures_in(chunk).startswith("I")
+            container.mux(made)
     assert any(len(pictures_in(chunk)) == 2 for chunk in chunks)
     return path
 
@@ -150,7 +164,7 @@ def test_pictures_without_content_are_no_frames(tmp_path: Path, ending: str) -> 
         changed = av.Packet(EMPTY_PICTURE)
         changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
         changed.is_keyframe = False
-        return changed
+        return cast(VideoPacket, changed)
 
     path = copied(source, tmp_path / f"x.{ending}", empty)
     assert len([*sequential(path)]) < 30
@@ -188,8 +202,13 @@ def with_streams(path: Path, sizes: list[tuple[int, int, int]], dispositions: li
     with av.open(str(path), "w") as container:
         streams = []
         for (width, height, _), disposition in zip(sizes, dispositions, strict=True):
-            stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+            stream = add_video(
+                container,
+                "libx264",
+                size=(width, height),
+                pixels="yuv444p",
+                options={"crf": "1"},
+            )
             stream.disposition = Disposition(disposition)
             streams.append(stream)
         for (width, height, frames), stream in zip(sizes, streams, strict=True):

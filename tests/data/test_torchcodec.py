@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.videos_for_tests import GOP, encode
+from tests.videos_for_tests import GOP, encode, only
 from zeroi2v.config import ClipConfig, ViewsConfig
 from zeroi2v.data import decode
 from zeroi2v.data.datasets import Video
@@ -48,7 +48,8 @@ def test_frames_of_real_videos_are_those_of_pyav(
     with (folder / "index.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["frames_decoded"] not in ("", "0")]
     for row in rows:
-        path, given = folder / row["path"], []
+        path = folder / row["path"]
+        given: list[list[int]] = []
 
         def choose(frames: int, given: list[list[int]] = given) -> list[int]:
             given.append([frames // 2, 0, frames - 1, frames // 3, 0])
@@ -121,9 +122,9 @@ def test_pyav_decodes_what_torchcodec_would_show_wrong(
 
     monkeypatch.setattr(decode, "torchcodec_clip", noting)
     order = [59, 0, 30]
-    by_torchcodec = read_clip(path, lambda _: order, decoder="torchcodec")
+    by_torchcodec = read_clip(path, only(*order), decoder="torchcodec")
     assert bool(calls) == used
-    assert torch.equal(by_torchcodec, read_clip(path, lambda _: order))
+    assert torch.equal(by_torchcodec, read_clip(path, only(*order)))
 
 
 @pytest.mark.usefixtures("usable")
@@ -139,8 +140,8 @@ def test_every_frame_is_pyavs_in_any_container(tmp_path: Path, name: str) -> Non
         prepare=lambda stream: stream.set_display_rotation(0, vflip=stem == "mirrored"),
     )
     for number in range(0, 60, 3):
-        expected = read_clip(path, lambda _, number=number: [number])
-        frame = read_clip(path, lambda _, number=number: [number], decoder="torchcodec")
+        expected = read_clip(path, only(number))
+        frame = read_clip(path, only(number), decoder="torchcodec")
         assert (frame.int() - expected.int()).abs().max() <= 1, number
 
 

@@ -56,10 +56,10 @@ def read_clip(
     """The frames of a video that `choose` picks: uint8 (n, 3, H, W), channels last in memory.
 
     `choose` is given the number of frames and returns the numbers of the wanted frames, in any
-    order, repeats allowed. It is asked again if the number of frames proves wrong; damage is
-    noticed only in the frames that have to be decoded. Frames whose shorter side is above
-    `short_side` pixels are scaled down to it; a frame of another size than the first wanted frame
-    is scaled to the size of that one. Where torchcodec cannot decode a video, PyAV does.
+    order, repeats allowed. It is called again if the number of frames proves wrong. Damage is
+    noticed only in frames that have to be decoded. Frames whose shorter side is above `short_side`
+    pixels are scaled down to it. A wanted frame of another size than the first wanted frame is
+    scaled to the size of the first. PyAV decodes the videos that torchcodec cannot decode.
     VideoError if no frame can be decoded.
     """
     if is_frame_folder(path):
@@ -119,6 +119,7 @@ def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
 
 
 def _chosen(choose: Callable[[int], Sequence[int]], frames: int) -> Sequence[int]:
+    """The numbers that `choose` picks. IndexError if the video has no such frame."""
     order = choose(frames)
     if not order or min(order) < 0 or max(order) >= frames:
         raise IndexError(f"a choice of frames {list(order)} of a video of {frames}")
@@ -165,7 +166,7 @@ def _by_torchcodec(
 ) -> Tensor | None:
     """The clip as torchcodec decodes it; None if PyAV has to decode it.
 
-    torchcodec turns a frame that its container turns, but mirrors none.
+    torchcodec turns the frames of a video whose container says so, but it mirrors no frame.
     """
     if not seeks_exactly(container):
         return None

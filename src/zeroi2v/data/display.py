@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+# Kinds of side data, by FFmpeg's numbers: those that PyAV knows, and others that FFmpeg may send
 _KNOWN: Final = {cast(int, kind.value) for kind in SideDataType}
-_UNKNOWN: Final = [kind for kind in range(48) if kind not in _KNOWN]  # FFmpeg may know them
+_UNKNOWN: Final = [kind for kind in range(48) if kind not in _KNOWN]
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored frame is laid out for display: first the axes change places, then it flips."""
+    """How a stored frame is laid out for display: its axes change places, then it is flipped."""
 
     swaps_axes: bool = False  # pixel (x, y) goes to (y, x)
     flips_x: bool = False  # left and right change places
@@ -57,7 +58,10 @@ class Orientation:
         return (self.swaps_axes + self.flips_x + self.flips_y) % 2 == 1
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height on display of a stored frame; or the other way round."""
+        """Width and height on display of a frame that is stored with this width and height.
+
+        It is also the stored size of a frame that has this size on display.
+        """
         return (height, width) if self.swaps_axes else (width, height)
 
     def upright(self, pixels: NDArray[Scalar]) -> NDArray[Scalar]:
@@ -75,8 +79,8 @@ def oriented(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, O
     """
     orientation = Orientation()
     for frame in frames:
-        unsaid = Orientation() if frame.key_frame else orientation
-        orientation = Orientation.of(frame) or unsaid
+        default = Orientation() if frame.key_frame else orientation
+        orientation = Orientation.of(frame) or default
         yield frame, orientation
 
 
@@ -90,7 +94,7 @@ def _side_data(frame: av.VideoFrame) -> list[SideData]:
     """What a frame carries beside its pixels."""
     try:
         side_data = frame.side_data
-    except ValueError:  # PyAV gives nothing if it does not know one kind, for instance EXIF data
+    except ValueError:  # PyAV refuses all side data if one kind is unknown, for instance EXIF data
         side_data = _without_unknown_side_data(frame).side_data
     return [*cast(SideDataContainer, side_data)]
 

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,7 @@ _SETTINGS_FILE: Final = ".reencode.json"
 
 def reencode(
     dataset: VideoDataset, out: Path, settings: ReencodeConfig, *, workers: int
-) -> Iterator[tuple[Path, VideoError | None]]:
+) -> Generator[tuple[Path, VideoError | None], None, None]:
     """Copy every video and give its path, and the error if the video is broken.
 
     The manifest of the copies is written at the end. A video that has a copy is not copied again.

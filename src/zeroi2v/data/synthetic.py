@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ FORWARD = ("right", "down", "nearer", "clockwise")  # x, y, size and angle grow
 MIRROR = (("left", "right"), ("clockwise", "anticlockwise"))  # a left-right flip exchanges them
 SHAPES = ("disc", "square", "triangle", "cross", "bar", "half-disc", "star", "ring")
 
-# Of the main object. Lengths are shares of the picture's side.
+# Ranges of the main object; lengths are shares of the picture's side.
 PLACE_RANGE = (0.12, 0.88)  # x and y of the centre
 SIZE_RANGE = (0.08, 0.30)  # the radius
 STEADY_SIZE_RANGE = (0.15, 0.30)  # the radius where the size stays: a rotation must be visible
@@ -238,7 +238,7 @@ class _Writer(Dataset["str | OSError"]):
 
 def write_motion_videos(
     folder: Path, counts: Mapping[str, int], *, seed: int, workers: int = 0
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Write `counts[split]` videos into folder/split/motion/*.mp4, each with its time reversal.
 
     Gives the motion of each pair when the pair is written. The folder appears when the last pair

@@ -1,7 +1,7 @@
-"""Which frames does a video file hold, and from which key frame is each of them decoded?
+"""Which frames does a video file hold, and how is each decoded from the key frame before it?
 
-Packets tell when their frames are shown, without decoding. Where that cannot be relied on, the
-timeline says so, and frames have to be counted while the whole file is decoded.
+Packets tell when their frames are shown, before anything is decoded. Where the packets cannot be
+relied on, the timeline says so: frames have to be counted while the whole file is decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zeroi2v.data.video_files import VideoPacket, decoded, packets_of
 
 _REACH: Final = 8  # frames; a key frame no farther ahead is reached sooner by decoding than seeking
 
-# What a demuxer sends once, with the first packet, and a decoder keeps for all later packets.
+# Side data that a demuxer sends once, with the first packet, and a decoder keeps for later packets.
 _SENT_ONCE: Final[tuple[PktSideDataT, ...]] = ("palette", "new_extradata", "param_change")
 
 # Containers that store when each frame is shown. The others store the order of the packets, and
@@ -53,15 +53,11 @@ class Timeline:
         times: list[int] = []
         keys: list[tuple[int, int]] = []
         packets = frames = 0
-        is_sound = stream.codec_context.pix_fmt != "pal8"  # its palette may be sent once
+        is_reliable = stream.codec_context.pix_fmt != "pal8"  # a palette may be sent once
         for packet in packets_of(container, stream):
             packets += 1
-            is_sound = (
-                is_sound
-                and not packet.is_corrupt
-                and (bool(keys) or packet.is_keyframe)
-                and not any(packet.has_sidedata(kind) for kind in _SENT_ONCE)
-                and (codec != "mpeg4" or is_one_mpeg4_picture(bytes(packet)))
+            is_reliable = (
+                is_reliable and (bool(keys) or packet.is_keyframe) and _is_complete(packet, codec)
             )
             if packet.is_keyframe and packet.pts is not None:
                 keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
@@ -73,13 +69,22 @@ class Timeline:
         is_reordered = any(later < earlier for earlier, later in pairwise(times))
         times.sort()
         is_reliable = (
-            is_sound
+            is_reliable
             and _tells_times(container, stream, only_keys=len(keys) == packets)
             and len({*times}) == frames > 0
             and times[0] >= keys[0][0]  # no frame refers to a packet before the file's first
             and all(first[0] < second[0] for first, second in pairwise(keys))
         )
         return cls(frames, is_reordered, times if is_reliable else [], keys)
+
+
+def _is_complete(packet: VideoPacket, codec: str) -> bool:
+    """Whether a packet is whole, holds one picture, and nothing that later packets need."""
+    return (
+        not packet.is_corrupt
+        and not any(packet.has_sidedata(kind) for kind in _SENT_ONCE)
+        and (codec != "mpeg4" or is_one_mpeg4_picture(bytes(packet)))
+    )
 
 
 def _tells_times(container: InputContainer, stream: VideoStream, *, only_keys: bool) -> bool:
@@ -106,8 +111,8 @@ def frames_by_seeking(
 ) -> Iterator[tuple[int, av.VideoFrame, Orientation]]:
     """Number, frame and orientation of the frames with these rising numbers.
 
-    Each frame is decoded from the key frame before it. TimelineError if other frames come than the
-    frames that the timeline says.
+    A frame is decoded from the key frame before it. TimelineError if the frames that come are not
+    the frames of the timeline.
     """
     needed = {timeline.times[number] for number in wanted}
     spared: set[int | None] = set()  # times of pictures neither wanted nor referred to by others
