@@ -91,7 +91,8 @@ class FusedLayout:
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """For q, k and v, the projection's output channels (H, D) int64."""
         width = self.head_count * (2 * self.key_width + self.value_width)
-        q, k, v = (part for view in self.views(torch.arange(width)) for part in view.unbind(-3))
+        channels = torch.arange(width, device="cpu")  # also where the tower has no storage
+        q, k, v = (part for view in self.views(channels) for part in view.unbind(-3))
         return q, k, v
 
     def fused(self, parts: Iterable[Tensor]) -> Tensor:

@@ -62,7 +62,7 @@ class HeadPlaces:
     def columns(self) -> Tensor:
         """The input channels of `proj` that each head makes: (H, D_v) int64."""
         heads, width = self.layout.head_count, self.layout.value_width
-        channels = torch.arange(heads * width)
+        channels = torch.arange(heads * width, device="cpu")
         return channels.view(width, heads).T if self.channel_first else channels.view(heads, width)
 
 
