@@ -126,9 +126,10 @@ def relocate(
     by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
     if torch.compiler.is_compiling():  # true while a graph is exported, too
         return _relocated(by_frame, layout, moves, queries=queries).flatten(0, 2)
+    shape = by_frame.shape  # the gradient keeps `moved_channels`, which must keep no tensor
 
     def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
-        views = layout.views(tensor.view(by_frame.shape))
+        views = layout.views(tensor.view(shape))
         if not queries:
             views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
         for view in views:
