@@ -54,25 +54,25 @@ def bench(
     interrupt (Ctrl-C) the result holds what was measured until then; KeyboardInterrupt where that
     is not one round.
     """
-    facts = {**provenance(), "seeds": [SEED], "device": device.type, "dtype": dtype}
+    limit = None if device.type == "cuda" else int(memory * 2**30) if memory else free_bytes() // 2
+    facts = {
+        **provenance(),
+        "seeds": [SEED],
+        "device": device.type,
+        "dtype": dtype,
+        "compiled": any(subject.is_compiled for subject in subjects),
+        "warmup": warmup,
+        "peak_mib_is": MEANING[device.type],
+        "batch_limit_mib": None if limit is None else limit // MIB,
+        "reference": subjects[0].name,
+    }
     rounds = _whole_cycles(rounds, len(subjects), log)
     torch.manual_seed(SEED)
     clips = Clips(device, DTYPES[dtype])
-    limit = None if device.type == "cuda" else int(memory * 2**30) if memory else free_bytes() // 2
     measured = Measurements(_peaks_of_one_clip(subjects, clips, limit))
 
     def result() -> dict[str, Any]:
-        return {
-            **facts,
-            "compiled": any(subject.is_compiled for subject in subjects),
-            "rounds": len(measured.rounds),
-            "warmup": warmup,
-            "interrupted": measured.interrupted,
-            "peak_mib_is": MEANING[device.type],
-            "batch_limit_mib": None if limit is None else limit // MIB,
-            "reference": subjects[0].name,
-            "models": _entries(subjects, measured),
-        }
+        return {**facts, **_figures(subjects, measured)}
 
     try:
         _measure_latency(subjects, clips, measured, rounds=rounds, warmup=warmup, log=log)
@@ -151,8 +151,8 @@ def _measure_latency(
         )
 
 
-def _entries(subjects: Sequence[Subject], measured: Measurements) -> list[dict[str, Any]]:
-    """What the result says of each subject."""
+def _figures(subjects: Sequence[Subject], measured: Measurements) -> dict[str, Any]:
+    """The part of the result that is measured."""
     series = {
         subject.name: [times[subject.name] for times in measured.rounds] for subject in subjects
     }
@@ -170,4 +170,8 @@ def _entries(subjects: Sequence[Subject], measured: Measurements) -> list[dict[s
         if name in measured.throughputs:
             entry["throughput"] = measured.throughputs[name].to_dict()
         entries.append({**entry, "ms": [round(time, 3) for time in series[name]]})
-    return entries
+    return {
+        "rounds": len(measured.rounds),
+        "interrupted": measured.interrupted,
+        "models": entries,
+    }
