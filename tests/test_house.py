@@ -65,7 +65,7 @@ HEAVY = (
     "timm",
     "av",
     "numpy",
-    "matplotlib",
+    "jinja2",
     "huggingface_hub",
     "safetensors",
 )

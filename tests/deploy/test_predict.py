@@ -1,4 +1,4 @@
-"""What a saved model answers for one video: softmax averaged over the views that it was saved with."""
+"""What does a saved model answer for one video? The mean over its views, or a named error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.loader import read_views
+from zeroi2v.errors import VideoError
 from zeroi2v.inference.evaluate import BATCH, evaluate
 
 
@@ -20,7 +23,7 @@ def test_scores_are_the_mean_of_the_softmax_of_each_view(
     motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
-    model.labels, model.views = ("left", "right", "up"), ViewsConfig(clips=2, crops=3)
+    respec(model, labels=("left", "right", "up"), views=ViewsConfig(clips=2, crops=3))
     model.save_pretrained(tmp_path)
     predictor = zeroi2v.Predictor(tmp_path, device="cpu")
     logits = [[9.0, 0.0, 0.0], *[[0.0, 2.0, 0.0]] * 2, *[[0.0, 1.0, 1.5]] * 3]  # of the six views
@@ -53,7 +56,7 @@ def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(
     motion_videos: Path, tmp_path: Path
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
-    model.views = ViewsConfig(clips=7, crops=3)
+    respec(model, views=ViewsConfig(clips=7, crops=3))
     model.save_pretrained(tmp_path)
     predictor = zeroi2v.Predictor(tmp_path, device="cpu")
     clips: list[int] = []
@@ -64,3 +67,23 @@ def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(
     whole = evaluate(predictor.model, [video], batch_size=21)
     assert clips[2:] == [21]
     assert [found[label] for label in model.labels] == pytest.approx(whole.scores[0].tolist())
+
+
+def test_an_empty_path_is_an_error_and_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2).save_pretrained(tmp_path)
+    predictor = zeroi2v.Predictor(tmp_path, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (64, 64)).save("frame_1.png")
+    assert len(predictor.predict(".")) == 2
+    with pytest.raises(VideoError, match=r"^'': an empty path; give a video file"):
+        predictor.predict("")
+
+
+def test_a_folder_of_videos_is_not_predicted_from_its_cover(tmp_path: Path) -> None:
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2).save_pretrained(tmp_path / "m")
+    Image.new("L", (64, 64)).save(tmp_path / "cover.jpg")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(VideoError, match=r"holds videos, .*: give .*a\.mp4$"):
+        zeroi2v.Predictor(tmp_path / "m", device="cpu").predict(tmp_path)

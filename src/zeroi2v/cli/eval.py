@@ -123,7 +123,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
             file=sys.stderr,
         )
     found = evaluate_model(
-        model, dataset.for_evaluation, clip=clip, views=views, workers=worker_count(-1), log=log
+        model, dataset.for_evaluation(), clip=clip, views=views, workers=worker_count(-1), log=log
     )
     for path, write in ((arguments.scores, write_scores), (arguments.confusion, write_confusion)):
         if path and speaks():

@@ -176,10 +176,10 @@ def towers(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """`zeroi2v show`"""
-    from zeroi2v.explain.show import beside_heads, heads_text
     from zeroi2v.explain.show import show as draw
     from zeroi2v.machine import best_device
     from zeroi2v.models.loading import load
+    from zeroi2v.pages.show import beside_heads, heads_text
 
     model = load(arguments.model).to(best_device())
     result = draw(

@@ -44,7 +44,7 @@ def merge_folder(
         before, after = random_logits(adapted), random_logits(merged)
     else:
         config = data_for(adapted, config or DataConfig())
-        videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation
+        videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation()
         found = [
             evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)
         ]

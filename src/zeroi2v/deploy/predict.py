@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from zeroi2v.data.loader import read_views
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, VideoError
 from zeroi2v.inference.scores import clip_logits, view_scores
 from zeroi2v.machine import best_device
 from zeroi2v.models.loading import load
@@ -36,6 +36,8 @@ class Predictor:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, got {top_k}")
+        if not os.fspath(video):
+            raise VideoError("''", "an empty path; give a video file or a folder of frames")
         model = self.model
         views = read_views(
             Path(video), clip=model.clip, views=model.views, size=model.image_size
