@@ -90,7 +90,7 @@ def _adapter(adapter: Any, x: Tensor) -> Tensor:
 
 
 def _shifted(tokens: Tensor, frames: int, width: int) -> Tensor:
-    by_frame = tokens.unflatten(0, (-1, frames))
+    by_frame: Tensor = tokens.unflatten(0, (-1, frames))
     out = by_frame.clone()
     out[:, 1:, :, :width] = by_frame[:, :-1, :, :width]
     out[:, :-1, :, width : 2 * width] = by_frame[:, 1:, :, width : 2 * width]
