@@ -344,7 +344,14 @@ def test_a_training_ends_with_the_comparison_that_began_it(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(3)
-    session = ["ps", "-o", "stat=", "--sid", str(process.pid)]
-    states = subprocess.run(session, check=False, capture_output=True, text=True).stdout.split()
-    assert [state for state in states if not state.startswith("Z")] == []
+    deadline = time.monotonic() + 30  # on a busy machine; seconds elsewhere
+    while (left := living_processes(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def living_processes(session: int) -> list[str]:
+    """The states of the processes of a session that have not ended."""
+    command = ["ps", "-o", "stat=", "--sid", str(session)]
+    states = subprocess.run(command, check=False, capture_output=True, text=True).stdout.split()
+    return [state for state in states if not state.startswith("Z")]
