@@ -1,16 +1,19 @@
-"""Do the paper's ablations come out alike in miniature? Tables 1a, 1b, 1c, 2 and 8 on the motion videos, with the embedded tower.
+"""Do the paper's ablations come out alike in miniature? Tables 1a, 1b, 1c, 2 and 8.
 
     python benchmarks/ablations.py --work FOLDER      # about an hour and a half on two free cores
     python benchmarks/ablations.py --docs             # only writes docs/ablations.md anew
 
-Two trainings at a time, on a thread each. After each training benchmarks/results/ablations.json is written, at the end
-docs/ablations.md from it. Interrupted, it goes on with the same FOLDER. A row that stands in several tables is trained once.
+The rows of the tables are trained on the motion videos, with the embedded tower: two trainings at a
+time, each on a thread of its own. A row that stands in several tables is trained once. After each
+training benchmarks/results/ablations.json is written, and at the end docs/ablations.md.
+Interrupted, the script goes on with the same FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,9 +27,10 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
 from zeroi2v.data.synthetic import write_motion_videos
-from zeroi2v.experiments.compare import Row, plan, table
+from zeroi2v.experiments.compare import Row, plan_trials, summarise_rows
 from zeroi2v.experiments.quickstart import recipe
 from zeroi2v.experiments.trials import run_trials
+from zeroi2v.files import write_json, write_text
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.recipes import override, to_dict
@@ -34,7 +38,7 @@ from zeroi2v.recipes import override, to_dict
 RESULT = Path(__file__).parent / "results" / "ablations.json"
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
 VIDEOS = {"train": 1600, "val": 800}
-BUDGET = (  # beside the quickstart's
+BUDGET = (  # settings that change the recipe of the quickstart, for all rows
     "clip.frames=4",
     'heads="-1*1, 1*1"',
     "pixels.crop_area=[1.0, 1.0]",
@@ -48,7 +52,7 @@ SIX = ("q", "k", "v", "proj", "up", "down")
 
 
 def at(sites: Sequence[str], width: int, strategy: str = "zeroi2v") -> tuple[str, ...]:
-    """The settings of adapters at some sites, as wide as the paper's `width` is for its 768 channels."""
+    """The settings of adapters at some sites. `width` is that of a tower of 768 channels."""
     return f"strategy={strategy}", f"sites={json.dumps(sites)}", f"adapter_ratio={width / 768}"
 
 
@@ -58,12 +62,12 @@ def moves(operator: str, share: int) -> tuple[str, ...]:
 
 
 def reaches(offsets: Sequence[int], frames: int) -> tuple[str, ...]:
-    """The settings of one temporal head per offset."""
+    """The settings of one temporal head for each offset."""
     return f"heads={json.dumps(offsets)}", f"clip.frames={frames}"
 
 
 OFFSETS = (-1, 1, -2, 2, -3, 3)
-# A row of the ablation: its name -> what it sets beside the budget. `base` stands in Tables 1a, 1b, 1c, 2 and 8.
+# Name of a row -> the settings that the row changes in the budget. `base` stands in all tables.
 ROWS: dict[str, tuple[str, ...]] = {
     "base": (),
     "no-time": ("heads=[]",),
@@ -106,7 +110,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "linear-4-48": at(FOUR, 48),
     "linear-4-384": at(FOUR, 384),
 }
-# A table of the paper: its title -> its rows: what it calls them, the row above, the printed top-1 on Something-Something V2.
+# Title of a table of the paper -> its rows: the paper's name, the name in ROWS, and the printed
+# top-1 on Something-Something V2.
 TABLES: dict[str, tuple[tuple[str, str, float], ...]] = {
     "Table 1a: operators that cost nothing": (
         ("1/6: [cls] token shift", "cls-shift", 61.4),
@@ -165,14 +170,10 @@ TABLES: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("0.5", "linear-4-384", 65.8),
     ),
 }
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-}  # the 97.5 % quantile of Student's t, by how many seeds
+# Number of seeds -> the 97.5 % quantile of Student's t:
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 PRINTED = {name: printed for lines in TABLES.values() for _, name, printed in lines}
-# A question -> pairs of rows; its answer is the mean over the pairs of the first row's accuracy minus the second's.
+# Question -> pairs of rows. The answer is the mean over the pairs of how much better the first is.
 QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "STDHA, not [cls] shift": (("base", "cls-shift"),),
     "STDHA, not channel shift of K and V, at 1/4": (("hr-kv-quarter", "shift-kv-quarter"),),
@@ -192,7 +193,7 @@ QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def budget() -> Recipe:
-    """What all rows share."""
+    """The recipe that the rows change."""
     return override(recipe(0), BUDGET)
 
 
@@ -202,61 +203,50 @@ def points(numbers: Sequence[float]) -> str:
 
 
 def interval(numbers: Sequence[float]) -> str:
-    """The mean of differences, and the 95 % interval that Student's t leaves it over so few seeds."""
+    """The mean of differences, one for each seed, and the 95 % interval of Student's t."""
     mean = statistics.mean(numbers)
     half = STUDENT[len(numbers)] * statistics.stdev(numbers) / len(numbers) ** 0.5
     return f"{points([mean])} ({points([mean - half])} to {points([mean + half])})"
 
 
 def same_sign(numbers: Sequence[float]) -> int:
-    """1 or -1 if all of the numbers are above or below 0, else 0."""
+    """1 if all numbers are above 0, -1 if all are below 0, else 0."""
     return all(number > 0 for number in numbers) - all(number < 0 for number in numbers)
 
 
 def difference(
     scores: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]
 ) -> list[float]:
-    """For each seed, by how many points the first rows of the pairs are better, on the mean over the pairs."""
+    """For each seed, by how many points the first rows of the pairs are better, on average."""
     return [
-        100 * statistics.mean(one - other for one, other in zip(*both, strict=True))
-        for both in seedwise(scores, pairs)
-    ]
-
-
-def seedwise(
-    scores: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]
-) -> list[tuple[list[float], list[float]]]:
-    """For each seed the scores of the pairs' first rows, and of their second."""
-    seeds = range(len(scores[pairs[0][0]]))
-    return [
-        ([scores[one][seed] for one, _ in pairs], [scores[other][seed] for _, other in pairs])
-        for seed in seeds
+        100 * statistics.mean(scores[first][seed] - scores[second][seed] for first, second in pairs)
+        for seed in range(len(scores[pairs[0][0]]))
     ]
 
 
 def answers(scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """The table of the questions, line by line, as far as all their rows are measured with every seed."""
+    """The lines of the table of the questions."""
     lines = [
         "| better is | points, seed by seed | mean (95 %) | paper | |",
         "| --- | --- | --- | --- | --- |",
     ]
     for question, pairs in QUESTIONS.items():
-        found = difference(scores, pairs)
-        printed = [PRINTED[one] - PRINTED[other] for one, other in pairs if other in PRINTED]
+        ours = difference(scores, pairs)
+        printed = [PRINTED[first] - PRINTED[second] for first, second in pairs if second in PRINTED]
         verdict = {
             1: "so with every seed",
             -1: "the other way with every seed",
             0: "the seeds disagree",
-        }[same_sign(found)]
+        }[same_sign(ours)]
         paper = points([statistics.mean(printed)]) if printed else "not printed"
-        lines.append(f"| {question} | {points(found)} | {interval(found)} | {paper} | {verdict} |")
+        lines.append(f"| {question} | {points(ours)} | {interval(ours)} | {paper} | {verdict} |")
     return lines
 
 
 def section(
     title: str, rows: Sequence[tuple[str, str, float]], scores: Mapping[str, Sequence[float]]
 ) -> list[str]:
-    """A table of the paper beside ours, and where their orders differ."""
+    """The lines of a table of the paper beside ours, and where the orders differ."""
     mean = {name: statistics.mean(scores[name]) for _, name, _ in rows}
     lines = [
         f"## {title}",
@@ -270,56 +260,65 @@ def section(
             1 + sum(other > mean[name] for other in mean.values()),
         )
         spread = f"{100 * min(scores[name]):.1f} to {100 * max(scores[name]):.1f}"
-        lines.append(
-            f"| {label} | {printed:.1f} | {places[0]} | {100 * mean[name]:.1f} ({spread}) | {places[1]} |"
+        ours = f"{100 * mean[name]:.1f} ({spread}) | {places[1]}"
+        lines.append(f"| {label} | {printed:.1f} | {places[0]} | {ours} |")
+    return [*lines, "", *orders(rows, scores), ""]
+
+
+def orders(
+    rows: Sequence[tuple[str, str, float]], scores: Mapping[str, Sequence[float]]
+) -> list[str]:
+    """How many pairs of the rows of a table are ordered as in the paper: lines of text."""
+    agreed, disagreeing, undecided = 0, [], 0
+    for pair in combinations(rows, 2):
+        (better, name, printed), (worse, other, other_printed) = sorted(
+            pair, key=lambda row: -row[2]
         )
-    agreed, reversed_, open_, seeds = 0, [], 0, len(scores[rows[0][1]])
-    for (label, name, printed), (other_label, other, other_printed) in combinations(rows, 2):
         if printed == other_printed:
             continue
-        way = same_sign(difference(scores, [(name, other)])) * (
-            1 if printed > other_printed else -1
-        )
-        agreed, open_ = agreed + (way > 0), open_ + (way == 0)
-        if way < 0:
-            better, worse = (
-                (other_label, label) if printed > other_printed else (label, other_label)
-            )
-            reversed_.append(f"{better} above {worse}")
-    lines += [
-        "",
-        f"Of the pairs of rows whose printed figures differ, {agreed} are ordered as in the paper with every seed, "
-        f"{len(reversed_)} the other way with every seed, and in {open_} the seeds disagree. Were all rows alike, chance would "
-        f"give about {(agreed + len(reversed_) + open_) * 0.5**seeds:.0f} of the first kind and as many of the second.",
+        sign = same_sign(difference(scores, [(name, other)]))
+        agreed, undecided = agreed + (sign > 0), undecided + (sign == 0)
+        if sign < 0:
+            disagreeing.append(f"{worse} above {better}")
+    seeds = len(scores[rows[0][1]])
+    by_chance = (agreed + len(disagreeing) + undecided) * 0.5**seeds
+    lines = [
+        f"Of the pairs of rows whose printed figures differ, {agreed} are ordered as in the paper "
+        f"with every seed, {len(disagreeing)} the other way with every seed, and in {undecided} "
+        f"the seeds disagree. Were all rows alike, chance would give about {by_chance:.0f} of the "
+        "first kind and as many of the second."
     ]
-    if reversed_:
-        lines.append(f"The other way: {'; '.join(reversed_)}.")
-    return [*lines, ""]
+    if disagreeing:
+        lines.append(f"The other way: {'; '.join(disagreeing)}.")
+    return lines
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """docs/ablations.md, whole."""
+    """The text of docs/ablations.md."""
     lines = [HEAD, ""]
     scores = {name: row["scores"] for name, row in result.get("rows", {}).items()}
-    if len(scores) < len(ROWS) or any(
-        len(found) < len(result["seeds"]) for found in scores.values()
-    ):
+    complete = [name for name in scores if len(scores[name]) >= len(result["seeds"])]
+    if len(complete) < len(ROWS):
         return "\n".join([*lines, "Not measured yet.", ""])
     machine, videos = result["machine"], result["videos"]
     train, clip = result["budget"]["train"], result["budget"]["clip"]
     seconds = statistics.median(row["seconds"] for row in result["rows"].values())
     lines += [
-        f"Measured on {result['date']}: {machine['processor']}, two trainings at a time on a thread each, torch "
-        f"{result['versions']['torch']}, seeds {', '.join(map(str, result['seeds']))} of the trainings, on the same {videos['train']:,} "
-        f"training and {videos['val']:,} validation videos. {train['epochs']} epochs, batches of {train['batch_size']}, learning rate "
-        f"{train['learning_rate']:g}, {clip['frames']} frames; the median row took {seconds:.0f} s a training. "
-        "[`ablations.json`](../benchmarks/results/ablations.json) holds every figure and setting. The number of validation videos "
-        f"alone leaves {open_points(scores, videos['val']):.1f} points either way open in a row (95 %); all seeds are judged on the same.",
+        f"Measured on {result['date']}: {machine['processor']}, two trainings at a time on a "
+        f"thread each, torch {result['versions']['torch']}, seeds "
+        f"{', '.join(map(str, result['seeds']))} of the trainings, on the same "
+        f"{videos['train']:,} training and {videos['val']:,} validation videos. "
+        f"{train['epochs']} epochs, batches of {train['batch_size']}, learning rate "
+        f"{train['learning_rate']:g}, {clip['frames']} frames; the median row took {seconds:.0f} s "
+        "a training. [`ablations.json`](../benchmarks/results/ablations.json) holds every figure "
+        "and setting. The number of validation videos alone leaves "
+        f"{open_points(scores, videos['val']):.1f} points either way open in a row (95 %); all "
+        "seeds are judged on the same.",
         "",
-        "## Five comparisons",
+        "## The comparisons",
         "",
-        "The differences are between rows of the same seed, and so of the same order of the same clips. The interval is Student's "
-        "over the seeds; three of them leave it wide.",
+        "The differences are between rows of the same seed, and so of the same order of the same "
+        "clips. The interval is Student's over the seeds; three of them leave it wide.",
         "",
         *answers(scores),
         "",
@@ -330,30 +329,36 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def open_points(scores: Mapping[str, Sequence[float]], videos: int) -> float:
-    """Half of the widest 95 % interval of a row's mean that the number of validation videos leaves."""
-    return 196 * max(
-        (mean * (1 - mean) / videos) ** 0.5 for mean in map(statistics.mean, scores.values())
-    )
+    """Half of the widest 95 % interval that the number of videos leaves to the mean of a row."""
+    means = [statistics.mean(row) for row in scores.values()]
+    return 196 * max(math.sqrt(mean * (1 - mean) / videos) for mean in means)
 
 
 HEAD = """# The paper's ablations in miniature
 
-[`benchmarks/ablations.py`](../benchmarks/ablations.py) trains the rows of Tables 1a, 1b, 1c, 2 and 8 and writes this page. It asks
-whether their order comes out alike where one can afford it: on the motion videos, with the embedded tower of 0.7 M parameters.
-It says little about Something-Something V2, where the printed figures are from.
+[`benchmarks/ablations.py`](../benchmarks/ablations.py) trains the rows of Tables 1a, 1b, 1c, 2 and
+8 and writes this page. Does the order of the rows come out as in the paper where a training is
+cheap: on the motion videos, with the embedded tower of 0.7 M parameters? The answer says little
+about Something-Something V2, where the printed figures are from.
 
 What is small here, beside data, tower and budget:
 
-- Clips have 4 frames where the paper's have 8, and 8 where they have 16: a video has 17 frames, and a motion crosses it once. So an
-  offset reaches twice as far into a clip. The rows of Table 1c with 32 frames and those of Table 1b with ViT-L are not run.
-- The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 of 12 of 64. Half a head is 4 channels. Channel shift moves a share of
-  every head, and 8 channels cannot move a twelfth back and a twelfth ahead: it is run at 1/4 alone, a channel back and one ahead.
-- The temporal embedding stays zero: it would tell spatial heads when their frame was shown, and on these videos that gives the order away.
-- One-sided offsets (fields of 2, 4 and 6 frames) are the negative ones, as in the authors' code; the paper writes the positive.
-- Nothing is tuned for a row, and a training of 800 steps is short: what learns faster here stands higher. All have one learning rate,
-  full fine-tuning a tenth of it, as in the paper. A width of 192 means a quarter of the channels. Which two and three sites the paper's
-  shorter rows have cannot be read; here they are q/k/v and up, and also proj.
-- With every head spatial nothing tells the order of frames, and of eight classes in pairs of reversals half the answers are lost."""
+- Clips have 4 frames where the paper's have 8, and 8 where the paper's have 16: a video has 17
+  frames, and a motion crosses it once. So an offset reaches twice as far into a clip. The rows of
+  Table 1c with 32 frames and those of Table 1b with ViT-L are not run.
+- The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 of 12 of 64. Half a head is 4
+  channels. Channel shift moves a share of every head, and 8 channels cannot move a twelfth back and
+  a twelfth ahead: it is run at 1/4 alone, a channel back and one ahead.
+- The temporal embedding stays zero: it would tell spatial heads when their frame was shown, and on
+  these videos that gives the order away.
+- One-sided offsets (fields of 2, 4 and 6 frames) are the negative ones, as in the authors' code;
+  the paper writes the positive.
+- Nothing is tuned for a row, and a training of 800 steps is short: what learns faster here stands
+  higher. All have one learning rate, full fine-tuning a tenth of it, as in the paper. A width of
+  192 means a quarter of the channels. Which two and three sites the paper's shorter rows have
+  cannot be read; here they are q/k/v and up, and also proj.
+- With every head spatial nothing tells the order of frames, and of eight classes in pairs of
+  reversals half the answers are lost."""
 
 
 def main() -> None:
@@ -374,14 +379,15 @@ def main() -> None:
         if arguments.work is None:
             parser.error("--work is missing")
         measure(arguments.work, arguments.seeds, Log())
-    PAGE.write_text(
-        page(json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}),
-        encoding="utf-8",
-    )
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    write_text(PAGE, page(result))
 
 
 def unpack(videos: Path, out: Path) -> None:
-    """Write every video as a folder of images: the same pixels, four times as fast to load. `out` appears when all are written."""
+    """Write every video as a folder of images: the same pixels, four times as fast to load.
+
+    `out` appears when all videos are written.
+    """
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     for video in videos.rglob("*.mp4"):
@@ -393,7 +399,7 @@ def unpack(videos: Path, out: Path) -> None:
 
 
 def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
-    """Train what `work` does not hold yet, and write the result after each training."""
+    """Train the rows that `work` does not hold yet, and write the result after each training."""
     if not (work / "frames").exists():
         if not (work / "videos").exists():
             for _ in write_motion_videos(work / "videos", VIDEOS, seed=0, workers=1):
@@ -403,18 +409,20 @@ def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
 
     def write(entries: Sequence[Mapping[str, Any]], _: Mapping[str, str]) -> None:
         kept = ("settings", "scores", "trainable_params", "seconds", "peak_memory")
-        found = {line["row"]: {key: line[key] for key in kept} for line in table(rows, entries)}
         result = {
             **provenance(),
             "seeds": list(seeds),
             "videos": VIDEOS,
             "budget": to_dict(budget()),
-            "rows": found,
+            "rows": {
+                summary["row"]: {key: summary[key] for key in kept}
+                for summary in summarise_rows(rows, entries)
+            },
         }
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(RESULT, result)
 
     dataset = open_dataset(work / "frames")
-    trials = plan(rows, budget(), seeds)
+    trials = plan_trials(rows, budget(), seeds)
     _, failed = run_trials(
         trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log
     )

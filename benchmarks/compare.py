@@ -1,9 +1,10 @@
-"""What does `zeroi2v compare` find on the motion videos, and in what time? The commands of docs/compare.md, with a clock.
+"""What does `zeroi2v compare` find on the motion videos, and in what time?
 
     python benchmarks/compare.py --work FOLDER    # about a quarter of an hour on two free cores
     python benchmarks/compare.py --docs           # only writes the table of docs/compare.md anew
 
-Writes results/compare-motion.json: what compare.json holds, and the seconds that the whole of the second command took.
+Runs the commands of docs/compare.md. Writes results/compare-motion.json: what compare.json holds,
+and the seconds that the second command took as a whole.
 """
 
 from __future__ import annotations
@@ -19,45 +20,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zeroi2v.files import write_json, write_text
+
 RESULT = Path(__file__).parent / "results" / "compare-motion.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 START, END = "<!-- compare-motion -->\n", "<!-- end of compare-motion -->"
+COLUMNS = (
+    "",
+    "top-1, seed by seed",
+    "trainable",
+    "training, s",
+    "peak memory, MiB",
+    "times the tower, as trained",
+    "merged",
+)
 
 
 def commands() -> list[list[str]]:
-    """The page's last block of commands: one that writes the videos, one that compares."""
-    block = re.findall(
+    """The last block of commands of the page: a command that writes the videos, and `compare`."""
+    blocks = re.findall(
         r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )[-1]
-    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    )
+    return [shlex.split(line) for line in blocks[-1].replace("\\\n", " ").splitlines()]
 
 
 def measure(work: Path) -> dict[str, Any]:
     """Run the commands in an empty folder."""
     work.mkdir()
+    seconds = 0.0
     for _, *arguments in commands():
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "zeroi2v", *arguments], cwd=work, check=True)
         seconds = time.monotonic() - began
-    (page,) = work.glob("*/compare.json")
-    return {**json.loads(page.read_text(encoding="utf-8")), "wall_seconds": round(seconds)}
+    (result,) = work.glob("*/compare.json")
+    return {**json.loads(result.read_text(encoding="utf-8")), "wall_seconds": round(seconds)}
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown, the best row first."""
-    machine, version, count = (
-        result["machine"],
-        result["versions"]["torch"],
-        result["trainings"]["finished"],
-    )
+    machine, minutes = result["machine"], result["wall_seconds"] / 60
     lines = [
-        f"{machine['processor']}, {machine['threads']} threads, torch {version}, {result['date']}: {count} trainings in",
-        f"{result['wall_seconds'] / 60:.0f} minutes ([`compare-motion.json`](../benchmarks/results/compare-motion.json)).",
+        f"{machine['processor']}, {machine['threads']} threads, torch "
+        f"{result['versions']['torch']}, {result['date']}: {result['trainings']['finished']} "
+        "trainings in",
+        f"{minutes:.0f} minutes "
+        "([`compare-motion.json`](../benchmarks/results/compare-motion.json)).",
         "",
-        "| | top-1, seed by seed | trainable | training, s | peak memory, MiB | times the tower, as trained | merged |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(COLUMNS)} |".replace("|  |", "| |"),
+        f"| {' | '.join('---' for _ in COLUMNS)} |",
     ]
-    for row in sorted(result["rows"], key=lambda one: -one["mean_score"]):
+    for row in sorted(result["rows"], key=lambda row: -row["mean_score"]):
         merged = row["merged_over_tower"]
         cells = [
             f"`{row['row']}`",
@@ -82,14 +94,12 @@ def main() -> None:
     if not arguments.docs:
         if arguments.work is None:
             parser.error("--work is missing")
-        RESULT.write_text(json.dumps(measure(arguments.work), indent=1) + "\n", encoding="utf-8")
+        write_json(RESULT, measure(arguments.work))
+    text = "Not measured yet."
+    if RESULT.exists():
+        text = table(json.loads(RESULT.read_text(encoding="utf-8")))
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    found = (
-        table(json.loads(RESULT.read_text(encoding="utf-8")))
-        if RESULT.exists()
-        else "Not measured yet."
-    )
-    PAGE.write_text(f"{before}{START}{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    write_text(PAGE, f"{before}{START}{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""What do the settings that make a training step cheaper cost in accuracy? On the motion videos, with the embedded tower.
+"""What do the settings that make a training step cheaper cost in accuracy?
 
     python benchmarks/levers.py --work FOLDER         # about 15 minutes on two free cores
 
-The quickstart's training on fewer videos, as it is and with one setting changed, two trainings at a time on a thread each. Writes
-benchmarks/results/levers.json. Interrupted, it goes on with the same FOLDER. Seconds are of trainings side by side, decoding included:
-benchmarks/training_step.py measures the step alone.
+The training of the quickstart on fewer videos, as it is and with one setting changed: two trainings
+at a time, each on a thread of its own. Writes benchmarks/results/levers.json. Interrupted, the
+script goes on with the same FOLDER. Seconds are of trainings side by side, decoding included;
+benchmarks/training_step.py measures a step alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.synthetic import write_motion_videos
-from zeroi2v.experiments.compare import Row, plan
+from zeroi2v.experiments.compare import Row, plan_trials
 from zeroi2v.experiments.quickstart import recipe
 from zeroi2v.experiments.trials import run_trials
+from zeroi2v.files import write_json
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.recipes import override
@@ -54,7 +55,7 @@ def main() -> None:
         for _ in write_motion_videos(videos, VIDEOS, seed=0, workers=1):
             pass
     budget = override(recipe(0), ["train.workers=0", "train.save_every_minutes=0"])
-    trials = plan(ROWS, budget, arguments.seeds)
+    trials = plan_trials(ROWS, budget, arguments.seeds)
     entries, failed = run_trials(
         trials,
         open_dataset(videos),
@@ -81,7 +82,7 @@ def main() -> None:
         "epochs": budget.train.epochs,
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 if __name__ == "__main__":

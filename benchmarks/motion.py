@@ -1,9 +1,9 @@
-"""What do temporal heads add? The quickstart with several seeds, beside the same training with every head spatial.
+"""What do temporal heads add? The quickstart, beside the same training with every head spatial.
 
     python benchmarks/motion.py --seeds 0 1 2 --work FOLDER
 
-Writes benchmarks/results/motion.json after each seed, in place of an earlier run of that seed. A seed draws new videos and a new
-training.
+A seed draws new videos and a new training. After each seed the script writes
+benchmarks/results/motion.json, where the new run of a seed replaces an earlier run of that seed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.engine.run import train
 from zeroi2v.experiments import quickstart
+from zeroi2v.files import write_json
 from zeroi2v.inference.evaluate import evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance, worker_count
@@ -26,14 +27,14 @@ from zeroi2v.models.loading import load
 RESULT = Path(__file__).parent / "results" / "motion.json"
 
 
-def one_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
-    """The quickstart of a seed, and its control."""
+def run_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
+    """The figures of the quickstart with a seed, and of its training with every head spatial."""
     result = quickstart.run(work / f"seed-{seed}", seed=seed, log=log)
     dataset = open_dataset(work / f"seed-{seed}" / "videos")
     recipe = quickstart.recipe(seed)
     spatial = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, heads=()))
     train(spatial, dataset, work / f"seed-{seed}" / "spatial", log=log)
-    found = evaluate(
+    evaluation = evaluate(
         load(work / f"seed-{seed}" / "spatial"),
         dataset.splits["test"],
         workers=worker_count(-1),
@@ -43,7 +44,7 @@ def one_seed(seed: int, work: Path, log: Log) -> dict[str, Any]:
     return {
         "seed": seed,
         "probe": result["probe"],
-        "spatial_heads_only": quickstart.accuracy(found, dataset.classes),
+        "spatial_heads_only": quickstart.accuracy(evaluation, dataset.classes),
         "zeroi2v": result["adapted"],
         **{key: result[key] for key in kept},
         **provenance(),
@@ -59,18 +60,13 @@ def main() -> None:
     arguments = parser.parse_args()
     log = Log()
     for seed in arguments.seeds:
-        run = one_seed(seed, arguments.work, log)
+        run = run_seed(seed, arguments.work, log)
         others = json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if RESULT.exists() else []
         runs = sorted(
             [run, *(other for other in others if other["seed"] != seed)], key=itemgetter("seed")
         )
-        RESULT.write_text(
-            json.dumps(
-                {**provenance(), "seeds": [one["seed"] for one in runs], "runs": runs}, indent=1
-            )
-            + "\n",
-            encoding="utf-8",
-        )
+        seeds = [run["seed"] for run in runs]
+        write_json(RESULT, {**provenance(), "seeds": seeds, "runs": runs})
         for name in ("probe", "spatial_heads_only", "zeroi2v"):
             log.say(f"seed {seed}: {name} {run[name]['top1']:.1%}")
 

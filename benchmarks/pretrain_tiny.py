@@ -2,10 +2,12 @@
 
     python benchmarks/pretrain_tiny.py --out zeroi2v_tiny.safetensors
 
-From the [cls] feature, linear heads read what the main object is and where, how large, how turned and how striped it is;
-from every patch token, how much of the patch it covers and which way its centre lies. No video is seen. The same seed on
-the same kind of processor gives the same file. 4,000 steps take about 20 minutes on 2 cores with bfloat16 instructions.
-Writes benchmarks/results/zeroi2v_tiny.json: what the tower can read off pictures that it has not seen, and a hash of its weights.
+Linear heads read, from the [cls] feature: which shape the main object has, where it is, how large,
+how turned and how striped; from every patch token: how much of the patch the object covers, and in
+which direction its centre lies. The tower sees no video. The same seed on the same kind of
+processor gives the same file. 4,000 steps take about 20 minutes on 2 cores with bfloat16
+instructions. Writes benchmarks/results/zeroi2v_tiny.json: what the tower can read off pictures that
+it has not seen, and a hash of its weights.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.data.synthetic import SHAPES, SIZE_RANGE, Scene, random_scene, render
+from zeroi2v.files import write_files, write_json
 from zeroi2v.machine import provenance
 from zeroi2v.models.towers import TINY, tiny_tower
 
@@ -32,14 +37,14 @@ PATCH: int = TINY["patch_size"]
 
 
 class Targets(nn.Module):
-    """Linear heads on the tower's tokens, and the losses of what they read."""
+    """Linear heads on the tokens of the tower, and the losses of their readings."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.picture = nn.Linear(
-            width, len(SHAPES) + 2 + 5
-        )  # shape, stripes, place (2), angle (2), size (1)
-        self.patch = nn.Linear(width, 6)  # cover (1), way to the centre (2), angle (2), size (1)
+        # Of a picture: shape, stripes, place (2), angle (2), size (1).
+        self.picture = nn.Linear(width, len(SHAPES) + 2 + 5)
+        # Of a patch: cover (1), way to the centre (2), angle (2), size (1).
+        self.patch = nn.Linear(width, 6)
 
     def forward(self, tokens: Tensor, scene: Scene, cover: Tensor) -> dict[str, Tensor]:
         picture, patch = self.picture(tokens[:, 0]).float(), self.patch(tokens[:, 1:]).float()
@@ -77,34 +82,31 @@ class Targets(nn.Module):
         }
 
 
+def tokens_of(tower: VisionTransformer, pictures: Tensor) -> Tensor:
+    """The tokens (N, tokens, D) of pictures, uint8 (N, 3, S, S)."""
+    tokens: Tensor = tower.forward_features(pictures.float() / 127.5 - 1)
+    return tokens
+
+
 @torch.no_grad()
-def card(tower: nn.Module, targets: Targets, seed: int) -> dict[str, float]:
+def card(tower: VisionTransformer, targets: Targets, seed: int) -> dict[str, float]:
     """What the tower can read off 4,096 pictures that it has not seen."""
     generator = torch.Generator().manual_seed(seed + 1)
     scene = random_scene(4096, generator)
     pictures, _ = render(scene, SIZE, generator)
     read = torch.cat(
-        [
-            targets.picture(tower.forward_features(part.float() / 127.5 - 1)[:, 0])
-            for part in pictures.split(512)
-        ]
+        [targets.picture(tokens_of(tower, part)[:, 0]) for part in pictures.split(512)]
     )
     shapes = len(SHAPES)
     miss = (read[:, shapes + 2 : shapes + 4] + 2) / 4 - scene.place[:, 0]
     turn = torch.atan2(read[:, shapes + 5], read[:, shapes + 4]) - scene.angle[:, 0]
+    stripes = read[:, shapes : shapes + 2].argmax(1) == (scene.stripes[:, 0] > 0)
+    turn = torch.remainder(turn + math.pi, 2 * math.pi) - math.pi
     return {
         "shape_accuracy": (read[:, :shapes].argmax(1) == scene.shape[:, 0]).float().mean().item(),
-        "stripes_accuracy": (read[:, shapes : shapes + 2].argmax(1) == (scene.stripes[:, 0] > 0))
-        .float()
-        .mean()
-        .item(),
+        "stripes_accuracy": stripes.float().mean().item(),
         "median_place_error_pixels": (miss.norm(dim=1) * SIZE).median().item(),
-        "median_angle_error_degrees": torch.rad2deg(
-            torch.remainder(turn + math.pi, 2 * math.pi) - math.pi
-        )
-        .abs()
-        .median()
-        .item(),
+        "median_angle_error_degrees": torch.rad2deg(turn).abs().median().item(),
     }
 
 
@@ -116,20 +118,9 @@ def digest(weights: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
-    torch.manual_seed(arguments.seed)
+def pretrain(tower: VisionTransformer, arguments: argparse.Namespace) -> None:
+    """Train the tower, and write it every 1,000 steps and at the end."""
     generator = torch.Generator().manual_seed(arguments.seed)
-    tower = tiny_tower(pretrained=False).train()
     targets = Targets(TINY["embed_dim"])
     weights = [*tower.parameters(), *targets.parameters()]
     optimizer = torch.optim.AdamW(
@@ -147,7 +138,7 @@ def main() -> None:
         scene = random_scene(arguments.batch_size, generator)
         pictures, cover = render(scene, SIZE, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = targets(tower.forward_features(pictures.float() / 127.5 - 1), scene, cover)
+            losses = targets(tokens_of(tower, pictures), scene, cover)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values(), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -155,23 +146,42 @@ def main() -> None:
         schedule.step()
         if step % 100 == 0:
             text = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
-            print(
-                f"step {step} {text} {step / (time.perf_counter() - start):.2f} steps/s", flush=True
-            )
+            speed = step / (time.perf_counter() - start)
+            print(f"step {step} {text} {speed:.2f} steps/s", flush=True)
         if step % 1000 == 0 or step == arguments.steps:
             tower.eval()
-            found = card(tower, targets, arguments.seed)
-            print(json.dumps(found), flush=True)
-            settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-            metadata = {
-                key: f"{value:.4f}" if isinstance(value, float) else str(value)
-                for key, value in {**settings, **found}.items()
-            }
-            weights_now = {key: value.contiguous() for key, value in tower.state_dict().items()}
-            save_file(weights_now, arguments.out, metadata)
-            result = {**provenance(), **settings, **found, "weights_sha256": digest(weights_now)}
-            RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write(tower, card(tower, targets, arguments.seed), arguments)
             tower.train()
+
+
+def write(
+    tower: VisionTransformer, figures: Mapping[str, float], arguments: argparse.Namespace
+) -> None:
+    """Write the weights of the tower, and the figures of its card."""
+    print(json.dumps(figures), flush=True)
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    metadata = {
+        key: f"{value:.4f}" if isinstance(value, float) else str(value)
+        for key, value in {**settings, **figures}.items()
+    }
+    weights = {key: value.contiguous() for key, value in tower.state_dict().items()}
+    write_files({arguments.out: lambda path: save_file(weights, path, metadata)})
+    result = {**provenance(), **settings, **figures, "weights_sha256": digest(weights)}
+    write_json(RESULT, result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    pretrain(tiny_tower(pretrained=False).train(), arguments)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Is every supported tower right, and every partly covered one where it is covered? Builds each small and checks what it must keep.
+"""Is every supported tower right, and every partly covered tower where it is covered?
 
-    python benchmarks/towers.py --list            # which names: builds all of timm's without storage; writes models/towers.json
-    python benchmarks/towers.py                   # checks every name, about a quarter of an hour on one core; writes results/towers.json
+    python benchmarks/towers.py --list   # which names are supported: writes models/towers.json
+    python benchmarks/towers.py          # checks every name: a quarter of an hour on one core
 
-The checks are those of tests/tower_checks.py: offsets of 0 give the tower frame by frame; a temporal head reads the frame it
-names and nothing else moves; merging changes no output, also after saving and loading, and leaves the tower's own keys.
+A tower is built small and must pass the checks of tests/tower_checks.py: offsets of 0 give the
+tower frame by frame; a temporal head reads the frame it names and nothing else moves; merging
+changes no output, also after saving and loading, and leaves the tower's own keys. Writes
+results/towers.json. With --list, all towers of timm are built without storage.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +28,37 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.tower_checks import SEED, check_tower
 from zeroi2v import partly_covered_towers, supported_towers
 from zeroi2v.errors import TowerError
+from zeroi2v.files import write_json, write_text
 from zeroi2v.machine import provenance
-from zeroi2v.models.towers import NAMES_FILE, TINY_NAME, find_blocks, spatial_blocks
+from zeroi2v.models.survey import survey
+from zeroi2v.models.towers import NAMES_FILE, TINY_NAME
 
 RESULT = Path(__file__).parent / "results" / "towers.json"
 
 
 def coverage(name: str) -> tuple[str, str]:
-    """Whether "every_block" of a timm model can be temporal, or "some_blocks", or "none", and then why."""
+    """Which blocks of a timm model can be temporal: every_block, some_blocks or none; why none."""
     try:
         with torch.device("meta"):
-            tower = timm.create_model(name, num_classes=0)
-            find_blocks(tower, name)
+            anatomy = survey(timm.create_model(name, num_classes=0), name)
     except TowerError as error:
-        return "none", str(error).removeprefix(f"{name}: ").removesuffix(
-            "; zeroi2v.supported_towers() lists what works"
-        )
-    return ("some_blocks" if spatial_blocks(tower) else "every_block"), ""
+        reason = str(error).removeprefix(f"{name}: ")
+        return "none", reason.removesuffix("; zeroi2v.supported_towers() lists what works")
+    return ("some_blocks" if anatomy.spatial_blocks else "every_block"), ""
 
 
 def check(name: str) -> dict[str, Any]:
-    """What the checks found about one tower."""
+    """The result of the checks of one tower."""
     start = time.perf_counter()
-    found: dict[str, Any]
+    result: dict[str, Any]
     try:
-        found = {"ok": True, **check_tower(name)}
+        result = {"ok": True, **check_tower(name)}
     except Exception as error:  # noqa: BLE001  whatever a tower does is its result
-        found = {"ok": False, "why": " ".join([type(error).__name__, *str(error).splitlines()[:1]])}
-    found["seconds"] = round(time.perf_counter() - start, 1)
-    print(name, found, flush=True)
-    return found
+        why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        result = {"ok": False, "why": why}
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    print(name, result, flush=True)
+    return result
 
 
 def main() -> None:
@@ -65,9 +69,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="check these alone, and write nothing")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.getLogger("zeroi2v").setLevel(
-        logging.ERROR
-    )  # that a tower is partly covered is not news here
+    logging.getLogger("zeroi2v").setLevel(logging.ERROR)  # partly covered towers are no news here
     if arguments.names:
         right = [check(name)["ok"] for name in arguments.names]
         sys.exit(f"{sum(right)} of {len(right)} are right" if not all(right) else 0)
@@ -77,26 +79,37 @@ def main() -> None:
         for key in ("every_block", "some_blocks")
     }
     if arguments.list:
-        NAMES_FILE.write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
-        print({key: len(one) for key, one in names.items()})
+        write_text(NAMES_FILE, json.dumps(names, indent=0) + "\n")
+        print({key: len(listed) for key, listed in names.items()})
         return
     towers = {name: check(name) for name in supported_towers() if name != TINY_NAME}
     partly = {name: check(name) for name in partly_covered_towers()}
     refused = {name: why for name, (key, why) in covered.items() if key == "none"}
+    write_result(towers, partly, refused)
+
+
+def write_result(
+    towers: Mapping[str, Mapping[str, Any]],
+    partly: Mapping[str, Mapping[str, Any]],
+    refused: Mapping[str, str],
+) -> None:
+    """Write and print how many towers are right, and the result of each."""
     with_attention = {name: why for name, why in refused.items() if "no attention with" not in why}
     summary = {
         "checked": len(towers),
-        "right": sum(entry["ok"] for entry in towers.values()),
+        "right": sum(result["ok"] for result in towers.values()),
         "partly_covered": len(partly),
-        "partly_covered_right": sum(entry["ok"] for entry in partly.values()),
+        "partly_covered_right": sum(result["ok"] for result in partly.values()),
         "refused": len(refused),
         "refused_with_attention": len(with_attention),
     }
     print(summary)
-    report = {**provenance(), "seeds": [SEED], **summary}
-    report |= {"towers": towers, "partly_covered_towers": partly, "why_refused": with_attention}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    results = {
+        "towers": towers,
+        "partly_covered_towers": partly,
+        "why_refused": with_attention,
+    }
+    write_json(RESULT, {**provenance(), "seeds": [SEED], **summary, **results})
 
 
 if __name__ == "__main__":

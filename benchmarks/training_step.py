@@ -1,42 +1,55 @@
-"""What does a training step cost, beside the plain graph of the paper? ViT-B/16, 8 frames, in turn in one run.
+"""What does a training step cost, beside the plain graph of the paper? ViT-B/16, 8 frames.
 
-    python benchmarks/training_step.py                                          # on a CPU: about ten minutes on two free cores
+    python benchmarks/training_step.py             # on a CPU: about ten minutes on two free cores
     python benchmarks/training_step.py --tower vit_base_patch16_224 --name gelu
     python benchmarks/training_step.py --device cuda --clips 8 --rounds 50
 
-The reference is the paper's training graph written down plainly, as the official code computes it: adapters in activation space,
-attention as two products and a softmax, clones of K and V to shift them, fp32. Beside it, this library's step in fp32, with
-checkpointing, in bf16, and with the levers that trade something. Writes benchmarks/results/training-step-<name>.json: medians of
-seconds, ratios within a round, the peak of what the step allocates, and the largest difference of a gradient from the reference's, as a
-share of that gradient's largest entry.
+The reference is the training graph of the paper written down plainly, as the official code computes
+it: adapters in activation space, attention as two products and a softmax, clones of K and V to
+shift them, fp32. Beside it stand the steps of this library: in fp32, with checkpointing, in bf16,
+and with each setting that trades accuracy for time. All steps are `engine.step.take_step` with an
+optimiser that moves nothing, so that every step starts from the same weights.
+
+Writes benchmarks/results/training-step-<name>.json: medians of seconds, ratios within a round, the
+peak of what a step allocates, and the largest difference of a gradient from the gradient of the
+reference, as a share of the largest entry of the latter.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.config import TrainConfig
+from zeroi2v.engine.processes import Processes
+from zeroi2v.engine.spare import spared
+from zeroi2v.engine.step import Learner, take_step
+from zeroi2v.files import write_json
 from zeroi2v.machine import provenance
 from zeroi2v.measure.memory import peak_bytes
 from zeroi2v.measure.timing import interleave, median_ratio
 
 RESULTS = Path(__file__).parent / "results"
 CLIP_TOWER = "vit_base_patch16_clip_quickgelu_224"
+FRAMES = 8
 
 
 def reference(model: VideoClassifier, clip: Tensor) -> Tensor:
-    """Logits (B, K) of a clip (B, T, 3, S, S) with the weights of a model whose first two heads of every block have offsets -1, +1."""
+    """Logits (B, K) of a clip (B, T, 3, S, S) with the weights of a model.
+
+    The first two heads of every block of the model have the offsets -1 and +1.
+    """
     tower: Any = model.tower
     clips, frames = clip.shape[:2]
     heads, width = tower.blocks[0].attn.num_heads, tower.embed_dim // tower.blocks[0].attn.num_heads
@@ -62,104 +75,133 @@ def reference(model: VideoClassifier, clip: Tensor) -> Tensor:
         h = h * torch.sigmoid(1.702 * h) if quick else F.gelu(h)
         x = x + _adapter(adapters["down"], F.linear(h, mlp.fc2.weight, mlp.fc2.bias))
     feature = _norm(tower.norm, x)[:, 0].unflatten(0, (clips, frames)).mean(1)
-    logits: Tensor = F.linear(feature, model.classifier.weight, model.classifier.bias)
-    return logits
+    return F.linear(feature, model.classifier.weight, model.classifier.bias)
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    normed: Tensor = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return normed
 
 
 def _adapter(adapter: Any, x: Tensor) -> Tensor:
     inner = F.linear(x, adapter.down.weight, adapter.down.bias)
-    return x + adapter.scale * F.linear(inner, adapter.up.weight, adapter.up.bias)
+    added: Tensor = adapter.scale * F.linear(inner, adapter.up.weight, adapter.up.bias)
+    return x + added
 
 
 def _shifted(tokens: Tensor, frames: int, width: int) -> Tensor:
-    by_frame = tokens.unflatten(0, (-1, frames))
+    by_frame: Tensor = tokens.unflatten(0, (-1, frames))
     out = by_frame.clone()
     out[:, 1:, :, :width] = by_frame[:, :-1, :, :width]
     out[:, :-1, :, width : 2 * width] = by_frame[:, 1:, :, width : 2 * width]
     return out.flatten(0, 1)
 
 
-@dataclasses.dataclass(frozen=True)
+class Reference(nn.Module):
+    """The plain graph of the paper, as a module that shares the weights of a model."""
+
+    def __init__(self, model: VideoClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return reference(self.model, clip)
+
+
+class NoOptimizer(torch.optim.Optimizer):
+    """An optimiser that moves no weight."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
 class Step:
     """A way to take a training step, up to its gradients."""
 
-    model: VideoClassifier
-    logits: Callable[[Tensor], Tensor]
-    clip: Tensor
-    bf16: bool = False
+    learner: Learner
+    clips: Tensor  # uint8 (B, F, 3, S, S)
 
     def __call__(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        labels = torch.arange(len(self.clip), device=self.clip.device)
-        autocast = (
-            torch.autocast(self.clip.device.type, torch.bfloat16)
-            if self.bf16
-            else contextlib.nullcontext()
-        )
-        with autocast:
-            logits = self.logits(self.clip)
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # not annotated in torch
+        take_step(self.learner, self.clips, torch.arange(len(self.clips)), learning_rate=0.0)
 
     def gradients(self) -> dict[str, Tensor]:
+        """The gradients of a step, by the name of the parameter in the model."""
         self()
+        named = self.learner.model.named_parameters()
         return {
-            name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None
+            name.removeprefix("model."): parameter.grad.clone()
+            for name, parameter in named
+            if parameter.grad is not None
         }
 
     def peak_bytes(self) -> int:
-        """The most memory that one step holds at once, beyond what lay there before it."""
-        self.model.zero_grad(set_to_none=True)
-        return peak_bytes(self, self.clip.device)
+        """The most memory that one step holds at once, beyond the memory held before it."""
+        self.learner.model.zero_grad(set_to_none=True)
+        return peak_bytes(self, self.clips.device)
 
 
 def build(arguments: argparse.Namespace, **settings: Any) -> VideoClassifier:
     """A model in training mode with random weights, also where training starts from zeros."""
     torch.manual_seed(0)
-    options = {"depth": arguments.depth} if arguments.depth else {}
     model = create_model(
-        arguments.tower, num_classes=400, frames=8, heads=[-1, 1], tower_options=options, **settings
+        arguments.tower,
+        num_classes=400,
+        frames=FRAMES,
+        heads=[-1, 1],
+        tower_options={"depth": arguments.depth} if arguments.depth else {},
+        **settings,
     ).train()
     with torch.no_grad():
         for parameter in model.adapters.parameters():
             parameter.copy_(0.02 * torch.randn(parameter.shape))
-    return model.to(arguments.device)
+    moved: VideoClassifier = model.to(arguments.device)
+    return moved
 
 
-def steps_of(arguments: argparse.Namespace) -> dict[str, Step]:
-    """Every way that is compared, the reference first."""
-    plain = build(arguments)
-    clip = torch.randn(arguments.clips, 8, 3, plain.image_size, plain.image_size).to(
-        arguments.device
-    )
-    checkpointed, half_tokens = build(arguments), build(arguments)
-    checkpointed.checkpoint_blocks()
-    half_tokens.drop_patches(0.5)
-    upper = build(arguments, adapted_blocks=max(1, len(plain.heads) // 2))
-    few = build(arguments)
-    few.take_frames(4)
+def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, Step]:
+    """Every way that is compared, the reference first. The models train until `training` ends."""
+
+    def in_training(model: VideoClassifier, **settings: Any) -> VideoClassifier:
+        training.enter_context(spared(model, TrainConfig(**settings)))
+        return model
+
+    model = in_training(build(arguments))
+    size = (arguments.clips, FRAMES, 3, model.image_size, model.image_size)
+    clips = torch.randint(256, size, dtype=torch.uint8).to(arguments.device)
+    upper_half = build(arguments, adapted_blocks=max(1, len(model.heads) // 2))
+
+    def step(
+        trained: nn.Module, clips: Tensor = clips, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> Step:
+        learner = Learner(
+            processes=Processes(clips.device),
+            model=trained,
+            spec=model.spec,
+            optimizer=NoOptimizer(trained.parameters(), {}),
+            scaler=torch.amp.GradScaler(clips.device.type, enabled=False),
+            settings=TrainConfig(precision=precision),
+        )
+        return Step(learner, clips)
+
     return {
-        "reference": Step(plain, lambda clip: reference(plain, clip), clip),
-        "reference in bf16": Step(plain, lambda clip: reference(plain, clip), clip, bf16=True),
-        "fp32": Step(plain, plain, clip),
-        "checkpointing": Step(checkpointed, checkpointed, clip),
-        "bf16": Step(plain, plain, clip, bf16=True),
-        "half of the patches": Step(half_tokens, half_tokens, clip),
-        "adapters in the upper half": Step(upper, upper, clip),
-        "half of the frames": Step(few, few, clip[:, ::2]),
+        "reference": step(Reference(model)),
+        "reference in bf16": step(Reference(model), precision="bf16"),
+        "fp32": step(model),
+        "checkpointing": step(in_training(build(arguments), checkpointing=True)),
+        "bf16": step(model, precision="bf16"),
+        "half of the patches": step(in_training(build(arguments), token_share=0.5)),
+        "adapters in the upper half": step(in_training(upper_half)),
+        "half of the frames": step(model, clips[:, ::2]),
     }
 
 
-def largest_difference(one: Step, other: Step) -> float:
-    """Over all tensors: the largest difference of a gradient, as a share of the largest entry of the reference's."""
-    ours, theirs = other.gradients(), one.gradients()
-    assert ours.keys() == theirs.keys()
+def largest_difference(expected: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+    """The largest difference of a gradient, as a share of the largest entry of the expected one."""
+    assert gradients.keys() == expected.keys()
     return max(
-        ((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()).item()
-        for name in theirs
+        ((gradients[name] - gradient).abs().max() / gradient.abs().max()).item()
+        for name, gradient in expected.items()
     )
 
 
@@ -176,17 +218,28 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", help="of the result's file (default: the device's)")
     arguments = parser.parse_args()
-    steps = steps_of(arguments)
-    first = steps["reference"]
+    with ExitStack() as training:
+        measured = measure(arguments, steps_of(arguments, training))
+    settings = {
+        name: getattr(arguments, name) for name in ("tower", "depth", "clips", "rounds", "device")
+    }
+    name = arguments.name or arguments.device
+    result = {**provenance(), "seeds": [0], **settings, **measured}
+    write_json(RESULTS / f"training-step-{name}.json", result)
+    print(json.dumps(measured, indent=1))
+
+
+def measure(arguments: argparse.Namespace, steps: Mapping[str, Step]) -> dict[str, Any]:
+    """Differences of gradients, seconds and peaks of memory; ratios are to the reference."""
+    expected = steps["reference"].gradients()
+    differences = {
+        name: largest_difference(expected, steps[name].gradients())
+        for name in ("fp32", "checkpointing")
+    }
     memory = {name: step.peak_bytes() for name, step in steps.items()}
     times = interleave(steps, rounds=arguments.rounds, warmup=1)
-    result = {
-        **provenance(),
-        "seeds": [0],
-        **{key: getattr(arguments, key) for key in ("tower", "depth", "clips", "rounds", "device")},
-        "largest_gradient_difference": {
-            name: largest_difference(first, steps[name]) for name in ("fp32", "checkpointing")
-        },
+    return {
+        "largest_gradient_difference": differences,
         "steps": {
             name: {
                 "seconds": round(statistics.median(series) / 1000, 4),
@@ -197,12 +250,6 @@ def main() -> None:
             for name, series in times.items()
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"training-step-{arguments.name or arguments.device}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(
-        json.dumps({key: result[key] for key in ("largest_gradient_difference", "steps")}, indent=1)
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Do the rows of the ablations say what the paper's tables say, and does their page count orders right?"""
+"""Do the rows of the ablations say what the paper's tables say, and does the page count right?"""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 from benchmarks import ablations as script
 from zeroi2v.config import Recipe
-from zeroi2v.experiments.compare import Row, plan
+from zeroi2v.experiments.compare import Row, plan_trials
 from zeroi2v.method.heads import shares, temporal_receptive_field
 from zeroi2v.method.relocate import FusedLayout, channel_offsets
-from zeroi2v.models.video import VideoClassifier, build_model
+from zeroi2v.models.build import build_model
+from zeroi2v.models.spec import numbered_labels
+from zeroi2v.models.video import VideoClassifier
 
+ROWS = [Row(name, settings) for name, settings in script.ROWS.items()]
 RECIPES: dict[str, Recipe] = {
-    trial.row: trial.recipe
-    for trial in plan(
-        [Row(name, settings) for name, settings in script.ROWS.items()], script.budget(), [0]
-    )
+    trial.row: trial.recipe for trial in plan_trials(ROWS, script.budget(), [0])
 }
 
 
@@ -31,8 +31,8 @@ def built(name: str) -> VideoClassifier:
     with torch.device("meta"):
         return build_model(
             dataclasses.replace(recipe.model, pretrained=False),
-            num_classes=8,
-            frames=recipe.clip.frames,
+            labels=numbered_labels(8),
+            clip=recipe.clip,
         )
 
 
@@ -72,13 +72,13 @@ def temporal_share(model: VideoClassifier) -> Fraction:
 
 def test_head_counts_of_table_1b() -> None:
     assert [(label, temporal_share(model)) for label, model in rows_of("1b")] == [
-        (f"k = {count}", count) for count in (1, 2, 4, 6)
+        (f"k = {count}", Fraction(count)) for count in (1, 2, 4, 6)
     ]
 
 
 def test_receptive_fields_of_table_1c() -> None:
-    found = [(label, temporal_receptive_field(model.heads[0])) for label, model in rows_of("1c")]
-    assert found == [(f"{count} frames", count) for count in (2, 3, 4, 5, 3, 4, 5, 6, 7)]
+    fields = [(label, temporal_receptive_field(model.heads[0])) for label, model in rows_of("1c")]
+    assert fields == [(f"{count} frames", count) for count in (2, 3, 4, 5, 3, 4, 5, 6, 7)]
 
 
 def test_channels_of_table_1a() -> None:
@@ -86,13 +86,10 @@ def test_channels_of_table_1a() -> None:
         assert temporal_share(built(name)) == 12 * Fraction(title)
     for name in ("shift-qkv-quarter", "shift-kv-quarter"):
         model = built(name)
-        (moves,) = set(model.moves)
+        (moves,) = {block.moves for block in model.plan.blocks}
         offsets = channel_offsets(FusedLayout(12, 8, 8), moves)
-        assert [(offsets == one).sum().item() for one in (-1, 0, 1)] == [
-            12,
-            72,
-            12,
-        ]  # an eighth back, an eighth ahead
+        counts = [(offsets == offset).sum().item() for offset in (-1, 0, 1)]
+        assert counts == [12, 72, 12]  # of 96 channels an eighth back, an eighth ahead
     moving = {
         name: recipe.model for name, recipe in RECIPES.items() if recipe.model.ratio is not None
     }
@@ -120,13 +117,13 @@ def test_widths_of_table_2_and_8_are_those_of_the_paper_at_this_width() -> None:
         if not width:
             continue
         adapters: Any = model.adapters
-        found = {
+        widths = {
             parameter.shape[0]
-            for one in adapters[0].values()
-            for key, parameter in one.named_parameters()
+            for adapter in adapters[0].values()
+            for key, parameter in adapter.named_parameters()
             if key == "down.weight"
         }
-        assert found == {int(width) * 96 // 768}, label
+        assert widths == {int(width) * 96 // 768}, label
 
 
 def scores(**better: float) -> dict[str, list[float]]:
@@ -135,11 +132,11 @@ def scores(**better: float) -> dict[str, list[float]]:
 
 
 def test_a_difference_is_taken_seed_by_seed_and_its_sign_told() -> None:
-    found = scores()
-    found["base"], found["hr-qkv"] = [0.6, 0.7], [0.5, 0.8]
-    found["cls-shift"] = [0.5, 0.5]
-    assert script.difference(found, [("base", "hr-qkv")]) == pytest.approx([10, -10])
-    lines = {line.split(" | ")[0].strip("| "): line for line in script.answers(found)}
+    table = scores()
+    table["base"], table["hr-qkv"] = [0.6, 0.7], [0.5, 0.8]
+    table["cls-shift"] = [0.5, 0.5]
+    assert script.difference(table, [("base", "hr-qkv")]) == pytest.approx([10, -10])
+    lines = {line.split(" | ")[0].strip("| "): line for line in script.answers(table)}
     assert lines["heads of K and V move, not also of Q"].endswith(
         "| +10.0, -10.0 | +0.0 (-127.1 to +127.1) | +1.2 | the seeds disagree |"
     )
@@ -152,11 +149,9 @@ def test_a_difference_is_taken_seed_by_seed_and_its_sign_told() -> None:
 def test_orders_are_counted_pair_by_pair() -> None:
     title = next(title for title in script.TABLES if "1b" in title)  # 64.8, 66.0, 65.6, 65.6
     text = "\n".join(script.section(title, script.TABLES[title], scores(heads_1=0.1, base=0.2)))
-    # k = 2 above all as printed: 3 pairs; k = 1 above 4 and 6: 2 the other way; 4 and 6 are printed alike
-    assert (
-        "3 are ordered as in the paper with every seed, 2 the other way with every seed, and in 0 the seeds disagree"
-        in text
-    )
+    # As printed: k = 2 above all, 3 pairs. The other way: k = 1 above 4 and 6. Alike: 4 and 6.
+    assert "3 are ordered as in the paper with every seed, 2 the other way with every seed" in text
+    assert "and in 0 the seeds disagree" in text
     assert "k = 1 above k = 4; k = 1 above k = 6" in text
     assert "| k = 2 | 66.0 | 1 | 70.0 (70.0 to 70.0) | 1 |" in text
 
@@ -174,26 +169,23 @@ def test_a_page_of_unfinished_rows_says_so() -> None:
 def test_the_readme_says_what_the_result_gives() -> None:
     result = json.loads(script.RESULT.read_text(encoding="utf-8"))
     scores = {name: row["scores"] for name, row in result["rows"].items()}
-    found = {
+    differences = {
         question: script.difference(scores, pairs) for question, pairs in script.QUESTIONS.items()
     }
     readme = " ".join((script.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
     against_none = [
         statistics.mean(points)
-        for question, points in found.items()
+        for question, points in differences.items()
         if "not no operator" in question
     ]
     assert f"by {min(against_none):.0f} to {max(against_none):.0f} points" in readme
-    linear = script.interval(found["linear, not GELU adapters, four pairs"])
+    linear = script.interval(differences["linear, not GELU adapters, four pairs"])
     assert linear.replace("(", "points, 95 %: ") in readme
-    shift = statistics.mean(found["STDHA, not channel shift of K and V, at 1/4"])
+    shift = statistics.mean(differences["STDHA, not channel shift of K and V, at 1/4"])
     assert f"channel shift is {-shift:.0f} points better than STDHA" in readme
-    assert all(
-        low <= 0 <= high
-        for low, high in map(
-            bounds, (found["STDHA, not [cls] shift"], found["heads of K and V move, not also of Q"])
-        )
-    )
+    for question in ("STDHA, not [cls] shift", "heads of K and V move, not also of Q"):
+        low, high = bounds(differences[question])
+        assert low <= 0 <= high
 
 
 def bounds(points: list[float]) -> tuple[float, float]:

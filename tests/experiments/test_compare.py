@@ -23,12 +23,18 @@ from zeroi2v.config import ClipConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError, ZeroI2VError
-from zeroi2v.experiments import compare as comparing
-from zeroi2v.experiments.compare import Row, compare, plan, strategy_row
-from zeroi2v.experiments.trials import ROWS_FILE
+from zeroi2v.experiments.compare import (
+    Row,
+    compare,
+    plan_trials,
+    strategy_row,
+    summarise_rows,
+)
+from zeroi2v.experiments.trial_folder import ROWS_FILE
 from zeroi2v.files import read_json_lines
 from zeroi2v.log import Log
-from zeroi2v.models.video import build_model
+from zeroi2v.models.build import build_model
+from zeroi2v.models.spec import numbered_labels
 from zeroi2v.recipes import override
 
 BUDGET = Recipe(
@@ -39,20 +45,14 @@ ROWS = (
     Row("probe", ("strategy=linear_probe",)),
     Row("gelu", ("strategy=gelu_adapter", "adapter_ratio=0.5")),
 )
-COMMAND = [
-    "--row",
-    "probe",
-    "strategy=linear_probe",
-    "--row",
-    "gelu",
-    "strategy=gelu_adapter",
-    "adapter_ratio=0.5",
-]
-COMMAND += ["--seeds", "0", "--set", "frames=2", "--set", "epochs=1", "--set", "batch_size=16"]
-COMMAND += ["--set", "warmup_epochs=0.5", "--set", "workers=0"]
+PROBE = ["--row", "probe", "strategy=linear_probe"]
+SETTINGS = ["--seeds", "0", "--set", "frames=2", "--set", "epochs=1", "--set", "batch_size=16"]
+SETTINGS += ["--set", "warmup_epochs=0.5", "--set", "workers=0"]
+COMMAND = [*PROBE, "--row", "gelu", "strategy=gelu_adapter", "adapter_ratio=0.5", *SETTINGS]
+QUIET = Log(quiet=True)
 
 
-def test_the_row_of_a_peer_takes_back_what_has_no_meaning_for_it_and_says_so() -> None:
+def test_the_row_of_a_peer_resets_the_settings_that_have_no_meaning_for_it_and_says_so() -> None:
     budget = override(BUDGET, ["heads=[-1, 1]", "temporal_embedding=zero", "adapter_ratio=0.5"])
     rows = [
         strategy_row(name, budget)
@@ -65,11 +65,10 @@ def test_the_row_of_a_peer_takes_back_what_has_no_meaning_for_it_and_says_so() -
         ("strategy=aim", "heads=none"),
         ("strategy=joint", "adapter_ratio=none", "heads=none"),
     ]
-    for trial in plan(rows, budget, [0]):
+    for trial in plan_trials(rows, budget, [0]):
+        config = dataclasses.replace(trial.recipe.model, pretrained=False)
         with torch.device("meta"):
-            build_model(
-                dataclasses.replace(trial.recipe.model, pretrained=False), num_classes=8, frames=2
-            )
+            build_model(config, labels=numbered_labels(8), clip=trial.recipe.clip)
     assert strategy_row("aim", BUDGET) == Row("aim", ("strategy=aim",))
 
 
@@ -123,11 +122,9 @@ def test_a_row_is_what_training_it_alone_gives(
     assert (out / "runs/gelu/seed-0/model.safetensors").read_bytes() == (
         alone.folder / "model.safetensors"
     ).read_bytes()
-    channels, classes = (
-        96,
-        len(dataset.classes),
-    )  # of the embedded tower; a linear probe trains the classifier alone
-    assert lines["probe"]["trainable_params"] == channels * classes + classes
+    classes = len(dataset.classes)
+    classifier = 96 * classes + classes  # of the embedded tower: all that a linear probe trains
+    assert lines["probe"]["trainable_params"] == classifier
 
 
 def test_a_row_that_does_not_merge_says_so(lines: dict[str, dict[str, Any]], out: Path) -> None:
@@ -180,7 +177,7 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
     for splits in ({"train": dataset.train[1:]}, {"val": dataset.val[1:]}, {"val": swapped}):
         other = dataclasses.replace(dataset, splits={**dataset.splits, **splits})
         with pytest.raises(ConfigError, match="other videos"):
-            compare(ROWS, BUDGET, [0], other, out, log=Log(quiet=True))
+            compare(ROWS, BUDGET, [0], other, out, log=QUIET)
     assert before == ((out / ROWS_FILE).read_bytes(), (out / "compare.json").read_bytes())
 
 
@@ -197,7 +194,7 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
 )
 def test_what_is_no_comparison_is_named(rows: list[Row], seeds: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(rows, BUDGET, seeds)
+        plan_trials(rows, BUDGET, seeds)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +219,7 @@ def test_a_row_that_cannot_be_built_is_refused_before_anything_is_trained(
             [0],
             dataset,
             tmp_path / "out",
-            log=Log(quiet=True),
+            log=QUIET,
         )
     assert not (tmp_path / "out").exists()
 
@@ -231,16 +228,9 @@ def test_a_training_that_fails_costs_no_other_and_is_named(
     motion_videos: Path, dataset: VideoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = [
-        "compare",
-        str(motion_videos),
-        "--row",
-        "bad",
-        "strategy=linear_probe",
-        "learning_rate=1e30",
-        *COMMAND[:3],
-    ]
-    assert main([*words, *COMMAND[7:], "--out", str(out), "--json"]) == 1
+    bad = ["--row", "bad", "strategy=linear_probe", "learning_rate=1e30"]
+    words = ["compare", str(motion_videos), *bad, *PROBE, *SETTINGS]
+    assert main([*words, "--out", str(out), "--json"]) == 1
     output = capsys.readouterr()
     result = json.loads(output.out)
     assert [line["row"] for line in result["rows"]] == ["probe"]
@@ -255,7 +245,7 @@ def test_a_training_that_fails_costs_no_other_and_is_named(
             [0],
             dataset,
             tmp_path / "other",
-            log=Log(quiet=True),
+            log=QUIET,
         )
 
 
@@ -263,7 +253,7 @@ def test_a_folder_in_use_is_left_to_its_user(dataset: VideoDataset, out: Path) -
     held = os.open(out, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(ConfigError, match="another comparison is running there"):
-        compare(ROWS, BUDGET, [0], dataset, out, log=Log(quiet=True))
+        compare(ROWS, BUDGET, [0], dataset, out, log=QUIET)
     os.close(held)
 
 
@@ -274,18 +264,8 @@ def test_videos_that_cannot_be_read_are_named_and_not_counted(
     shutil.copytree(motion_videos, videos)
     broken = min((videos / "val").rglob("*.mp4"))
     broken.write_bytes(b"no video")
-    words = [
-        "compare",
-        str(videos),
-        *COMMAND[:3],
-        *COMMAND[7:],
-        "--set",
-        "broken=skip",
-        "--out",
-        str(out),
-        "--quiet",
-    ]
-    assert main(words) == 0
+    words = ["compare", str(videos), *PROBE, *SETTINGS, "--set", "broken=skip"]
+    assert main([*words, "--out", str(out), "--quiet"]) == 0
     result = json.loads((out / "compare.json").read_text())
     assert list(result["left_out"]) == [str(broken)]
     assert result["videos"]["judged"] == result["videos"]["val"] - 1
@@ -297,7 +277,7 @@ def test_videos_that_cannot_be_read_are_named_and_not_counted(
 def test_a_folder_of_something_else_is_left_alone(dataset: VideoDataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="not from a comparison"):
-        compare(ROWS, BUDGET, [0], dataset, tmp_path, log=Log(quiet=True))
+        compare(ROWS, BUDGET, [0], dataset, tmp_path, log=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -305,16 +285,10 @@ def test_the_table_gives_mean_and_spread_over_seeds() -> None:
     shared = {"row": "one", "trainable_params": 5, "peak_memory": 10}
     entries = [
         {**shared, "seed": 0, "score": 0.5, "seconds": 2.0, "latency": latency(merged=4.0)},
-        {
-            **shared,
-            "seed": 1,
-            "score": 0.75,
-            "seconds": 4.0,
-            "peak_memory": 30,
-            "latency": latency(merged=6.0),
-        },
+        {**shared, "seed": 1, "score": 0.75, "seconds": 4.0, "latency": latency(merged=6.0)},
     ]
-    (line,) = comparing.table([Row("one", ()), Row("not begun", ())], entries)
+    entries[1]["peak_memory"] = 30
+    (line,) = summarise_rows([Row("one", ()), Row("not begun", ())], entries)
     assert line["scores"] == [0.5, 0.75]
     assert (line["mean_score"], line["seconds"], line["peak_memory"]) == (0.625, 3.0, 30)
     assert line["merged_ms"] == 5.0
@@ -334,17 +308,8 @@ def test_a_comparison_killed_half_way_loses_at_most_the_row_in_progress(
     motion_videos: Path, lines: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "zeroi2v",
-        "compare",
-        str(motion_videos),
-        *COMMAND,
-        "--out",
-        str(out),
-        "--quiet",
-    ]
+    words = ["compare", str(motion_videos), *COMMAND, "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "zeroi2v", *words]
     process = subprocess.Popen(command)
     while not (out / "runs/gelu/seed-0/recipe.toml").exists():
         assert process.poll() is None
@@ -361,8 +326,8 @@ def test_a_comparison_killed_half_way_loses_at_most_the_row_in_progress(
         file.write('{"row": "gelu", "se')  # as if it had been killed while it wrote
     again = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
     assert read_json_lines(out / ROWS_FILE)[:1] == before
-    found = {line["row"]: line["scores"] for line in json.loads(again.stdout)["rows"]}
-    assert found == {name: line["scores"] for name, line in lines.items()}
+    scores = {line["row"]: line["scores"] for line in json.loads(again.stdout)["rows"]}
+    assert scores == {name: line["scores"] for name, line in lines.items()}
 
 
 @pytest.mark.slow
@@ -379,7 +344,14 @@ def test_a_training_ends_with_the_comparison_that_began_it(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(3)
-    session = ["ps", "-o", "stat=", "--sid", str(process.pid)]
-    states = subprocess.run(session, check=False, capture_output=True, text=True).stdout.split()
-    assert [state for state in states if not state.startswith("Z")] == []
+    deadline = time.monotonic() + 30  # on a busy machine; seconds elsewhere
+    while (left := living_processes(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def living_processes(session: int) -> list[str]:
+    """The states of the processes of a session that have not ended."""
+    command = ["ps", "-o", "stat=", "--sid", str(session)]
+    states = subprocess.run(command, check=False, capture_output=True, text=True).stdout.split()
+    return [state for state in states if not state.startswith("Z")]

@@ -1,7 +1,8 @@
-"""The paper's tables of costs, row by row: do we count what it prints? Tables 3, 4, 5, 10 and 11.
+"""Do we count what the paper's tables of costs print? Tables 3, 4, 5, 10 and 11, row by row.
 
-Multiply-adds within 0.5 % and parameters within 1 M of the printed figure. A column that a row names as an exception is not what the
-described model gives: it must be off, or the exception would be a pretext.
+Multiply-adds must be within 0.5 %, and parameters within 1 M, of the printed figure. Where a row
+names a column as an exception, the printed figure is not that of the described model: ours must
+differ, or the exception would be a pretext.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ def test_we_count_what_the_table_prints(number: int, row: Row) -> None:
     for column, printed in zip(TABLES[number].columns, row.printed, strict=True):
         if column not in COSTS or printed is None:
             continue
-        allowed = {GFLOPS: 0.005 * printed, EXTRA: max(0.005 * printed, 0.5)}.get(
-            column, 1
-        )  # an integer is rounded by 0.5
-        close = abs(ours[column] - printed) <= allowed
-        if close is (column in row.exceptions):
+        rounding = 0.5  # of a printed integer
+        tolerances = {GFLOPS: 0.005 * printed, EXTRA: max(0.005 * printed, rounding)}
+        is_close = abs(ours[column] - printed) <= tolerances.get(column, 1)
+        is_exception = column in row.exceptions
+        if is_close is is_exception:
             wrong.append(
-                f"{column}: {printed} printed, {ours[column]:.2f} counted, exception: {column in row.exceptions}"
+                f"{column}: {printed} printed, {ours[column]:.2f} counted, "
+                f"exception: {is_exception}"
             )
     assert not wrong
     if "ZeroI2V ViT" in row.method:  # Swin's patch embedding takes two frames

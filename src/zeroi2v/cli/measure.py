@@ -201,6 +201,8 @@ def show(arguments: argparse.Namespace) -> int:
 
 def cost(arguments: argparse.Namespace) -> int:
     """`zeroi2v cost`"""
+    from zeroi2v.config import TrainConfig
+    from zeroi2v.engine.spare import spared
     from zeroi2v.measure.cost_table import compare_table, model_costs
 
     given = {
@@ -218,7 +220,12 @@ def cost(arguments: argparse.Namespace) -> int:
             raise ConfigError("--table counts the paper's models; give it alone")
         value, lines = compare_table(arguments.table)
     else:
-        value, lines = model_costs(arguments.model, changes, num_classes=arguments.classes)
+        value, lines = model_costs(
+            arguments.model,
+            changes,
+            num_classes=arguments.classes,
+            training_mode=lambda model: spared(model, TrainConfig()),
+        )
     if arguments.json:
         print_json(value)
     else:
@@ -233,9 +240,10 @@ def bench(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from zeroi2v.config import ClipConfig, ModelConfig, Recipe
-    from zeroi2v.files import check_writable
-    from zeroi2v.measure.bench import MERGED, PLAIN, bench_table, build_subjects, write_bench
+    from zeroi2v.files import check_writable, write_json
     from zeroi2v.measure.bench import bench as measure
+    from zeroi2v.measure.bench_table import bench_table, write_bench
+    from zeroi2v.measure.subjects import MERGED, PLAIN, build_subjects
     from zeroi2v.recipes import override
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -294,14 +302,17 @@ def bench(arguments: argparse.Namespace) -> int:
         warmup=arguments.warmup,
         max_batch=arguments.max_batch,
         memory=arguments.memory,
+        each=lambda result: write_json(files[0], result) if files else None,
         log=log,
     )
-    if files:
-        write_bench(result, *files)
-    if arguments.json:
-        print_json(result)
-    else:
-        Console().print(bench_table(result))
+    try:
+        if files:
+            write_bench(result, *files)
+    finally:
+        if arguments.json:
+            print_json(result)
+        else:
+            Console().print(bench_table(result))
     return 130 if result["interrupted"] else 0
 
 

@@ -1,6 +1,6 @@
-"""Which settings are best on these videos? Rows of settings, trained under one budget, in one table.
+"""Which settings are best on these videos? Rows of settings, trained under one budget.
 
-OUT/compare.json, OUT/compare.html   the table of what is finished; beside what analysis/trials.py writes
+OUT/compare.json, OUT/compare.html   the table so far, beside the files of trial_folder.py
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.errors import ConfigError, ZeroI2VError
-from zeroi2v.experiments.trials import Trial, run_trials
-from zeroi2v.files import write_text
+from zeroi2v.experiments.trial import Trial
+from zeroi2v.experiments.trials import run_trials
+from zeroi2v.files import write_json, write_text
 from zeroi2v.inference.evaluate import FIGURE_NAMES
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
@@ -28,17 +29,21 @@ from zeroi2v.recipes import override, to_dict
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, and what it sets beside the budget, as `--set` takes it."""
+    """A row of the table: a name, and the settings that the row changes in the budget."""
 
     name: str
-    settings: tuple[str, ...]
+    settings: tuple[str, ...]  # key=value, as --set takes them
 
 
 def strategy_row(name: str, budget: Recipe) -> Row:
-    """The row of a strategy. That of a peer takes back what the budget says of temporal heads and more that has no meaning for it."""
-    back = settings_to_reset(budget.model, name)
-    words = [f"{setting}={'none' if value is None else value}" for setting, value in back.items()]
-    return Row(name, (f"strategy={name}", *words))
+    """The row of a strategy.
+
+    Some settings mean nothing for a peer, such as the layout of temporal heads. Where the budget
+    changes such a setting, the row of the peer sets it to its default again.
+    """
+    resets = settings_to_reset(budget.model, name).items()
+    assignments = [f"{key}={'none' if value is None else value}" for key, value in resets]
+    return Row(name, (f"strategy={name}", *assignments))
 
 
 def compare(
@@ -50,25 +55,21 @@ def compare(
     *,
     log: Log,
 ) -> dict[str, Any]:
-    """Train every row with every seed into `out`, one after the other, and return what compare.json holds.
+    """Train every row with every seed, one training after the other: what compare.json holds.
 
-    What is finished there already is taken as it is. ConfigError or DatasetError before anything is trained; a training that fails
-    costs no other, and ZeroI2VError is raised if none finishes.
+    A training that `out` holds already, finished, is not repeated. ConfigError or DatasetError
+    comes before anything is trained. A training that fails costs no other training. ZeroI2VError
+    if no training finishes.
     """
-    trials = plan(rows, budget, seeds)
-    figure = "mAP" if budget.data.multi_label else "top1"
+    trials = plan_trials(rows, budget, seeds)
 
     def write(entries: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> dict[str, Any]:
         result = {
             **provenance(),
-            "machines": [
-                json.loads(one)
-                for one in dict.fromkeys(json.dumps(entry["machine"]) for entry in entries)
-            ],
+            "machines": _machines(entries),
             "seeds": list(seeds),
             "trainings": {"finished": len(entries), "planned": len(trials)},
-            "figure": figure,
-            "figure_name": FIGURE_NAMES[figure],
+            **_figure(budget),
             "failed": dict(failed),
             "left_out": {
                 path: reason for entry in entries for path, reason in entry["left_out"].items()
@@ -80,9 +81,9 @@ def compare(
             },
             "classes": len(dataset.classes),
             "budget": to_dict(budget),
-            "rows": table(rows, entries),
+            "rows": summarise_rows(rows, entries),
         }
-        write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(out / "compare.json", result)
         write_text(out / "compare.html", compare_page(result))
         return result
 
@@ -92,34 +93,36 @@ def compare(
     return write(entries, failed)
 
 
-def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Trial]:
-    """Every row with every seed, all rows of the first seed first. ConfigError names a row that cannot be.
+def _machines(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Every machine that trained an entry, once."""
+    texts = dict.fromkeys(json.dumps(entry["machine"]) for entry in entries)
+    return [json.loads(text) for text in texts]
 
-    A row is judged by its last epoch, the only one that is validated: none may choose its best on the videos that judge it.
+
+def _figure(budget: Recipe) -> dict[str, str]:
+    """The figure that judges the rows, and its name for people."""
+    figure = "mAP" if budget.data.multi_label else "top1"
+    return {"figure": figure, "figure_name": FIGURE_NAMES[figure]}
+
+
+def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Trial]:
+    """Every row with every seed: all rows with the first seed, then all with the second ...
+
+    A row is judged by its last epoch, which alone is validated: no row may choose its best epoch
+    on the videos that judge the rows. ConfigError names a row that is impossible.
     """
     if budget.train.patience:
         raise ConfigError(
-            f"train.patience must be 0 in a comparison, got {budget.train.patience}: all rows train as long"
+            f"train.patience must be 0 in a comparison, got {budget.train.patience}: "
+            "all rows train equally long"
         )
     for kind, given in (("row", [row.name for row in rows]), ("seed", list(map(str, seeds)))):
         if not given or len(given) != len(set(given)):
             raise ConfigError(
-                f"a comparison needs at least one {kind}, each once, got {', '.join(given) or 'none'}"
+                f"a comparison needs at least one {kind}, each once, "
+                f"got {', '.join(given) or 'none'}"
             )
-    recipes = {}
-    for row in rows:
-        if not re.fullmatch(r"\w[\w.-]*", row.name):
-            raise ConfigError(f"row {row.name!r}: a name is of letters, digits, '_', '-' and '.'")
-        try:
-            recipes[row.name] = override(budget, row.settings)
-        except ConfigError as error:
-            raise ConfigError(f"row {row.name}: {error}") from error
-        if recipes[row.name].train.seed != budget.train.seed:
-            raise ConfigError(
-                f"row {row.name}: train.seed is for --seeds to say, the same for all rows"
-            )
-        if recipes[row.name].data != budget.data:
-            raise ConfigError(f"row {row.name}: [data] is the same for all rows; set it with --set")
+    recipes = {row.name: _recipe_of(row, budget) for row in rows}
     return [
         Trial(
             name,
@@ -131,15 +134,32 @@ def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Tria
     ]
 
 
-def table(rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line for each row that has an entry: the score of each seed, means and medians of the rest."""
-    lines = []
+def _recipe_of(row: Row, budget: Recipe) -> Recipe:
+    """The budget with the settings of a row."""
+    if not re.fullmatch(r"\w[\w.-]*", row.name):
+        raise ConfigError(f"row {row.name!r}: a name is of letters, digits, '_', '-' and '.'")
+    try:
+        recipe = override(budget, row.settings)
+    except ConfigError as error:
+        raise ConfigError(f"row {row.name}: {error}") from error
+    if recipe.train.seed != budget.train.seed:
+        raise ConfigError(f"row {row.name}: train.seed is for --seeds to say, for all rows alike")
+    if recipe.data != budget.data:
+        raise ConfigError(f"row {row.name}: [data] is the same for all rows; set it with --set")
+    return recipe
+
+
+def summarise_rows(
+    rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each row that has an entry: the score of each seed, and means and medians of the rest."""
+    summaries = []
     for row in rows:
         own = [entry for entry in entries if entry["row"] == row.name]
         if not own:
             continue
         scores = [entry["score"] for entry in own]
-        line: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "row": row.name,
             "settings": list(row.settings),
             "seeds": [entry["seed"] for entry in own],
@@ -149,11 +169,10 @@ def table(rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]) -> list[dic
             "seconds": statistics.mean(entry["seconds"] for entry in own),
             "peak_memory": max(entry["peak_memory"] for entry in own),
         }
-        series = [entry["latency"] for entry in own if "latency" in entry]
-        for key in (
-            ("adapted_ms", "merged_ms", "adapted_over_tower", "merged_over_tower") if series else ()
-        ):
-            values = [one[key] for one in series]
-            line[key] = None if None in values else statistics.median(values)
-        lines.append(line)
-    return lines
+        latencies = [entry["latency"] for entry in own if "latency" in entry]
+        if latencies:
+            for key in ("adapted_ms", "merged_ms", "adapted_over_tower", "merged_over_tower"):
+                values = [latency[key] for latency in latencies]
+                summary[key] = None if None in values else statistics.median(values)
+        summaries.append(summary)
+    return summaries

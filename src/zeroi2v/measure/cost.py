@@ -1,6 +1,7 @@
-"""What does a model cost? Parameters and multiply-adds, counted on its own graph without computing anything.
+"""How many parameters and multiply-adds does a model cost? Counted, without computing anything.
 
-A multiply-add (MAC) is one multiplication and one addition; the paper's GFLOP is 1e9 of these, attention products included.
+A multiply-add (MAC) is one multiplication and one addition. The paper's GFLOP is 1e9 multiply-adds,
+attention products included.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from zeroi2v.models.video import VideoClassifier
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and 10^9 multiply-adds of one view (one clip)."""
+    """Numbers of parameters, and 10^9 multiply-adds of one view (one clip)."""
 
     params: int  # of the whole model
     trainable_params: int
     new_params: int  # beyond the tower and the classifier
     gmacs: float  # of the whole model
-    extra_gmacs: float  # beyond the plain tower on as many pictures as attention sees frames, and the classifier
+    # Beyond the classifier, and the plain tower on as many pictures as attention sees frames:
+    extra_gmacs: float
 
 
 def cost(model: VideoClassifier) -> Cost:
-    """Count a model's parameters and multiply-adds. Runs on the meta device: no memory for activations, no arithmetic.
+    """Count the parameters of a model, and the multiply-adds on its own graph.
 
-    What it costs beyond the tower is measured against a tower of the same name that is built anew, not against the model's own.
+    The model runs on the meta device, which takes no memory for activations and computes nothing.
+    The tower that `new_params` and `extra_gmacs` leave out is a tower of the same name, built anew:
+    not the model's own.
     """
     clip = torch.empty(1, model.frames, 3, model.image_size, model.image_size, device="meta")
     total = count_macs(copy.deepcopy(model).to("meta").eval().requires_grad_(False), clip)
@@ -50,14 +54,17 @@ def cost(model: VideoClassifier) -> Cost:
 
 
 def new_tower(model: VideoClassifier) -> nn.Module:
-    """A tower of the model's name, options and image size as it comes, without weights: on the meta device."""
+    """A tower of the name, options and image size of a model's, without storage (meta device)."""
     with torch.device("meta"):
         tower = _same_tower(model, tubelet=1)
     return tower.requires_grad_(False)
 
 
 def plain_tower(model: VideoClassifier) -> nn.Module:
-    """The image transformer of a model alone, from `tower_input` to features: built anew, with the weights of the tower."""
+    """The image transformer of a model alone, built anew with the weights of the model's tower.
+
+    It takes what `VideoClassifier.tower_input` gives, and gives the features.
+    """
     tower = _same_tower(model, tubelet=model.spec.model.tubelet)
     tower.load_state_dict(model.tower.state_dict())
     weight = model.classifier.weight
@@ -74,7 +81,7 @@ def _same_tower(model: VideoClassifier, *, tubelet: int) -> nn.Module:
 
 
 def count_macs(module: nn.Module, inputs: torch.Tensor) -> int:
-    """Multiply-adds of matrix products, convolutions and attention in one forward pass."""
+    """The multiply-adds of matrix products, convolutions and attention in one forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(inputs)
     return int(counter.get_total_flops()) // 2

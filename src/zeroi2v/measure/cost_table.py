@@ -1,18 +1,18 @@
-"""What does `zeroi2v cost` show? A model's costs, or a table of the paper with ours beside it: one JSON value, and lines of text."""
+"""What does `zeroi2v cost` show? The costs of a model, or a table of the paper with our counts."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
-from zeroi2v.config import Recipe
+from zeroi2v.config import Recipe, ViewsConfig
 from zeroi2v.errors import ConfigError, MergeError
 from zeroi2v.measure.cost import cost
-from zeroi2v.measure.memory import activation_memory
+from zeroi2v.measure.memory import TrainingMode, inference_memory, training_memory
 from zeroi2v.measure.paper_tables import COSTS, TABLES, Row, counted
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
@@ -20,82 +20,9 @@ from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import override, to_dict
 
-Shown = tuple[Any, Iterable[str]]
-CLASSES: Final = 400  # of a model that is not saved, where none are named: Kinetics-400's
-
-
-def model_costs(saved: str | None, changes: list[str], *, num_classes: int | None) -> Shown:
-    """The costs of a saved model, or of one that the changed settings describe: as it trains, and merged where it can be."""
-    recipe = override(Recipe(), changes)
-    given = [_setting(change) for change in changes]
-    if saved is None:
-        for name in given:
-            if not name.startswith(("model.", "clip.", "views.")):
-                raise ConfigError(
-                    f"--set {name}: only settings of [model], [clip] and [views] change what is counted"
-                )
-        config = dataclasses.replace(
-            recipe.model, pretrained=False, weights=None
-        )  # weights cost alike, whatever they are
-        with torch.device("meta"):
-            labels = numbered_labels(num_classes or CLASSES)
-            model = build_model(config, labels=labels, clip=recipe.clip)
-        views = recipe.views
-    else:
-        if num_classes is not None or not all(name.startswith("views.") for name in given):
-            raise ConfigError(
-                f"{Path(saved)}: a saved model says itself what it is; give clips and crops alone"
-            )
-        model = load(saved)
-        names = [name.removeprefix("views.") for name in given]
-        changed = {name: getattr(recipe.views, name) for name in names}
-        views = dataclasses.replace(model.views, **changed)
-    kinds, reason = {"merged" if model.spec.merged else "adapted": model}, ""
-    if not model.spec.merged:
-        try:
-            kinds["merged"] = model.eval().merge()
-        except MergeError as error:
-            reason = str(error)
-    views_count = views.clips * views.crops
-    value: dict[str, Any] = {
-        "tower": model.spec.model.tower,
-        "strategy": model.spec.model.strategy,
-        "views": f"{model.frames}x{views.crops}x{views.clips}",
-        "image_size": model.image_size,
-        "classes": len(model.labels),
-        **{kind: _figures(one, views_count) for kind, one in kinds.items()},
-    }
-    return value, _model_lines(value, list(kinds), views_count, reason)
-
-
-def _setting(change: str) -> str:
-    """The `table.name` that a `key=value` pair names, which `override` has found to be there."""
-    key = change.partition("=")[0].strip()
-    tables, head = to_dict(Recipe()), key.partition(".")[0]
-    return (
-        key
-        if head in tables
-        else next(f"{table}.{key}" for table, names in tables.items() if head in names)
-    )
-
-
-def _figures(model: VideoClassifier, views: int) -> dict[str, float]:
-    """The figures of one model. A merged model is not trained any more."""
-    found, memory = cost(model), activation_memory(model)
-    figures = {
-        "params": found.params,
-        "new_params": found.new_params,
-        "gmacs_per_view": found.gmacs,
-        "gmacs": views * found.gmacs,
-        "extra_gmacs": views * found.extra_gmacs,
-        "inference_memory": memory.inference,
-    }
-    if not model.spec.merged:
-        figures |= {"trainable_params": found.trainable_params, "training_memory": memory.training}
-    return figures
-
-
-UNITS = {  # figure -> how it is called, what it is divided by, its unit
+Shown: TypeAlias = tuple[dict[str, Any], Iterable[str]]  # one JSON value, and lines of text
+CLASSES: Final = 400  # of a model that is not saved, where nobody says how many: Kinetics-400's
+UNITS: Final = {  # figure -> its name in the text, what the figure is divided by, its unit
     "params": ("parameters", 1e6, "M"),
     "trainable_params": ("that train", 1e6, "M"),
     "new_params": ("beyond tower and classifier", 1e6, "M"),
@@ -107,15 +34,119 @@ UNITS = {  # figure -> how it is called, what it is divided by, its unit
 }
 
 
-def _model_lines(value: dict[str, Any], kinds: list[str], views: int, reason: str) -> Iterator[str]:
-    yield f"{value['tower']}, strategy {value['strategy']}, {value['image_size']} pixels, {value['classes']} classes"
+def model_costs(
+    saved: str | None,
+    changes: Sequence[str],
+    *,
+    num_classes: int | None,
+    training_mode: TrainingMode,
+) -> Shown:
+    """The costs of a saved model, or of a model that settings describe: adapted, and merged.
+
+    `changes` are `key=value` pairs. `training_mode` is the mode in which a training step is
+    estimated. ConfigError names a setting that changes nothing of what is counted.
+    """
+    if saved is None:
+        model, views = _described_model(changes, num_classes)
+    else:
+        model, views = _saved_model(saved, changes, num_classes)
+    models, reason = {"merged" if model.spec.merged else "adapted": model}, ""
+    if not model.spec.merged:
+        try:
+            models["merged"] = model.eval().merge()
+        except MergeError as error:
+            reason = str(error)
+    count = views.clips * views.crops
+    value: dict[str, Any] = {
+        "tower": model.spec.model.tower,
+        "strategy": model.spec.model.strategy,
+        "views": f"{model.frames}x{views.crops}x{views.clips}",
+        "image_size": model.image_size,
+        "classes": len(model.labels),
+        **{
+            form: _figures(form_of_model, count, training_mode)
+            for form, form_of_model in models.items()
+        },
+    }
+    return value, _model_lines(value, list(models), count, reason)
+
+
+def _described_model(
+    changes: Sequence[str], num_classes: int | None
+) -> tuple[VideoClassifier, ViewsConfig]:
+    """A model without storage, made as the settings say, and its views."""
+    recipe = override(Recipe(), changes)
+    for name in map(_setting, changes):
+        if not name.startswith(("model.", "clip.", "views.")):
+            raise ConfigError(
+                f"--set {name}: only settings of [model], [clip] and [views] change what is counted"
+            )
+    # The values of the weights change no cost: none are fetched.
+    config = dataclasses.replace(recipe.model, pretrained=False, weights=None)
+    labels = numbered_labels(num_classes or CLASSES)
+    with torch.device("meta"):
+        return build_model(config, labels=labels, clip=recipe.clip), recipe.views
+
+
+def _saved_model(
+    saved: str, changes: Sequence[str], num_classes: int | None
+) -> tuple[VideoClassifier, ViewsConfig]:
+    """A saved model, and its views as the settings change them."""
+    recipe = override(Recipe(), changes)
+    names = [_setting(change) for change in changes]
+    if num_classes is not None or not all(name.startswith("views.") for name in names):
+        raise ConfigError(
+            f"{Path(saved)}: a saved model says itself what it is; "
+            "only clips and crops can be given"
+        )
+    model = load(saved)
+    fields = [name.removeprefix("views.") for name in names]
+    changed = {field: getattr(recipe.views, field) for field in fields}
+    return model, dataclasses.replace(model.views, **changed)
+
+
+def _setting(change: str) -> str:
+    """The `table.name` of the setting that a `key=value` pair changes.
+
+    `override` has accepted the pair.
+    """
+    key = change.partition("=")[0].strip()
+    tables, head = to_dict(Recipe()), key.partition(".")[0]
+    if head in tables:
+        return key
+    return next(f"{table}.{key}" for table, settings in tables.items() if head in settings)
+
+
+def _figures(model: VideoClassifier, views: int, training_mode: TrainingMode) -> dict[str, float]:
+    """The figures of a model. A merged model is trained no more, so it has none of training."""
+    costs = cost(model)
+    figures = {
+        "params": costs.params,
+        "new_params": costs.new_params,
+        "gmacs_per_view": costs.gmacs,
+        "gmacs": views * costs.gmacs,
+        "extra_gmacs": views * costs.extra_gmacs,
+        "inference_memory": inference_memory(model),
+    }
+    if not model.spec.merged:
+        figures["trainable_params"] = costs.trainable_params
+        figures["training_memory"] = training_memory(model, training_mode)
+    return figures
+
+
+def _model_lines(
+    value: Mapping[str, Any], forms: Sequence[str], views: int, reason: str
+) -> Iterator[str]:
+    """A line for each figure, with a column for each form of the model: adapted, merged."""
+    yield (
+        f"{value['tower']}, strategy {value['strategy']}, {value['image_size']} pixels, "
+        f"{value['classes']} classes"
+    )
     yield f"{value['views']} (frames x crops x clips): {views} view{'s' if views > 1 else ''}"
-    yield " " * 30 + "".join(f"{kind:>16}" for kind in kinds)
-    for name, (text, unit, sign) in UNITS.items():
-        cells = [
-            f"{value[kind][name] / unit:.2f} {sign}" if name in value[kind] else "-"
-            for kind in kinds
-        ]
+    yield " " * 30 + "".join(f"{form:>16}" for form in forms)
+    for name, (text, divisor, unit) in UNITS.items():
+        figures = [value[form].get(name) for form in forms]
+        cells = ["-" if figure is None else f"{figure / divisor:.2f} {unit}" for figure in figures]
         yield f"{text:30}" + "".join(f"{cell:>16}" for cell in cells)
     yield "Memory is of one clip, beyond the weights, estimated: docs/costs.md."
     if reason:
@@ -123,43 +154,46 @@ def _model_lines(value: dict[str, Any], kinds: list[str], views: int, reason: st
 
 
 def compare_table(number: int) -> Shown:
-    """A table of the paper, each column that we count twice: as printed, and ours."""
+    """A table of the paper by its number. A column that we count has two figures: printed, ours."""
     table = TABLES[number]
-    rows = [_entry(row, table.columns) for row in table.rows]
-    wide = [f"{column}{' / ours' if column in COSTS else ''}" for column in table.columns]
-
-    def lines() -> Iterator[str]:
-        yield f"Table {number}: {table.title}"
-        cells = [
-            [_cell(name, figure, row["counted"]) for name, figure in row["printed"].items()]
-            for row in rows
-        ]
-        widths = [max(map(len, column)) for column in zip(wide, *cells, strict=True)]
-        yield f"{'':20} {'views':8}" + "".join(
-            f"  {name:>{width}}" for name, width in zip(wide, widths, strict=True)
-        )
-        for row, line in zip(table.rows, cells, strict=True):
-            figures = (f"  {cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-            yield f"{row.method:20} {row.views:8}" + "".join(figures)
-            for text in filter(None, (*map(": ".join, row.exceptions.items()), row.note)):
-                yield f"    {text}"
-        yield "Without ours: quoted from the paper."
-
-    return {"table": number, "title": table.title, "rows": rows}, lines()
+    entries = [_table_entry(row, table.columns) for row in table.rows]
+    value = {"table": number, "title": table.title, "rows": entries}
+    return value, _table_lines(number, entries)
 
 
-def _entry(row: Row, columns: tuple[str, ...]) -> dict[str, Any]:
-    found = counted(row)
+def _table_entry(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+    ours = counted(row)
     return {
         "method": row.method,
         "views": row.views,
         "printed": dict(zip(columns, row.printed, strict=True)),
-        "counted": {column: found[column] for column in columns if column in found} or None,
+        "counted": {column: ours[column] for column in columns if column in ours} or None,
         "exceptions": dict(row.exceptions),
         "note": row.note,
     }
 
 
-def _cell(column: str, printed: float | None, found: dict[str, float] | None) -> str:
+def _table_lines(number: int, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    table = TABLES[number]
+    heads = [f"{column}{' / ours' if column in COSTS else ''}" for column in table.columns]
+    cells = [
+        [_cell(column, figure, entry["counted"]) for column, figure in entry["printed"].items()]
+        for entry in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+
+    def columns(texts: Sequence[str]) -> str:
+        return "".join(f"  {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+
+    yield f"Table {number}: {table.title}"
+    yield f"{'':20} {'views':8}{columns(heads)}"
+    for row, line in zip(table.rows, cells, strict=True):
+        yield f"{row.method:20} {row.views:8}{columns(line)}"
+        for text in filter(None, (*map(": ".join, row.exceptions.items()), row.note)):
+            yield f"    {text}"
+    yield "Without ours: quoted from the paper."
+
+
+def _cell(column: str, printed: float | None, ours: Mapping[str, float] | None) -> str:
     text = "-" if printed is None else f"{printed:g}"
-    return f"{text} / {found[column]:.1f}" if found and column in found else text
+    return f"{text} / {ours[column]:.1f}" if ours and column in ours else text

@@ -1,7 +1,8 @@
-"""How much memory does a pass or a call take, counted or measured, and how much is there to take?
+"""How much memory does a call take? Estimated without computing anything, or measured.
 
-Every storage that an operation allocates counts from then on until nothing refers to it any more. What a kernel needs for itself, an
-optimiser's state and what an allocator rounds up are left out.
+The storage of a tensor counts from the operation that allocates the storage until no tensor uses it
+any more. What a kernel needs for itself, the state of an optimiser and what an allocator rounds up
+are left out.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from contextlib import AbstractContextManager
+from typing import Any, Final, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zeroi2v.models.video import VideoClassifier
 
-MEANING: Final = {  # of `peak_bytes`, by kind of device
+# Makes a model compute as in a training step, within the context that it gives.
+TrainingMode: TypeAlias = Callable[[VideoClassifier], AbstractContextManager[None]]
+
+MEANING: Final = {  # type of device -> what `peak_bytes` counts there
     "cuda": "most bytes that the GPU's allocator held",
-    "cpu": "most bytes of tensors alive between two operations; what an operation takes for itself is not seen",
+    "cpu": "most bytes of tensors alive between two operations; "
+    "what an operation takes for itself is not seen",
 }
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made and not yet freed while it is active."""
+    """While active, counts the bytes of storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
@@ -37,19 +42,23 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, arguments: Any = (), settings: Any = None
     ) -> Any:
-        """Do the operation, and follow what it made: outputs that are views of its inputs hold no memory of their own."""
+        """Do an operation, and count the storages of its outputs.
+
+        An output that is a view of an input has the storage of the input, which is not counted
+        again.
+        """
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((arguments, settings))}
-        made = operation(*arguments, **(settings or {}))
-        for tensor in _tensors(made):
+        outputs = operation(*arguments, **(settings or {}))
+        for tensor in _tensors(outputs):
             storage = tensor.untyped_storage()
             if storage._cdata not in known:
                 known.add(storage._cdata)
                 self._count(storage.nbytes())
                 weakref.finalize(storage, self._count, -storage.nbytes())
-        return made
+        return outputs
 
-    def _count(self, more: int) -> None:
-        self.live += more
+    def _count(self, size: int) -> None:
+        self.live += size
         self.peak = max(self.peak, self.live)
 
 
@@ -57,52 +66,52 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Peak bytes for one clip, beyond weights and clip."""
+def inference_memory(model: VideoClassifier, *, clips: int = 1) -> int:
+    """Estimate the most bytes that a forward pass holds at once, beyond the weights and the clips.
 
-    training: int  # of a forward and backward pass: activations, their gradients, and the gradients of what trains
-    inference: int  # of a forward pass
-
-
-def activation_memory(model: VideoClassifier, clips: int = 1) -> Memory:
-    """The memory of one pass over so many clips, for training and for inference, in the precision of the model's weights.
-
-    Counted on tensors without storage: nothing is computed. The operations are those of the CPU, with its fused attention.
+    The pass is made in the precision of the weights, on tensors without storage: nothing is
+    computed. The operations are those of the CPU, with its fused attention.
     """
-    shape = copy.deepcopy(model).to("meta")
-    return Memory(
-        training=_peak(shape.train(), clips, backward=True),
-        inference=_peak(shape.eval(), clips, backward=False),
-    )
-
-
-def _peak(shape: VideoClassifier, clips: int, *, backward: bool) -> int:
-    model = copy.deepcopy(shape)
+    copied = copy.deepcopy(model).to("meta").eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, weight in module._parameters.items():
-                if weight is not None:
-                    made = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
-                    module._parameters[name] = nn.Parameter(made, weight.requires_grad)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(
-                        buffer.shape, dtype=buffer.dtype, device="cpu"
-                    )
-        size = (clips, model.frames, 3, model.image_size, model.image_size)
-        clip = torch.empty(size, dtype=model.classifier.weight.dtype, device="cpu")
-        with LiveBytes() as counted, torch.set_grad_enabled(backward):
-            logits = model(clip)
-            if backward:
-                logits.sum().backward()
-        return int(counted.peak)
+        clip = _on_pretended_cpu(copied, clips)
+        with torch.no_grad(), LiveBytes() as counter:
+            copied(clip)
+    return int(counter.peak)
+
+
+def training_memory(model: VideoClassifier, mode: TrainingMode, *, clips: int = 1) -> int:
+    """Estimate the most bytes that a training step holds at once, beyond the weights and the clips.
+
+    The step is a forward and a backward pass, made as in `inference_memory` but within `mode`: it
+    holds activations, their gradients and the gradients of the parameters that train.
+    `zeroi2v.engine.spare.spared` is the mode of a training.
+    """
+    copied = copy.deepcopy(model).to("meta").train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        clip = _on_pretended_cpu(copied, clips)
+        with mode(copied), torch.enable_grad(), LiveBytes() as counter:
+            logits = copied(clip)
+            logits.sum().backward()
+    return int(counter.peak)
+
+
+def _on_pretended_cpu(model: VideoClassifier, clips: int) -> Tensor:
+    """Let the tensors of a model claim to be on the CPU, still without storage; give such clips.
+
+    Call it within a FakeTensorMode.
+    """
+    model.to_empty(device="cpu")
+    size = (clips, model.frames, 3, model.image_size, model.image_size)
+    return torch.empty(size, dtype=model.classifier.weight.dtype, device="cpu")
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most memory that a call held at one time beyond what was held before it; `MEANING` says of what kind.
+    """Measure the most bytes that a call holds at once, beyond the bytes held before the call.
 
-    On a CPU inference mode would hide the operations that attention is made of: use no_grad.
+    `MEANING` says which bytes count.
+    On a CPU make the call in `torch.no_grad`: `torch.inference_mode` hides the operations that
+    attention consists of.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -111,6 +120,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - int(before)
-    with LiveBytes() as live:
+    with LiveBytes() as counter:
         call()
-    return int(live.peak)
+    return int(counter.peak)

@@ -1,7 +1,8 @@
-"""What do the paper's tables of costs print, and what do we count for the same rows? Tables 3, 4, 5, 10 and 11.
+"""What do the paper's tables of costs print, and what do we count for the same rows?
 
-A row that this project can build says how; every other one is only quoted. A printed GFLOP is 10^9 multiply-adds of all views.
-Where a printed figure is not what the described model gives, the row names the column and the reason.
+Tables 3, 4, 5, 10 and 11. A row that this project can build says how to build its model; every
+other row is only quoted. A printed GFLOP is 10^9 multiply-adds of all views. Where a printed figure
+is not the figure of the described model, the row names the column and the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ NEW: Final = "new (M)"
 TUNABLE: Final = "tunable (M)"
 COSTS: Final = (GFLOPS, EXTRA, PARAMS, NEW, TUNABLE)  # the columns that we count
 
-EVL_B16: Final = "the printed 29 M leave out the weights of temporal cross attention, 4.5 M; for ViT-L/14 the printed 58 M hold them"
+EVL_B16: Final = (
+    "the printed 29 M leave out the weights of temporal cross attention, 4.5 M; "
+    "for ViT-L/14 the printed 58 M hold them"
+)
 EVL_L14: Final = "the difference of two printed figures, 2022 and 1946, each within 0.2 % of ours"
 EVL_SSV2: Final = "its decoder for SSv2 is not described: 175 M are 12 layers, 1858 GFLOPs 24"
 AIM_EXTRA: Final = (
@@ -41,21 +45,20 @@ SWIN_PARAMS: Final = "Swin-B has 86.8 M; 89 M is what VideoSwin-B prints"
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line. `printed` follows the table's columns; None where the table has a dash."""
+    """The row of a method. `printed` follows the columns of the table; None stands for a dash."""
 
     method: str
     views: str  # frames x crops x clips
     printed: tuple[float | None, ...]
-    build: Mapping[str, Any] | None = None  # for `create_model`; None: quoted
-    exceptions: Mapping[str, str] = field(
-        default_factory=dict
-    )  # column -> why the printed figure is another
+    build: Mapping[str, Any] | None = None  # settings of `create_model`; None: quoted
+    # Column -> why the printed figure differs from ours:
+    exceptions: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables: its name, the columns that are printed, its rows."""
+    """A table of the paper: its title, its printed columns, its rows."""
 
     title: str
     columns: tuple[str, ...]
@@ -214,9 +217,10 @@ TABLES: Final = {
 
 
 def counted(row: Row) -> dict[str, float]:
-    """What we count for a row: of all views, merged where the strategy merges, without the classifier. Empty if it is only quoted.
+    """Our figures for a row, by column: of all views, without the classifier, merged if zeroi2v's.
 
-    The model is built and counted on the meta device, one clip of it; views are independent, so all of them cost so many times that.
+    Empty for a row that is only quoted. The model is built on the meta device, and counted on one
+    clip: views are independent, so V views cost V times as much.
     """
     if row.build is None:
         return {}
@@ -228,11 +232,11 @@ def counted(row: Row) -> dict[str, float]:
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         - classifier
     )
-    found = cost(model.merge() if model.spec.model.strategy == "zeroi2v" else model)
+    costs = cost(model.merge() if model.spec.model.strategy == "zeroi2v" else model)
     return {
-        GFLOPS: crops * clips * found.gmacs,
-        EXTRA: crops * clips * found.extra_gmacs,
-        PARAMS: (found.params - classifier) / 1e6,
-        NEW: found.new_params / 1e6,
+        GFLOPS: crops * clips * costs.gmacs,
+        EXTRA: crops * clips * costs.extra_gmacs,
+        PARAMS: (costs.params - classifier) / 1e6,
+        NEW: costs.new_params / 1e6,
         TUNABLE: tunable / 1e6,
     }

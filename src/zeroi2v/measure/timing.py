@@ -1,4 +1,4 @@
-"""How long does a call take? Calls are timed in turn in one run, so that a drift of the machine's speed falls on all alike."""
+"""How long does a call take? Calls are timed in turn: a drift of the speed falls on all alike."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ DRAWS: Final = 2000
 
 
 def balanced_orders(count: int) -> list[tuple[int, ...]]:
-    """Orders in which each of `count` calls has every place, and comes right after each other call, equally often (Williams, 1949).
+    """Orders in which each call has every place, and follows each other call, equally often.
 
-    There are `count` of them where it is even, and twice as many where it is odd: then each is followed by its reverse.
+    These are the designs of Williams (1949) for `count` calls. There are `count` orders where
+    `count` is even, and twice as many where it is odd: each order is then followed by its reverse.
     """
     zigzag = [
         (place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)
@@ -29,21 +30,21 @@ def balanced_orders(count: int) -> list[tuple[int, ...]]:
 def timed_rounds(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
 ) -> Iterator[dict[str, float]]:
-    """Milliseconds of each call, round by round, after `warmup` rounds that are not told.
+    """The milliseconds of each call, round by round, after `warmup` rounds that are left out.
 
-    Every round makes every call once; the rounds go through the balanced orders in turn.
+    Every round makes every call once. The rounds go through the balanced orders in turn.
     """
     names = list(calls)
     orders = itertools.cycle(balanced_orders(len(names)))
-    for turn, order in enumerate(itertools.islice(orders, warmup + rounds)):
+    for number, order in enumerate(itertools.islice(orders, warmup + rounds)):
         times = {}
-        for name in (names[place] for place in order):
+        for name in (names[index] for index in order):
             _synchronize()
             start = time.perf_counter()
             calls[name]()
             _synchronize()
             times[name] = (time.perf_counter() - start) * 1000
-        if turn >= warmup:
+        if number >= warmup:
             yield times
 
 
@@ -51,25 +52,27 @@ def interleave(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
 ) -> dict[str, list[float]]:
     """The milliseconds of `timed_rounds`, as one series for each call."""
-    told = list(timed_rounds(calls, rounds=rounds, warmup=warmup))
-    return {name: [times[name] for times in told] for name in calls}
+    timed = list(timed_rounds(calls, rounds=rounds, warmup=warmup))
+    return {name: [times[name] for times in timed] for name in calls}
 
 
 def ratios(times: Mapping[str, list[float]], over: str, under: str) -> list[float]:
-    """One call's time divided by another's in the same round, for every round."""
+    """For every round, the time of one call divided by the time of another call in the round."""
     return [a / b for a, b in zip(times[over], times[under], strict=True)]
 
 
 def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> float:
-    """The median over the rounds of one call's time divided by another's in the same round."""
+    """The median of `ratios`."""
     return statistics.median(ratios(times, over, under))
 
 
 def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
-    """`fast`: the mean of the faster half of one call's times divided by that of another's; and how sure that is.
+    """The ratio of two calls by their faster rounds, how certain that is, and the median ratio.
 
-    Whatever else runs on a machine makes a call slower and none faster, so that the faster half moves less from one run to the next than
-    a median does. `low`, `high`: the middle 95 % of it when as many rounds are drawn anew from those measured (bootstrap). `median`: of
+    `fast`: the mean of the faster half of the times of one call, divided by the same mean of the
+    other call. What else runs on a machine makes a call slower and never faster, so that the faster
+    half moves less from run to run than a median does. `low` and `high`: the middle 95 % of `fast`
+    over as many rounds, drawn anew from the measured rounds (bootstrap). `median`: the median of
     the ratios round by round.
     """
     series = torch.tensor([times[over], times[under]], dtype=torch.double)  # (2, N rounds)
@@ -80,9 +83,8 @@ def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[
         means = rounds.sort(-1).values[..., : (count + 1) // 2].mean(-1)
         return means[0] / means[1]
 
-    low, high = (
-        fast(series[:, draws]).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    )
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.double)
+    low, high = fast(series[:, draws]).quantile(bounds).tolist()
     return {
         "fast": fast(series).item(),
         "low": low,
@@ -92,7 +94,7 @@ def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[
 
 
 def spread(series: Sequence[float]) -> dict[str, float]:
-    """The median of a series, its quartiles and its 95th percentile, interpolated between neighbours."""
+    """Median, quartiles and 95th percentile of a series, interpolated between neighbours."""
     cuts = statistics.quantiles(
         series if len(series) > 1 else [*series, *series], n=20, method="inclusive"
     )

@@ -104,7 +104,8 @@ class FusedLayout:
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """The output channels of the fused projection that are q, k and v: each (H, D) int64."""
         width = self.head_count * (2 * self.key_width + self.value_width)
-        q, k, v = (part for view in self.views(torch.arange(width)) for part in view.unbind(-3))
+        channels = torch.arange(width, device="cpu")  # also where the tower has no storage
+        q, k, v = (part for view in self.views(channels) for part in view.unbind(-3))
         return q, k, v
 
     def fused(self, parts: Iterable[Tensor]) -> Tensor:
@@ -141,10 +142,11 @@ def relocate(
     by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
     if torch.compiler.is_compiling():  # also true while torch exports a graph
         return _relocated_copy(by_frame, layout, moves, queries=queries).flatten(0, 2)
+    shape = by_frame.shape  # the gradient keeps `moved_channels`, which must keep no tensor
 
     def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
         """For each part and move, a view (B, T, W, ...) of the channels, and the offset."""
-        views = layout.views(tensor.view(by_frame.shape))
+        views = layout.views(tensor.view(shape))
         if not queries:
             views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
         for view in views:

@@ -11,7 +11,7 @@ from zeroi2v.data.file_kinds import OUTPUT_FILES
 from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.quickstart import MARKER
-from zeroi2v.experiments.trials import ROWS_FILE
+from zeroi2v.experiments.trial_folder import ROWS_FILE
 from zeroi2v.explain.show import FILES
 from zeroi2v.models.saving import WEIGHTS_FILE
 

@@ -85,11 +85,11 @@ def read_rows(
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             reader = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            require_text(f"{file}, line 1", reader.fieldnames)
+            require_text(file, "line 1", reader.fieldnames)
             yield 1, dict.fromkeys(reader.fieldnames)
             for row in reader:
                 texts = [text for name, text in row.items() if (name or "").lower() != "path"]
-                require_text(f"{file}, line {reader.line_num}", texts)
+                require_text(file, f"line {reader.line_num}", texts)
                 yield reader.line_num, row
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
@@ -97,8 +97,9 @@ def read_rows(
         raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {error}") from error
 
 
-def require_text(where: str, texts: Iterable[object]) -> None:
+def require_text(file: Path, line: str, texts: Iterable[object]) -> None:
     """DatasetError if one of the texts in a line of a table holds bytes that are no UTF-8."""
     for text in texts:
         if any("\udc80" <= character <= "\udcff" for character in str(text)):
-            raise DatasetError(f"{where}: not a CSV manifest in UTF-8: {os.fsencode(str(text))!r}")
+            raw = os.fsencode(str(text))
+            raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {raw!r} in {line}")

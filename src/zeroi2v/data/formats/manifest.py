@@ -87,7 +87,7 @@ def _read_file(
         on_disk = names.find(wanted)
         path = on_disk or wanted
         if on_disk is None:
-            require_text(line.where, [line.path])
+            require_text(file, line.where.removeprefix(f"{file}, "), [line.path])
         if line.further:
             listing.columns.setdefault(path, line.further)
         listing.entries += [

@@ -1,0 +1,48 @@
+"""How is the result of `zeroi2v bench` shown and kept? As a table, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from zeroi2v.files import write_files, write_json
+from zeroi2v.pages.charts import bench_plot
+
+
+def bench_table(result: Mapping[str, Any]) -> Table:
+    """The table that `zeroi2v bench` prints: a row for each model."""
+    machine = result["machine"]
+    device = machine.get("gpu") if result["device"] == "cuda" else machine["processor"]
+    compiled = "compiled" if result["compiled"] else "eager"
+    title = f"{device}, {result['dtype']}, {compiled}, {result['rounds']} rounds"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table.add_column("model", no_wrap=True)
+    for name in ("ms", "p95", f"/ {result['reference']}", "95 %", "clips/s", "batch", "MiB"):
+        table.add_column(name, justify="right")
+    for model in result["models"]:
+        latency, ratio = model["latency_ms"], model["ratio"]
+        throughput = model.get("throughput")
+        table.add_row(
+            model["name"],
+            f"{latency['median']:.1f}",
+            f"{latency['p95']:.1f}",
+            f"{ratio['fast']:.3f}",
+            f"{ratio['low']:.3f}-{ratio['high']:.3f}",
+            f"{throughput['clips_per_second']:.3g}" if throughput else "-",
+            f"{throughput['batch']:.0f}" if throughput else "-",
+            f"{model['weights_mib'] + model['peak_mib']:.0f}",
+        )
+    return table
+
+
+def write_bench(result: dict[str, Any], json_file: Path, picture: Path) -> None:
+    """Write the result, and then its picture. The result is kept if the picture cannot be drawn.
+
+    FileError if a file cannot be written.
+    """
+    write_json(json_file, result)
+    write_files({picture: lambda path: bench_plot(result, path)})
