@@ -30,7 +30,8 @@ from zeroi2v import partly_covered_towers, supported_towers
 from zeroi2v.errors import TowerError
 from zeroi2v.files import write_json, write_text
 from zeroi2v.machine import provenance
-from zeroi2v.models.towers import NAMES_FILE, TINY_NAME, survey
+from zeroi2v.models.survey import survey
+from zeroi2v.models.towers import NAMES_FILE, TINY_NAME
 
 RESULT = Path(__file__).parent / "results" / "towers.json"
 

@@ -1,4 +1,4 @@
-"""Recipes: what is written is read back, what is overridden changes, what is wrong is named."""
+"""A recipe is read as it was written, and an error names the setting that is wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_recipe_that_was_written_is_read_back(recipe: Recipe, tmp_path: Path) 
 
 
 def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
-    given = [
+    assignments = [
         "train.epochs=3",
         "stride=4",
         "heads=[-1, 1, 2]",
@@ -55,7 +55,7 @@ def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
         "tower_options.img_size=64",
         "crops=3",
     ]
-    recipe = override(Recipe(), [*given, 'flip_pairs=[["a", "b"]]', "learning_rate=1"])
+    recipe = override(Recipe(), [*assignments, 'flip_pairs=[["a", "b"]]', "learning_rate=1"])
     assert (recipe.train.epochs, recipe.clip.stride, recipe.views.crops) == (3, 4, 3)
     assert recipe.model == ModelConfig(
         heads=(-1, 1, 2), tower="vit_tiny_patch16_224", tower_options={"img_size": 64}
@@ -66,9 +66,8 @@ def test_overrides_reach_their_setting_by_full_or_bare_name() -> None:
 
 
 ABOVE_0, BELOW_0, BELOW_1, ABOVE_1 = 1e-9, -1e-9, 1 - 1e-9, 1 + 1e-9
-RANGES: dict[
-    str, tuple[list[Any], list[Any]]
-] = {  # setting: what it may be, up to its limits, and what is just beyond them
+# A setting -> values that it may have, up to its limits, and values just beyond its limits.
+RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "model.ratio": ([ABOVE_0, 1.0], [0.0, BELOW_0, ABOVE_1]),
     "model.adapter_ratio": ([ABOVE_0, 4.0], [0.0, BELOW_0, 4 + 1e-9]),
     "model.adapter_scale": ([ABOVE_0, BELOW_0, 100.0], [0.0]),
@@ -114,7 +113,7 @@ RANGES: dict[
 
 
 @pytest.mark.parametrize("setting", RANGES)
-def test_a_setting_may_be_what_its_range_says_and_nothing_beyond(setting: str) -> None:
+def test_a_setting_may_have_the_values_of_its_range_and_no_value_beyond(setting: str) -> None:
     table, _, name = setting.partition(".")
     kind = type(getattr(Recipe(), table))
     allowed, refused = RANGES[setting]

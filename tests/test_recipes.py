@@ -1,4 +1,4 @@
-"""Every recipe describes its row of the paper, and trains, validates and is evaluated with a small tower in place of its own."""
+"""Every recipe describes its row of the paper, and can train a small tower in place of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ every_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
-    """Two training videos and one to validate on, of two classes: six frames of blocks of colour each."""
+    """Two training videos and one validation video, of two classes; six frames each."""
     return blocks_dataset(tmp_path_factory.mktemp("videos"), train=2, val=1, frames=6)
 
 
@@ -48,10 +48,10 @@ def test_a_recipe_takes_a_training_and_an_evaluation_step(
     assert entry["clips"] == 2
     assert 0 < entry["loss"] < 2
     model = zeroi2v.load(run.folder)
-    found = evaluate(model, dataset.val)
-    assert found.logits.shape == (1, recipe.views.clips * recipe.views.crops, 2)
+    adapted = evaluate(model, dataset.val)
+    assert adapted.logits.shape == (1, recipe.views.clips * recipe.views.crops, 2)
     merged = evaluate(model.merge(), dataset.val)
-    torch.testing.assert_close(merged.logits, found.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(merged.logits, adapted.logits, rtol=1e-3, atol=1e-4)
 
 
 @every_recipe
@@ -72,7 +72,7 @@ def test_a_recipe_is_what_table_7_says(path: Path) -> None:
     recipe, data = read_recipe(path), path.stem.partition("-")[0]
     settings, pixels = recipe.train, recipe.pixels
     assert (settings.batch_size, settings.weight_decay, pixels.flip) == (64, 0.05, 0.5)
-    full = recipe.model.plan.strategy == "full"
+    full = recipe.model.strategy == "full"
     assert settings.learning_rate * (0.1 if full else 1) == pytest.approx(3e-4)
     assert settings.epochs == (60 if full else 50 if data == "ssv2" else 40)
     assert (pixels.augment_operations, pixels.augment_magnitude) == (4, 7)

@@ -1,11 +1,13 @@
-"""Videos whose every frame tells its number, encoded in any way, and a slow decoder to compare with."""
+"""Videos whose frames tell their numbers, in any encoding, and a slow decoder to compare with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from zeroi2v.data.datasets import Video, VideoDataset
@@ -18,8 +20,13 @@ def every(num_frames: int) -> range:
     return range(num_frames)
 
 
+def only(*numbers: int) -> Callable[[int], Sequence[int]]:
+    """The choice of the frames with these numbers."""
+    return lambda _: numbers
+
+
 def sequential(path: Path) -> Iterator[av.VideoFrame]:
-    """The slow second route: one thread, from start to end."""
+    """The frames of a video from a plain decoding: one thread, from start to end."""
     with av.open(f"file:{path}") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -31,14 +38,14 @@ def sequential(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def upright(frame: av.VideoFrame) -> Tensor:
-    """Its pixels (3, H, W), turned as the container says."""
+    """The pixels (3, H, W) of a frame, turned as the container says."""
     return torch.from_numpy(
         np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()
     ).permute(2, 0, 1)
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
-    """A picture that tells its number: a gradient that moves, and a bright bar that grows."""
+    """A picture (H, W, 3) that tells its number by a moving gradient and a growing bright bar."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack(
         [2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1
@@ -65,6 +72,22 @@ def blocks_dataset(folder: Path, *, train: int, val: int, frames: int) -> VideoD
     )
 
 
+def add_video(
+    container: OutputContainer,
+    codec: str,
+    *,
+    size: tuple[int, int] = (96, 64),
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+) -> VideoStream:
+    """A new video stream of 30 frames per second."""
+    stream = container.add_stream(codec, rate=30, options=options or {})
+    assert isinstance(stream, VideoStream)
+    stream.width, stream.height = size
+    stream.pix_fmt = pixels
+    return stream
+
+
 def encode(
     path: Path,
     codec: str,
@@ -74,15 +97,14 @@ def encode(
     size: tuple[int, int] = (96, 64),
     pixels: str = "yuv420p",
     container_format: str | None = None,
-    prepare: Callable[[av.VideoStream], None] = lambda stream: None,
+    prepare: Callable[[VideoStream], None] = lambda stream: None,
 ) -> Path:
-    width, height = size
+    """A video of pictures 0, 1, ..; `prepare` may change the stream before the first frame."""
     with av.open(str(path), "w", format=container_format) as container:
-        stream = container.add_stream(codec, rate=30, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream = add_video(container, codec, size=size, pixels=pixels, options=options)
         stream.codec_context.thread_count = 1
         prepare(stream)
         for number in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, width, height))))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, *size))))
         container.mux(stream.encode(None))
     return path

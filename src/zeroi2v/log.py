@@ -19,19 +19,19 @@ Item = TypeVar("Item")
 
 
 class Log:
-    """Says what goes on. `quiet` keeps warnings and drops the rest."""
+    """Writes messages to standard error. With `quiet`, a log writes warnings alone."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Write a line for people, unless the log is quiet."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """A line that is shown even when quiet."""
+        """Write a warning, even if the log is quiet."""
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def track(
@@ -45,9 +45,11 @@ class Log:
         per_item: int = 1,
         memory: Callable[[], int] | None = None,
     ) -> Iterator[Item]:
-        """Go through the items behind a progress bar, `done` of `total` being done already.
+        """Give the items one after the other, and show a progress bar in a terminal.
 
-        `unit` and `per_item` give its speed, for instance in clips per second; `memory` gives bytes to show beside it.
+        The bar begins at `done` items of `total`. With a `unit` such as "clips", the bar shows the
+        speed in units per second, where an item counts as `per_item` units. With `memory`, the bar
+        shows the bytes that this function returns.
         """
         columns = (
             SpinnerColumn(),

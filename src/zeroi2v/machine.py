@@ -1,6 +1,7 @@
-"""What is this machine, and which part of it is this process? Device, workers, memory, process group, provenance.
+"""What can this machine do, and which part of the work is this process's?
 
-A process group is several processes that share one task, started by torchrun or `accelerate launch`.
+Device, workers, memory, process group, and the provenance of measured figures. A process group is
+several processes that share one task; torchrun or `accelerate launch` starts them.
 """
 
 from __future__ import annotations
@@ -17,30 +18,32 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import torch
 
-REPORTED: Final = (
-    "zeroi2v",
-    "torch",
-    "torchvision",
-    "timm",
-    "av",
-)  # packages whose versions a figure is quoted with
+# `provenance` names the versions of these packages.
+REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 GROUP_VARIABLES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def started_group() -> tuple[int, int] | None:
-    """The rank of this process and the size of the process group that a launcher started; None for a process on its own.
+    """The rank of this process and the size of its group, as a launcher announced them.
 
-    A launcher sets all of `GROUP_VARIABLES`. A cluster's scheduler may set some of them for a process that has no peers.
+    None if no launcher started this process, or if the group has one process. A launcher sets all
+    of `GROUP_VARIABLES`. Some of these variables alone mean nothing: the scheduler of a cluster may
+    set them for a process that has no group.
     """
     values = [os.environ.get(name, "") for name in GROUP_VARIABLES]
-    if not all(values) or not all(values[place].isdecimal() for place in (0, 1, 2, 4)):
+    address = GROUP_VARIABLES.index("MASTER_ADDR")  # the only value that is not a number
+    numbers = [value for index, value in enumerate(values) if index != address]
+    if not all(values) or not all(number.isdecimal() for number in numbers):
         return None
     rank, size = int(values[0]), int(values[2])
     return (rank, size) if rank < size and size > 1 else None
 
 
-def place() -> tuple[int, int]:
-    """The rank of this process, and how many processes share the task. (0, 1) before the process group has met."""
+def rank_and_size() -> tuple[int, int]:
+    """The rank of this process in its group, and the number of processes of the group.
+
+    (0, 1) for a process without a group, or before the processes of the group have met.
+    """
     import torch.distributed
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -49,19 +52,22 @@ def place() -> tuple[int, int]:
 
 
 def from_all(entries: list[Any]) -> list[Any]:
-    """The entries of all processes of the group, those of the first process first. All processes must call it."""
+    """The entries of all processes of the group in one list, in the order of the ranks.
+
+    All processes of the group must call this function.
+    """
     import torch.distributed
 
-    _, size = place()
+    _, size = rank_and_size()
     if size == 1:
         return entries
     gathered: list[Any] = [None] * size
     torch.distributed.all_gather_object(gathered, entries)
-    return [entry for part in gathered for entry in part]
+    return [entry for entries_of_process in gathered for entry in entries_of_process]
 
 
 def best_device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
+    """The GPU of this process; the CPU if the machine has no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -70,12 +76,15 @@ def best_device() -> torch.device:
 
 
 def worker_count(asked: int) -> int:
-    """The number of decoding processes. -1: one for each core beyond the first, at most 8."""
+    """The number of processes that decode videos, if `asked` for that many.
+
+    -1 asks for one process for each core beyond the first, at most 8.
+    """
     return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that the GPU's allocator held so far, or that this process held on a CPU."""
+    """The largest number of bytes in use so far: of the GPU, or for a CPU of this process."""
     import torch
 
     if device.type == "cuda":
@@ -85,36 +94,43 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_bytes() -> int:
-    """The main memory that this process can still take: of the system, or of its control group where that allows less."""
-    described = Path("/proc/meminfo")
-    if not described.exists():
-        return (
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        )  # macOS does not tell what is free
-    kibibytes = {
-        line.split()[0]: int(line.split()[1]) for line in described.read_text().splitlines()
-    }
+    """The bytes of main memory that this process can still allocate.
+
+    The free memory of the system, or less where the control group of the process allows less.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # macOS does not say how much memory is free: half of all is assumed
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    kibibytes = {line.split()[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
     free = kibibytes["MemAvailable:"] * 1024
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         group = Path("/sys/fs/cgroup") / line.rpartition("::")[2].lstrip("/")
         for folder in (group, *group.parents):
-            free = min(free, _left_in(folder, free))
+            left = _left_in_group(folder)
+            free = free if left is None else min(free, left)
     return free
 
 
-def _left_in(group: Path, otherwise: int) -> int:
-    """The bytes that a control group leaves of its limit; files that are only cached do not count. `otherwise`: no limit."""
+def _left_in_group(group: Path) -> int | None:
+    """The bytes that are left of the memory limit of a control group; None without a limit.
+
+    The group counts cached files as used memory. Here they count as free, because the system gives
+    their memory to any process that asks for memory.
+    """
     try:
         limit = (group / "memory.max").read_text().strip()
-        held = int((group / "memory.current").read_text())
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
-        return otherwise
-    return otherwise if limit == "max" else max(0, int(limit) - held + int(told["inactive_file"]))
+        return None
+    return None if limit == "max" else max(0, int(limit) - used + int(counts["inactive_file"]))
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure must be quoted with: the date, the machine and the versions. A package that is not installed has None."""
+    """The date, the machine and package versions, with which a measured figure is quoted.
+
+    The version of a package that is not installed is None.
+    """
     import torch
 
     machine: dict[str, Any] = {
@@ -137,10 +153,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it only in a file."""
-    described = Path("/proc/cpuinfo")
-    if described.exists():
-        for line in described.read_text().splitlines():
+    """The name of the processor. On Linux only a file holds the name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -1,6 +1,8 @@
-"""How does a recipe, a TOML file, become settings? And how do settings become plain values, and again settings?
+"""How does a recipe, a TOML file, become settings, and how do settings become a recipe?
 
-A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `override` applies `key=value` pairs.
+A recipe has one table for each dataclass of `config.py` that `Recipe` holds. `read_recipe` reads a
+file, and `override` applies `key=value` pairs. `to_dict` and `from_dict` convert any dataclass to
+plain values and back.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Config = TypeVar("Config")
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file. ConfigError names the file, and the table and key that is wrong."""
+    """The recipe in a TOML file. ConfigError names the file, and the setting that is wrong."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -38,7 +40,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as TOML, every setting included, so that `read_recipe` gives it back."""
+    """Write every setting of a recipe to a TOML file, which `read_recipe` can read."""
     lines = []
     for table, settings in to_dict(recipe).items():
         lines.append(f"[{table}]")
@@ -48,9 +50,10 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with every path absolute, so that the recipe means the same in another working folder.
+    """The recipe with every path made absolute, so that it means the same in any working folder.
 
-    `model.weights` and `train.start_from` may be no paths but names on the Hub: they change only where the path exists.
+    `model.weights` and `train.start_from` may be names on the Hub instead of paths. These two
+    settings change only if a file or folder of that path exists.
     """
 
     def absolute(value: str | None, *, may_be_name: bool = False) -> str | None:
@@ -73,56 +76,64 @@ def absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _toml(value: Any) -> str:
+    """A plain value as TOML."""
     if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
-            + "}"
-        )
-    if value is None:  # a block's heads, or an option of the tower: TOML has no word for none
+        items = ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        return "{" + items + "}"
+    if value is None:  # the heads of a block, or a tower option: TOML has no null
         return '"none"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # which TOML does not take as it is
+    # JSON leaves the control character DEL as it is, and TOML forbids it.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` pairs applied. A key is `table.name`, or the bare name where one table has it; the value is TOML."""
-    owners: dict[str, list[str]] = {}
-    for part in dataclasses.fields(Recipe):
-        for setting in dataclasses.fields(getattr(recipe, part.name)):
-            owners.setdefault(setting.name, []).append(part.name)
+    """The recipe with `key=value` pairs applied, as `--set` gives them. The value is TOML.
+
+    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
+    setting of this name. The key may go on with keys inside a setting, such as
+    `tower_options.img_size`. ConfigError names a pair that is wrong.
+    """
+    tables_of: dict[str, list[str]] = {}  # name of a setting -> the tables that have the setting
+    for table_field in dataclasses.fields(Recipe):
+        for setting in dataclasses.fields(getattr(recipe, table_field.name)):
+            tables_of.setdefault(setting.name, []).append(table_field.name)
     tables = to_dict(recipe)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
+        key = key.strip()
         if not equals:
             raise ConfigError(f"--set {assignment}: expected key=value")
-        head, _, rest = key.strip().partition(".")
-        if head in tables:
-            table, name = head, rest
+        first, _, rest = key.partition(".")
+        if first in tables:
+            table, name = first, rest
         else:
-            table, name = owners.get(head, [""])[0], key.strip()
+            table, name = tables_of.get(first, [""])[0], key
         *path, last = name.split(".")
         if table not in tables or (path or [last])[0] not in tables[table]:
-            known = [
-                *owners,
-                *(f"{owner}.{one}" for one, having in owners.items() for owner in having),
+            full_names = [
+                f"{owner}.{setting_name}"
+                for setting_name, owners in tables_of.items()
+                for owner in owners
             ]
-            raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
-        place = tables[table]
-        for step in path:  # a key inside tower_options
-            inner = place.setdefault(step, {})
+            suggestion = nearest(key, [*tables_of, *full_names])
+            raise ConfigError(f"--set {key}: unknown setting{suggestion}")
+        target = tables[table]
+        for name in path:  # keys inside a setting
+            inner = target.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key.strip()}: {step} has no settings of its own")
-            place = inner
-        place[last] = _value(text.strip())
+                raise ConfigError(f"--set {key}: {name} has no settings of its own")
+            target = inner
+        target[last] = _value(text.strip())
     return from_dict(Recipe, tables)
 
 
 def data_settings(assignments: Sequence[str]) -> DataConfig:
-    """The defaults of [data] with `key=value` pairs applied, where no recipe is read. ConfigError for a setting of another table."""
+    """The defaults of [data] with `key=value` pairs applied, for a command that reads no recipe.
+
+    ConfigError for a setting of another table.
+    """
     recipe = override(Recipe(), assignments)
     if recipe != Recipe(data=recipe.data):
         raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
@@ -130,20 +141,24 @@ def data_settings(assignments: Sequence[str]) -> DataConfig:
 
 
 def _value(text: str) -> Any:
+    """The value that a TOML text stands for. A bare word is text; the bare word none is None."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text == "none" else text  # a bare word is a string
+        return None if text == "none" else text
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dictionaries and lists, ready for JSON or TOML."""
+    """The fields of a dataclass as plain dictionaries and lists, ready for JSON or TOML."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a dataclass from plain values. ConfigError names a key that is unknown, or a value of the wrong type."""
+    """Make a dataclass of class `kind` from plain values. `where` comes before keys in messages.
+
+    ConfigError names a key that is unknown, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
@@ -154,29 +169,30 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if value == "none" and types.NoneType in inner:
+    """A plain value, converted to the type `hint`. ConfigError if the value does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value == "none" and types.NoneType in arguments:
         return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_dict(hint, value, where + ".")
     if origin is Literal:
-        if value not in inner or isinstance(value, bool):
-            choices = ", ".join(map(repr, inner))
-            raise ConfigError(
-                f"{where} must be one of {choices}, got {value!r}{nearest(str(value), map(str, inner))}"
-            )
+        if value not in arguments or isinstance(value, bool):
+            choices = ", ".join(map(repr, arguments))
+            suggestion = nearest(str(value), map(str, arguments))
+            raise ConfigError(f"{where} must be one of {choices}, got {value!r}{suggestion}")
         return value
     if origin in (types.UnionType, typing.Union):
-        for option in inner:
+        for option in arguments:
             try:
                 return _convert(option, value, where)
             except ConfigError:
                 continue
     elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        if inner[-1] is Ellipsis:
-            return tuple(_convert(inner[0], item, where) for item in value)
-        if len(value) == len(inner):
-            return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, where) for item in value)
+        if len(value) == len(arguments):
+            pairs = zip(arguments, value, strict=True)
+            return tuple(_convert(item_hint, item, where) for item_hint, item in pairs)
     elif (
         hint is float
         and isinstance(value, int | float)
@@ -187,7 +203,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         if not _is_plain(value):
             raise ConfigError(
-                f"{where} must hold numbers, text, true or false, lists and tables alone, got {value!r}"
+                f"{where} must hold nothing but numbers, text, true or false, lists and tables, "
+                f"got {value!r}"
             )
         return {key: None if item == "none" else item for key, item in value.items()}
     elif (
@@ -201,7 +218,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was, but for tuples."""
+    """Whether JSON can store a value and give the same value back; tuples come back as lists."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -214,7 +231,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    """The words of a message for a type, such as "a whole number"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     plain = {
         int: "a whole number",
         float: "a number",
@@ -223,11 +241,9 @@ def _in_words(hint: Any) -> str:
         types.NoneType: "none",
     }
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+        return " or ".join(dict.fromkeys(map(_in_words, arguments)))
     if origin is tuple:
-        return (
-            f"a list of {_in_words(inner[0])}"
-            if inner[-1] is Ellipsis
-            else f"a list of {len(inner)}"
-        )
+        if arguments[-1] is Ellipsis:
+            return f"a list of {_in_words(arguments[0])}"
+        return f"a list of {len(arguments)}"
     return plain.get(hint, "a table")

@@ -1,28 +1,31 @@
-"""Are the frames that are read those of a plain decoding from start to end, upright, and is every broken file named?"""
+"""Are the frames that are read the frames of a plain decoding, and is every broken file named?"""
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.video.stream import VideoStream
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from tests.videos_for_tests import GOP, encode, every, picture, sequential, upright
-from zeroi2v.data import decode
-from zeroi2v.data.decode import read_clip, scan
+from tests.videos_for_tests import GOP, encode, every, only, picture, sequential, upright
+from zeroi2v.data import timeline
+from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.encode import write_video
+from zeroi2v.data.video_files import VideoPacket, decoded
 from zeroi2v.errors import VideoError
 
 
 def noting(
     given: list[int], choose: Callable[[int], Sequence[int]]
 ) -> Callable[[int], Sequence[int]]:
-    """The choice `choose`; the numbers of frames that it is given are noted in `given`."""
+    """The choice `choose`, which also notes in `given` the number of frames that it is given."""
 
     def noted(num_frames: int) -> Sequence[int]:
         given.append(num_frames)
@@ -42,7 +45,7 @@ HIDDEN = {
     "b": "200k",
     "cpu-used": "5",
 }
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "gop.mp4": ("libx264", GOP, {}),
     "open_gop.mp4": ("libx264", OPEN_GOP, {}),
     "open_gop.mkv": ("libx264", OPEN_GOP, {}),
@@ -77,25 +80,26 @@ def test_every_frame_is_the_one_of_a_plain_decoding(tmp_path: Path, name: str) -
     given: list[int] = []
     assert torch.equal(read_clip(path, every), expected)
     for number in range(60):
-        assert torch.equal(
-            read_clip(path, noting(given, lambda _, number=number: [number]))[0], expected[number]
-        ), number
+        assert torch.equal(read_clip(path, noting(given, only(number)))[0], expected[number]), (
+            number
+        )
     order = [59, 0, 31, 31, 12]
-    assert torch.equal(read_clip(path, lambda _: order), expected[order])
+    assert torch.equal(read_clip(path, only(*order)), expected[order])
     assert {*given} == {60}
 
 
 def frames_decoded(monkeypatch: pytest.MonkeyPatch, path: Path, order: Sequence[int]) -> int:
-    decoded, count = decode._decoded, 0
+    """How many frames are decoded when a clip is read."""
+    count = 0
 
-    def counting(*arguments: object) -> Iterator[av.VideoFrame]:
+    def counting(stream: VideoStream, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
         nonlocal count
-        for frame in decoded(*arguments):  # type: ignore[arg-type]  # one table of cases for several signatures
+        for frame in decoded(stream, packets):
             count += 1
             yield frame
 
-    monkeypatch.setattr(decode, "_decoded", counting)
-    read_clip(path, lambda _: order)
+    monkeypatch.setattr(timeline, "decoded", counting)
+    read_clip(path, only(*order))
     return count
 
 
@@ -117,7 +121,10 @@ def test_frames_of_one_group_of_pictures_are_decoded_once(
 def test_what_no_wanted_frame_refers_to_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each three frames the two B frames between P frames are only shown; the file is in both forms of H.264 packets."""
+    """Two of three frames are B frames that no other frame refers to.
+
+    H.264 packets have two forms; there is a file of each.
+    """
     options = {
         "g": "120",
         "x264-params": "scenecut=0:bframes=2:b-adapt=0:b-pyramid=none:keyint=120",
@@ -131,7 +138,7 @@ def test_what_no_wanted_frame_refers_to_is_not_decoded(
         order = [10, 50, 51]
         with monkeypatch.context() as patch:
             assert frames_decoded(patch, path, order) <= len({*plain, *order})
-        assert torch.equal(read_clip(path, lambda _: [10, 50, 51]), read_clip(path, every)[order])
+        assert torch.equal(read_clip(path, only(*order)), read_clip(path, every)[order])
 
 
 def real_videos(shared_data: Path) -> list[tuple[Path, dict[str, str]]]:
@@ -177,7 +184,7 @@ def test_a_scan_says_what_the_index_says(shared_data: Path) -> None:
         assert [info.width, info.height] == (size[::-1] if int(row["rotation"]) % 180 else size), (
             path.name
         )
-        assert read_clip(path, lambda _: [0]).shape == (1, 3, info.height, info.width), path.name
+        assert read_clip(path, only(0)).shape == (1, 3, info.height, info.width), path.name
 
 
 def test_a_scan_measures_seconds_and_the_size_on_display(tmp_path: Path) -> None:
@@ -192,7 +199,10 @@ def test_a_scan_measures_seconds_and_the_size_on_display(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_a_video_is_turned_as_its_container_says(tmp_path: Path, degrees: int) -> None:
-    """The display matrix turns anticlockwise, as `set_display_rotation` does: pixels that were stored turned come back upright."""
+    """Pixels that are stored turned come back upright.
+
+    The display matrix turns anticlockwise, as `set_display_rotation` does.
+    """
     plain = encode(tmp_path / "plain.mp4", "libx264", {"crf": "1"}, pixels="yuv444p", frames=2)
     turned = tmp_path / "turned.mp4"
     with av.open(str(turned), "w") as container:
@@ -341,7 +351,10 @@ def test_what_is_damaged_is_passed_over(tmp_path: Path) -> None:
 def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_decoding(
     tmp_path: Path, codec: str, damaged: int
 ) -> None:
-    """What the decoder puts in place of a lost part depends on the frames before it, so that no key frame is a place to start."""
+    """No key frame is then a frame to start from.
+
+    What the decoder puts in the place of the lost part depends on the frames before it.
+    """
     path = encode(tmp_path / "x.ts", codec, {"g": "12", "bf": "2"}, size=(160, 128))
     whole = read_clip(path, every)
     data = path.read_bytes()
@@ -355,12 +368,11 @@ def test_after_a_lost_part_of_a_broadcast_every_frame_is_still_that_of_a_plain_d
     expected = torch.stack([upright(frame) for frame in sequential(path)])
     assert not torch.equal(expected[: len(whole)], whole[: len(expected)])
     for number in range(0, len(expected), 4):
-        assert torch.equal(
-            read_clip(path, lambda _, number=number: [number])[0], expected[number]
-        ), number
+        assert torch.equal(read_clip(path, only(number))[0], expected[number]), number
 
 
 def broken(folder: Path, name: str) -> Path:
+    """A file that is no video, in the way that its name tells."""
     path = folder / name
     if name.startswith("notes"):
         path.write_text("Nothing to see here.\n" * 50)
@@ -402,7 +414,7 @@ def test_a_choice_beyond_the_video_is_a_defect_of_the_caller(tmp_path: Path) -> 
     path = encode(tmp_path / "x.mp4", "libx264", frames=4)
     for order in ([4], [-1], []):
         with pytest.raises(IndexError):
-            read_clip(path, lambda _, order=order: order)
+            read_clip(path, only(*order))
 
 
 def test_a_written_video_is_read_back(tmp_path: Path) -> None:
@@ -415,7 +427,7 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
     assert found.shape == frames.shape
     errors = (found.float() - frames.float()).abs().mean((1, 2, 3))
     assert errors.max() < 12  # colours at half resolution
-    assert scan(path) == decode.VideoInfo(frames=20, seconds=2.5, width=96, height=64)
+    assert scan(path) == VideoInfo(frames=20, seconds=2.5, width=96, height=64)
     again = tmp_path / "y.mp4"
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -432,10 +444,9 @@ def test_a_written_video_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="cannot be written: no such file or directory"):
-        write_video(
-            tmp_path / "nowhere" / "x.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), fps=8
-        )
+    (tmp_path / "file").touch()
+    with pytest.raises(VideoError, match=r"x\.mp4: cannot be written: file exists"):
+        write_video(tmp_path / "file" / "x.mp4", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), fps=8)
     with pytest.raises(ValueError, match="even width and height, got 7x8"):
         write_video(tmp_path / "x.mp4", torch.zeros(2, 3, 8, 7, dtype=torch.uint8), fps=8)
-    assert not [*tmp_path.iterdir()]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,5 +1,6 @@
 """Does a copy of a video hold every frame, upright, in its order and at its time?"""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from tests.videos_for_tests import add_video
 from zeroi2v.data.decode import all_frames, read_clip, scan
+from zeroi2v.data.display import Orientation
 from zeroi2v.data.encode import write_frames, write_video
 from zeroi2v.errors import VideoError
 
@@ -17,7 +20,7 @@ from zeroi2v.errors import VideoError
 def numbered(
     path: Path, times: list[int], *, size: tuple[int, int] = (96, 64), time_base: int = 1000
 ) -> Path:
-    """A video in which frame i is a grey of 3 i, shown at `times[i]` / `time_base` seconds."""
+    """A video whose frame i has the grey level 3 i and is shown at `times[i]` / `time_base` s."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=30)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv444p"
@@ -83,6 +86,41 @@ def test_key_frames_are_no_farther_apart_than_asked(tmp_path: Path) -> None:
     assert max(b - a for a, b in zip(keys, [*keys[1:], 70], strict=True)) <= 16
 
 
+@pytest.mark.parametrize(
+    ("codec", "ending", "pixels"),
+    [
+        ("libx264rgb", "mkv", "bgr24"),
+        ("ffv1", "mkv", "bgra"),
+        ("png", "avi", "rgb24"),
+        ("rawvideo", "avi", "bgr24"),
+        ("libvpx-vp9", "webm", "gbrp"),
+        ("ffv1", "mkv", "gray"),
+        ("ffv1", "mkv", "yuv444p"),
+        ("mjpeg", "avi", "yuvj420p"),
+    ],
+)
+def test_a_copy_names_colours_that_yuv_can_have_and_shows_the_same(
+    tmp_path: Path, codec: str, ending: str, pixels: str
+) -> None:
+    """Large areas of strong colours, whose edges H.264 at half the resolution keeps."""
+    colours = np.array([[[200, 40, 30], [20, 180, 60]], [[90, 90, 220], [240, 230, 120]]], np.uint8)
+    source = tmp_path / f"x.{ending}"
+    with av.open(str(source), "w") as container:
+        stream = add_video(container, codec, pixels=pixels)
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(colours.repeat(32, 0).repeat(48, 1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    write_frames(tmp_path / "y.mp4", all_frames(source), short_side=256, keyframes=16, crf=4)
+    with av.open(str(tmp_path / "y.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name.startswith("yuv")
+    assert frame.colorspace != 0  # RGB, which players would believe
+    shown, expected = (read_clip(path, range).float() for path in (tmp_path / "y.mp4", source))
+    assert (shown - expected).abs()[..., 4:28, 4:44].mean() < 3
+    assert (shown - expected).abs().mean() < 4
+
+
 @pytest.mark.slow
 def test_copies_of_real_videos_show_the_same(shared_data: Path, tmp_path: Path) -> None:
     copied = 0
@@ -114,7 +152,7 @@ def test_copies_of_real_videos_show_the_same(shared_data: Path, tmp_path: Path) 
 def test_a_copy_that_cannot_be_finished_has_no_name(tmp_path: Path) -> None:
     source = numbered(tmp_path / "x.mkv", [33 * number for number in range(20)])
 
-    def breaking_off() -> object:
+    def breaking_off() -> Iterator[tuple[av.VideoFrame, Orientation]]:
         for number, frame in enumerate(all_frames(source)):
             if number == 10:
                 raise KeyboardInterrupt

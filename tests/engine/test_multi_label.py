@@ -1,4 +1,4 @@
-"""Training, figures and answers where a video has several labels: each class is a question of its own."""
+"""Training, evaluation and prediction where a video may have several labels."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from zeroi2v.data.loader import read_views, train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
-from zeroi2v.engine.step import Step
+from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
-from zeroi2v.inference.evaluate import Evaluation, average_precision, evaluate, view_scores
+from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import average_precision, view_scores
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
@@ -60,13 +61,16 @@ def run(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def area_under_steps(scores: list[float], has: list[bool]) -> float:
-    """The slow second route: lower the threshold score by score, and add precision times the rise of recall."""
+    """Average precision by a slow second route.
+
+    The threshold falls from score to score. Each time, precision times the rise of recall is added.
+    """
     area = recall = 0.0
     for threshold in sorted(set(scores), reverse=True):
-        taken = [own for score, own in zip(scores, has, strict=True) if score >= threshold]
-        now = sum(taken) / sum(has)
-        area += (now - recall) * sum(taken) / len(taken)
-        recall = now
+        taken = [has_it for score, has_it in zip(scores, has, strict=True) if score >= threshold]
+        new_recall = sum(taken) / sum(has)
+        area += (new_recall - recall) * sum(taken) / len(taken)
+        recall = new_recall
     return area
 
 
@@ -99,21 +103,23 @@ def test_the_figure_is_the_mean_over_classes_of_the_mean_sigmoid_over_views() ->
     videos = tuple(
         Video.of(Path(str(n)), row.nonzero().flatten().tolist()) for n, row in enumerate(labels)
     )
-    found = Evaluation(logits, labels, videos, ())
+    evaluation = Evaluation(logits, labels, videos, ())
     by_hand = [
         [sum(1 / (1 + math.exp(-view[label])) for view in views) / 3 for label in range(4)]
         for views in logits.tolist()
     ]
-    torch.testing.assert_close(found.scores, torch.tensor(by_hand, dtype=torch.float64))
-    each = [
+    torch.testing.assert_close(evaluation.scores, torch.tensor(by_hand, dtype=torch.float64))
+    precisions = [
         area_under_steps([row[k] for row in by_hand], (labels[:, k] > 0).tolist()) for k in range(3)
     ]
-    assert found.per_class() == [*map(pytest.approx, each), None], "the last class has no video"
-    assert found.to_dict() == {"mAP": pytest.approx(sum(each) / 3), "videos": 6, "skipped": []}
+    expected = [*map(pytest.approx, precisions), None]
+    assert evaluation.per_class() == expected, "the last class has no video"
+    mean = pytest.approx(sum(precisions) / 3)
+    assert evaluation.to_dict() == {"mAP": mean, "videos": 6, "skipped": []}
 
 
 def test_the_loss_is_the_mean_binary_cross_entropy(dataset: VideoDataset, tmp_path: Path) -> None:
-    """Of a model that hardly moves, by the definition -y log p - (1 - y) log(1 - p)."""
+    """By its definition, -y log p - (1 - y) log(1 - p), for a model that hardly moves."""
     settings = dataclasses.replace(RECIPE.train, epochs=1, learning_rate=1e-12)
     run = train(dataclasses.replace(RECIPE, train=settings), dataset, tmp_path / "run")
     model = zeroi2v.load(run.folder)
@@ -157,14 +163,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     run: Run, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    step = training.take_step
 
     def stops(*arguments: Any) -> Step:
         nonlocal steps
         steps += 1
         if steps > 3:
             raise KeyboardInterrupt
-        return step(*arguments)
+        return take_step(*arguments)
 
     monkeypatch.setattr(training, "take_step", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -182,12 +187,12 @@ def test_predict_gives_the_mean_sigmoid(run: Run, dataset: VideoDataset) -> None
     with torch.no_grad():
         logits = model(normalise(views, *model.normalisation)).tolist()
     by_hand = {
-        label: sum(1 / (1 + math.exp(-view[place])) for view in logits) / len(logits)
-        for place, label in enumerate(model.labels)
+        label: sum(1 / (1 + math.exp(-view[number])) for view in logits) / len(logits)
+        for number, label in enumerate(model.labels)
     }
-    found = {one.label: one.score for one in predictor.predict(video)}
-    assert found == pytest.approx(by_hand)
-    assert abs(sum(found.values()) - 1) > 0.01, "or softmax would have done"
+    scores = {prediction.label: prediction.score for prediction in predictor.predict(video)}
+    assert scores == pytest.approx(by_hand)
+    assert abs(sum(scores.values()) - 1) > 0.01, "these scores are not a softmax"
 
 
 def test_eval_needs_no_setting_and_says_map(
@@ -195,14 +200,10 @@ def test_eval_needs_no_setting_and_says_map(
 ) -> None:
     words = ["eval", str(manifest), "--model", str(run.folder)]
     assert main([*words, "--json", "--scores", str(tmp_path / "scores.csv")]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["mAP"] == pytest.approx(run.best)
-    assert (found["videos"], found["skipped"], found["split"], set(found["per_class"])) == (
-        3,
-        [],
-        "val",
-        {*"abc"},
-    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["mAP"] == pytest.approx(run.best)
+    assert (result["videos"], result["skipped"], result["split"]) == (3, [], "val")
+    assert set(result["per_class"]) == {*"abc"}
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows] == ["label", "b", "a|c", "c"]
     assert main(words) == 0
@@ -227,7 +228,7 @@ def test_a_model_of_one_label_refuses_videos_with_several(
 def test_a_classifier_of_one_label_starts_anew_for_several(
     run: Run, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    """Its logits were compared with each other, not with zero."""
+    """The logits of one label a video are compared with each other, not with zero."""
     settings = dataclasses.replace(
         RECIPE.train, epochs=1, learning_rate=1e-12, start_from=str(run.folder)
     )
@@ -235,8 +236,8 @@ def test_a_classifier_of_one_label_starts_anew_for_several(
     alone = dataclasses.replace(
         dataset,
         splits={
-            split: tuple(Video(v.path, v.label) for v in own)
-            for split, own in dataset.splits.items()
+            split: tuple(Video(video.path, video.label) for video in videos)
+            for split, videos in dataset.splits.items()
         },
     )
     recipe = dataclasses.replace(RECIPE, data=DataConfig(), train=settings)

@@ -1,4 +1,4 @@
-"""How the weights move: AdamW step by step by hand, what decays, and the learning rate along a run."""
+"""AdamW against its steps by hand, weight decay, and the learning rate along a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import zeroi2v
+from tests.towers_for_tests import small_model
 from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
 
 
@@ -39,20 +40,23 @@ def test_norms_and_embeddings_have_no_weight_decay() -> None:
 
 
 def test_three_steps_are_adamw_by_hand() -> None:
-    """Decoupled decay: w <- (1 - rate * decay) w - rate * m / (sqrt(v) + 1e-8), with m and v corrected for their start at zero."""
+    """w <- (1 - rate * decay) w - rate * m / (sqrt(v) + 1e-8), with decoupled weight decay.
+
+    The averages m and v start at zero and are corrected for this start.
+    """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)).double()
-    model.adapters = nn.ModuleList()  # as a VideoClassifier has them
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
+    model = small_model("zeroi2v_tiny").double()
     rate, decay = 0.01, 0.3
     optimizer = build_optimizer(model, learning_rate=rate, weight_decay=decay)
+    norm = model.tower.get_submodule("norm")
     decays = {
-        model[0].weight: decay,
-        model[0].bias: decay,
-        model[1].weight: 0.0,
-        model[1].bias: 0.0,
+        model.classifier.weight: decay,
+        model.classifier.bias: decay,
+        norm.get_parameter("weight"): 0.0,
+        norm.get_parameter("bias"): 0.0,
     }
+    for parameter in decays:
+        nn.init.normal_(parameter)
     expected = {parameter: parameter.detach().clone() for parameter in decays}
     gradients = {parameter: [torch.randn_like(parameter) for _ in range(3)] for parameter in decays}
     for step in range(3):
@@ -73,6 +77,6 @@ def test_three_steps_are_adamw_by_hand() -> None:
 
 def test_the_precision_asked_for_is_the_one_of_the_matrix_products() -> None:
     cpu = torch.device("cpu")
-    found = [autocast_dtype(precision, cpu) for precision in ("fp32", "bf16", "fp16")]
-    assert found == [None, torch.bfloat16, torch.float16]
+    dtypes = [autocast_dtype(precision, cpu) for precision in ("fp32", "bf16", "fp16")]
+    assert dtypes == [None, torch.bfloat16, torch.float16]
     assert autocast_dtype("auto", cpu) in (None, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Several processes, or a batch taken in parts, give what one process gives."""
+"""Several processes give the result of one process, and so does a batch taken in parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zeroi2v.recipes import write_recipe
 RECIPE = Recipe(
     clip=ClipConfig(frames=4),
     train=TrainConfig(epochs=2, batch_size=9, warmup_epochs=0.5, workers=0, precision="fp32"),
-)  # 48 videos: the last batch of 3 is shared unevenly
+)  # of 48 videos, the last batch has 3 clips, which two processes share unevenly
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -41,12 +41,12 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 def test_a_batch_taken_in_parts_gives_the_same_losses(motion_videos: Path, tmp_path: Path) -> None:
     dataset = open_dataset(motion_videos)
     in_parts = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, accumulate=3))
-    one, other = (
-        train(recipe, dataset, tmp_path / name).folder
-        for name, recipe in {"one": RECIPE, "parts": in_parts}.items()
+    whole, parts = (
+        log_of(train(recipe, dataset, tmp_path / name).folder)
+        for name, recipe in {"whole": RECIPE, "parts": in_parts}.items()
     )
-    for whole, parts in zip(log_of(one), log_of(other), strict=True):
-        assert parts == pytest.approx(whole, abs=1e-5)
+    for entry, expected in zip(parts, whole, strict=True):
+        assert entry == pytest.approx(expected, abs=1e-5)
 
 
 def launch(processes: int, *arguments: str) -> list[str]:
@@ -85,7 +85,7 @@ def test_two_processes_train_and_evaluate_like_one(motion_videos: Path, tmp_path
             str(tmp_path / "recipe.toml"),
         )
         logs.append(log_of(Path(out)))
-        found = zeroi2v(
+        printed = zeroi2v(
             processes,
             "eval",
             str(motion_videos),
@@ -95,7 +95,7 @@ def test_two_processes_train_and_evaluate_like_one(motion_videos: Path, tmp_path
             "2",
             "--json",
         )
-        scores.append(json.loads(found))  # one value, printed once
+        scores.append(json.loads(printed))  # one value: only the first process prints
     assert logs[0][0]["clips"] == 48
     for one, two in zip(*logs, strict=True):
         assert two == pytest.approx(one, abs=1e-5)
@@ -107,11 +107,14 @@ def test_two_processes_train_and_evaluate_like_one(motion_videos: Path, tmp_path
 def test_processes_that_share_the_weights_leave_what_one_process_leaves(
     motion_videos: Path, tmp_path: Path
 ) -> None:
-    """Also a run that was killed after an epoch and went on; with the gradient clipped, which takes the norm of all parts."""
+    """Also a run that was killed after an epoch and resumed.
+
+    The gradient is clipped, which needs the norm of all shards together.
+    """
     settings = dataclasses.replace(RECIPE.train, gradient_clip=0.5, sharding="full")
     write_recipe(dataclasses.replace(RECIPE, train=settings), tmp_path / "recipe.toml")
     words = ["train", str(motion_videos), "--recipe", str(tmp_path / "recipe.toml"), "--out"]
-    for processes in (1, 2):  # one has nobody to share with
+    for processes in (1, 2):  # one process shards nothing
         zeroi2v(processes, *words, str(tmp_path / f"of-{processes}"))
     one, two = (log_of(tmp_path / f"of-{processes}") for processes in (1, 2))
     for whole, shared in zip(one, two, strict=True):
@@ -145,6 +148,7 @@ def test_processes_that_share_the_weights_leave_what_one_process_leaves(
 
 
 def without_results(path: Path) -> object:
+    """The content of a file; of a JSON file without the figures of the model."""
     return (
         {**json.loads(path.read_text()), "results": None}
         if path.suffix == ".json"

@@ -1,4 +1,4 @@
-"""What resuming promises: a run that stopped anywhere and went on ends bit for bit like one that never stopped."""
+"""A run that stopped anywhere and was resumed ends, bit for bit, like a run that never stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import train
-from zeroi2v.engine.step import Step
+from zeroi2v.engine.step import Step, take_step
 from zeroi2v.errors import CheckpointError
 from zeroi2v.files import read_json_lines
 from zeroi2v.recipes import write_recipe
@@ -49,17 +49,18 @@ def undisturbed(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory)
     return train(RECIPE, dataset, tmp_path_factory.mktemp("runs") / "run").folder
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(run: Path, expected: Path) -> None:
+    """Two run folders hold the same weights and figures."""
     for name in ("last.safetensors", "model.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    logs = [
+        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+    log, expected_log = (
         [
             {**entry, "seconds": 0, "peak_memory": 0}
             for entry in read_json_lines(folder / "log.jsonl")
         ]
-        for folder in (one, other)
-    ]
-    assert logs[0] == logs[1]
+        for folder in (run, expected)
+    )
+    assert log == expected_log
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 9])
@@ -71,14 +72,13 @@ def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = 0
-    step = training.take_step
 
     def stops(*arguments: object) -> Step:
         nonlocal taken
         taken += 1
         if taken > stop:
             raise KeyboardInterrupt
-        return step(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        return take_step(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(training, "take_step", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -121,9 +121,8 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_weights_of_the_undisturbed
         )
         try:
             process.wait(random.uniform(0.4, 1) * longest)
-            longest = min(
-                longest, time.perf_counter() - start
-            )  # it was done before: the first one took longer than most
+            # The run ended before it was killed: the timed run took longer than this run.
+            longest = min(longest, time.perf_counter() - start)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -145,8 +144,8 @@ def test_other_videos_or_a_damaged_file_are_refused(
     fewer = dataclasses.replace(dataset, splits={**dataset.splits, "train": dataset.train[1:]})
     with pytest.raises(CheckpointError, match="other videos"):
         train(RECIPE, fewer, out, resume=True)
-    whole = (out / "resume.pt").read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"no state", b""):
+    state = (out / "resume.pt").read_bytes()
+    for damaged in (state[: len(state) // 2], b"no state", b""):
         (out / "resume.pt").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"resume\.pt"):
             train(RECIPE, dataset, out, resume=True)
@@ -163,15 +162,18 @@ def test_a_full_disk_leaves_what_was_saved_and_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The disk is as full as a limit on the size of a file makes it: below that of resume.pt, above that of the model."""
-    out, step, taken = tmp_path / "run", training.take_step, 0
+    """A limit on the size of files stands for the full disk.
+
+    The limit is below the size of resume.pt and above the size of the model.
+    """
+    out, taken = tmp_path / "run", 0
 
     def stops(*arguments: object) -> Step:
         nonlocal taken
         taken += 1
         if taken > 8:
             raise KeyboardInterrupt
-        return step(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        return take_step(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(training, "take_step", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -180,9 +182,14 @@ def test_a_full_disk_leaves_what_was_saved_and_says_so(
     saved = {path.name: path.read_bytes() for path in out.iterdir()}
     limit = len(saved["resume.pt"]) // 2
     assert limit > len(saved["model.safetensors"])
-    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from zeroi2v.cli.main import main"
     words = ["train", str(motion_videos), "--out", str(out), "--resume", "--quiet"]
-    command = [sys.executable, "-c", f"{program}; sys.exit(main({words!r}))"]
+    program = (
+        "import resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from zeroi2v.cli.main import main; "
+        f"sys.exit(main({words!r}))"
+    )
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -1,4 +1,8 @@
-"""What keeps a run from harm: one training to a folder, no state that cannot be gone on from, paths that mean the same anywhere."""
+"""What keeps a run from harm?
+
+Only one training can use a folder, a state from which a run cannot be resumed is never saved, and
+the paths of a recipe mean the same in any working folder.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ from zeroi2v.engine.run import train
 from zeroi2v.engine.step import Learner, Step, take_step
 from zeroi2v.errors import ConfigError, ZeroI2VError
 from zeroi2v.files import claimed
+from zeroi2v.log import Log
 from zeroi2v.recipes import absolute_paths, read_recipe
 
 RECIPE = Recipe(
@@ -69,13 +74,16 @@ def test_a_second_training_in_a_folder_is_refused_from_the_first_moment(
 
 
 def after(steps: int, change: Callable[[Learner], Step | None]) -> Callable[..., Step]:
-    """`take_step`, after which, from one step on, something goes wrong."""
-    taken, step = 0, training.take_step
+    """`take_step` that, after a number of right steps, calls `change` after every step.
+
+    If `change` returns a step, that step is the result.
+    """
+    taken = 0
 
     def changed(learner: Learner, clips: Any, labels: Any, rate: float) -> Step:
         nonlocal taken
         taken += 1
-        result = step(learner, clips, labels, rate)
+        result = take_step(learner, clips, labels, rate)
         return (change(learner) or result) if taken > steps else result
 
     return changed
@@ -100,7 +108,7 @@ def test_what_is_not_finite_is_noticed_where_it_would_be_saved_and_the_state_bef
 ) -> None:
     often = dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)  # after every step
     recipe = dataclasses.replace(RECIPE, train=often)
-    whole = train(recipe, dataset, tmp_path / "whole")
+    undisturbed = train(recipe, dataset, tmp_path / "whole")
     monkeypatch.setattr(training, "take_step", after(steps, change))
     with pytest.raises(ZeroI2VError, match=r"train\.learning_rate") as raised:
         train(recipe, dataset, tmp_path / "run")
@@ -108,7 +116,7 @@ def test_what_is_not_finite_is_noticed_where_it_would_be_saved_and_the_state_bef
     monkeypatch.undo()
     run = train(recipe, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
-        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+        assert (run.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
 
 
 def test_an_interrupt_does_not_save_what_cannot_be_gone_on_from(
@@ -133,12 +141,12 @@ def test_steps_that_fp16_skips_are_counted_and_a_run_of_nothing_else_is_no_succe
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    taken, step = 0, training.take_step
+    taken = 0
 
     def skips(*arguments: Any) -> Step:
         nonlocal taken
         taken += 1
-        result = step(*arguments)
+        result = take_step(*arguments)
         return Step(math.nan, result.clips, skipped=True) if taken <= skipped else result
 
     monkeypatch.setattr(training, "take_step", skips)
@@ -146,7 +154,7 @@ def test_steps_that_fp16_skips_are_counted_and_a_run_of_nothing_else_is_no_succe
         with pytest.raises(ZeroI2VError, match="fp16 skipped all 6 steps"):
             train(RECIPE, dataset, tmp_path / "run")
         return
-    run = train(RECIPE, dataset, tmp_path / "run", log=training.Log())
+    run = train(RECIPE, dataset, tmp_path / "run", log=Log())
     entry = (run.folder / "log.jsonl").read_text().splitlines()[0]
     assert '"skipped_steps": 1' in entry
     assert '"clips": 40' in entry
@@ -154,7 +162,7 @@ def test_steps_that_fp16_skips_are_counted_and_a_run_of_nothing_else_is_no_succe
 
 
 def test_a_step_of_fp16_that_overflows_moves_no_weight_and_says_so() -> None:
-    """PyTorch's warnings are errors here, that of its schedulers too."""
+    """Warnings are errors here: PyTorch warns of a scheduler that moves before the optimiser."""
     model = small_model("zeroi2v_tiny").train()
     settings = TrainConfig(precision="fp16")
     learner = Learner(
@@ -180,28 +188,30 @@ def test_the_paths_of_a_run_are_absolute(
     first = train(RECIPE, dataset, Path("first"))
     settings = dataclasses.replace(RECIPE.train, start_from="first", exclude="list.txt")
     begun = dataclasses.replace(RECIPE, train=settings)
-    taken, step = 0, training.take_step
+    taken = 0
 
     def stops(*arguments: Any) -> Step:
         nonlocal taken
         taken += 1
         if taken > 8:
             raise KeyboardInterrupt
-        return step(*arguments)
+        return take_step(*arguments)
 
-    whole = train(begun, dataset, tmp_path / "whole")
+    undisturbed = train(begun, dataset, tmp_path / "whole")
     monkeypatch.setattr(training, "take_step", stops)
     with pytest.raises(KeyboardInterrupt):
         train(begun, dataset, Path("run"))
-    monkeypatch.setattr(training, "take_step", step)
+    monkeypatch.setattr(training, "take_step", take_step)
     recipe = read_recipe(tmp_path / "run" / "recipe.toml")
     assert recipe.train.start_from == str(tmp_path / "first")
     assert recipe.train.exclude == str(tmp_path / "list.txt")
-    shutil.rmtree(first.folder)  # what resume.pt holds is not needed any more
+    shutil.rmtree(first.folder)  # the weights that the run started from are in resume.pt
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = train(recipe, dataset, tmp_path / "run", resume=True)
-    weights = [(folder / "last.safetensors").read_bytes() for folder in (run.folder, whole.folder)]
+    weights = [
+        (folder / "last.safetensors").read_bytes() for folder in (run.folder, undisturbed.folder)
+    ]
     assert weights[0] == weights[1]
 
 

@@ -1,4 +1,7 @@
-"""Does a setting of a recipe reach the training run? A changed setting changes the weights, and where a formula exists, as it says."""
+"""Does every setting of a recipe reach the training run?
+
+A changed setting changes the weights. Where a formula says how, the weights follow the formula.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
-from zeroi2v.engine.step import Step
+from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
 
@@ -30,9 +33,8 @@ RECIPE = Recipe(
         epochs=1, batch_size=2, warmup_epochs=0.5, workers=0, precision="fp32", save_every_minutes=0
     ),
 )
-CHANGES: dict[
-    str, Any
-] = {  # a setting, and a value of it after which a run ends with other weights
+# A setting -> a value with which a run ends with other weights.
+CHANGES: dict[str, Any] = {
     "model.heads": (),
     "model.ratio": 0.5,
     "model.operator": "hr_qkv",
@@ -76,7 +78,8 @@ CHANGES: dict[
     "train.few_frames": 2,
     "train.few_frames_epochs": 2,
 }
-BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
+# A setting -> the other settings without which the setting has no effect.
+BASES: dict[str, dict[str, Any]] = {
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
     "train.few_frames": {"train.few_frames": 3, "train.few_frames_epochs": 1},
@@ -94,7 +97,8 @@ BASES: dict[str, dict[str, Any]] = {  # what a setting needs beside it to matter
     },
     **{f"pixels.erase_{name}": {"pixels.erase": 1.0} for name in ("fill", "area", "aspect")},
 }
-ELSEWHERE = {  # settings that say where the weights come from, or that change none: tests of their own, here or beside their room's
+# Settings that say where weights or videos come from, or that change no weight: for other tests.
+ELSEWHERE = {
     *(
         "model.tower",
         "model.pretrained",
@@ -124,7 +128,10 @@ ELSEWHERE = {  # settings that say where the weights come from, or that change n
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> VideoDataset:
-    """Four training videos and one to validate on, of two classes: twelve frames of blocks of colour each, 64 by 48."""
+    """Four training videos and one validation video, of two classes.
+
+    Each video has twelve frames of coloured blocks, 64 by 48 pixels.
+    """
     return blocks_dataset(tmp_path_factory.mktemp("videos"), train=4, val=1, frames=12)
 
 
@@ -165,16 +172,16 @@ def test_a_changed_setting_changes_the_run(
     if setting in BASES:
         plain = last_weights(train(changed(RECIPE, BASES[setting]), videos, tmp_path / "plain"))
     recipe = changed(RECIPE, {**BASES.get(setting, {}), setting: CHANGES[setting]})
-    found = last_weights(train(recipe, videos, tmp_path / "run"))
-    assert found.keys() != plain.keys() or any(
-        not torch.equal(found[key], plain[key]) for key in plain
+    weights = last_weights(train(recipe, videos, tmp_path / "run"))
+    assert weights.keys() != plain.keys() or any(
+        not torch.equal(weights[key], plain[key]) for key in plain
     )
 
 
 def test_the_same_settings_give_the_same_run(
     dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """Without this, the test above would prove nothing."""
+    """Otherwise `test_a_changed_setting_changes_the_run` would prove nothing."""
     again = last_weights(train(RECIPE, without_validation(dataset), tmp_path / "run"))
     assert all(torch.equal(again[key], plain[key]) for key in plain)
 
@@ -191,20 +198,19 @@ def test_checkpointing_changes_no_weight(
     dataset: VideoDataset, plain: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     recipe = changed(RECIPE, {"train.checkpointing": True})
-    found = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
+    weights = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
     for name, weight in plain.items():
-        torch.testing.assert_close(found[name], weight, msg=name)
+        torch.testing.assert_close(weights[name], weight, msg=name)
 
 
 def test_a_run_that_begins_with_few_frames_ends_with_all(
     dataset: VideoDataset, tmp_path: Path
 ) -> None:
     seen: list[int] = []
-    step = training.take_step
 
     def noted(learner: Any, clips: torch.Tensor, labels: torch.Tensor, rate: float) -> Step:
         seen.append(clips.shape[1])
-        return step(learner, clips, labels, rate)
+        return take_step(learner, clips, labels, rate)
 
     settings = {
         "train.epochs": 3,
@@ -214,9 +220,8 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "take_step", noted)
-        run = train(
-            changed(RECIPE, settings), dataset, tmp_path / "run"
-        )  # validates after each epoch, on all frames
+        # The run validates after each epoch, on all frames.
+        run = train(changed(RECIPE, settings), dataset, tmp_path / "run")
     assert seen == [2, 4, 4]
     assert zeroi2v.load(run.folder).frames == 4
 
@@ -234,7 +239,10 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
 def test_the_first_step_is_as_long_as_its_learning_rate(
     settings: dict[str, Any], share: float, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    """AdamW's first step moves a weight by learning_rate * g / (|g| + 1e-8); the temporal embedding has no weight decay."""
+    """AdamW's first step moves a weight by learning_rate * g / (|g| + 1e-8).
+
+    The temporal embedding has no weight decay, so nothing else moves it.
+    """
     recipe = changed(RECIPE, {"train.batch_size": 4, "train.learning_rate": 2e-3, **settings})
     run = train(recipe, without_validation(dataset), tmp_path / "run")
     moved = last_weights(run)["temporal_embedding"].abs().max()
@@ -245,7 +253,10 @@ def test_the_first_step_is_as_long_as_its_learning_rate(
 def test_the_loss_is_the_smoothed_cross_entropy(
     smoothing: float, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    """(1 - s) * -log p(label) + s * the mean of -log p over all classes, of a model that hardly moves."""
+    """(1 - s) * -log p(label) + s * the mean of -log p over all classes, with smoothing s.
+
+    The model of this test hardly moves.
+    """
     settings = {
         "train.batch_size": 4,
         "train.learning_rate": 1e-12,
@@ -271,7 +282,7 @@ def test_the_loss_is_the_smoothed_cross_entropy(
     own = surprise[torch.arange(4), labels]
     by_hand = ((1 - smoothing) * own + smoothing * surprise.mean(1)).mean().item()
     assert abs(own.mean().item() - surprise.mean().item()) > 1e-4, (
-        "or smoothing would change nothing"
+        "with equal losses, smoothing would change nothing"
     )
     assert read_json_lines(run.folder / "log.jsonl")[0]["loss"] == pytest.approx(by_hand, rel=1e-6)
 
@@ -301,7 +312,7 @@ def test_a_temporal_embedding_that_is_to_be_zero_stays_zero(
 def test_the_epochs_that_are_validated_and_the_best_of_equal_ones(
     settings: dict[str, Any], validated: list[int], best: int, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    """The model hardly moves, so that every validation finds the same."""
+    """The model hardly moves, so every validation gives the same figure."""
     recipe = changed(RECIPE, {"train.learning_rate": 1e-12, "train.batch_size": 4, **settings})
     run = train(recipe, dataset, tmp_path / "run")
     log = read_json_lines(run.folder / "log.jsonl")
@@ -314,16 +325,16 @@ def test_the_epochs_that_are_validated_and_the_best_of_equal_ones(
 def test_validation_and_the_saved_model_have_the_views_and_clips_of_the_recipe(
     dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
 
     def noting(*arguments: Any, **options: Any) -> Evaluation:
-        found.append(evaluate(*arguments, **options))
-        return found[-1]
+        evaluations.append(evaluate(*arguments, **options))
+        return evaluations[-1]
 
     monkeypatch.setattr(training, "evaluate", noting)
     views, clip = ViewsConfig(clips=2, crops=3), ClipConfig(frames=2, sampling="dense", stride=3)
     run = train(dataclasses.replace(RECIPE, views=views, clip=clip), dataset, tmp_path / "run")
-    assert [one.logits.shape for one in found] == [(1, 6, 2)]
+    assert [evaluation.logits.shape for evaluation in evaluations] == [(1, 6, 2)]
     model = zeroi2v.load(run.folder)
     assert (model.views, model.clip, model.frames) == (views, clip, 2)
-    torch.testing.assert_close(evaluate(model, dataset.val).logits, found[0].logits)
+    torch.testing.assert_close(evaluate(model, dataset.val).logits, evaluations[0].logits)

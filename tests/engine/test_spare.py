@@ -1,4 +1,4 @@
-"""What a training step leaves out changes nothing where it should not, and what it should where it may."""
+"""The savings of a training step change no result, except the savings that settings ask for."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def gradients_of(model: VideoClassifier, logits: Tensor) -> dict[str, Tensor]:
     }
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, gradient in one.items():
-        torch.testing.assert_close(gradient, other[name], rtol=1e-7, atol=1e-9, msg=name)
+def assert_same(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("tower", [CLIP, PLAIN])
@@ -65,7 +65,7 @@ def test_a_training_step_has_the_gradients_of_the_papers_graph(tower: str) -> No
         (PLAIN, {"sites": ["q", "k", "v", "proj", "up", "down"]}),
     ],
 )
-def test_shortcuts_change_no_gradient(
+def test_savings_change_no_gradient(
     tower: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = noisy(small_model(tower, **settings)).double().train()
@@ -74,7 +74,8 @@ def test_shortcuts_change_no_gradient(
         ours = gradients_of(model, model(clip))
 
     def plainly(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
-        return x + scale * linear(z)
+        total: Tensor = x + scale * linear(z)
+        return total
 
     monkeypatch.setattr(adapters, "add_linear", plainly)
     assert_same(ours, gradients_of(model, model(clip)))
@@ -97,8 +98,7 @@ def test_a_feature_that_reads_a_second_token_has_it_worked_out() -> None:
 
 def test_only_a_training_steps_feature_leaves_tokens_out() -> None:
     model = small_model(CLIP)
-    last: Any = model.tower.blocks[-1]  # type: ignore[index]
-    clip, seen = random_clip(model), gather_inputs(last.mlp)
+    clip, seen = random_clip(model), gather_inputs(model.tower.get_submodule("blocks.2.mlp"))
     model.train()
     with spared(model, TrainConfig()):
         model(clip)
@@ -123,23 +123,34 @@ def installed(model: VideoClassifier) -> list[object]:
     ]
 
 
+def interrupted_training(
+    model: VideoClassifier, settings: TrainConfig, before: list[object]
+) -> None:
+    """Install the savings, compare with the modules `before`, and stop as Ctrl-C does."""
+    with spared(model, settings):
+        assert installed(model) != before
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("tower", [CLIP, PLAIN, "vit_small_patch14_reg4_dinov2"])
-def test_what_training_installs_is_gone_when_it_ends_however_it_ends(tower: str) -> None:
+def test_everything_that_training_installs_is_gone_after_an_interrupt_too(tower: str) -> None:
     model = small_model(tower).train()
     before = installed(model)
     norms = [module for module in model.tower.modules() if isinstance(module, nn.LayerNorm)]
     assert norms
-    assert not any(norm._forward_hooks for norm in norms), "a model by itself has none of it"
+    assert not any(norm._forward_hooks for norm in norms), "outside of training there is no hook"
     assert not any("forward" in vars(module) for module in model.modules())
     for settings in (TrainConfig(token_share=0.5), TrainConfig(checkpointing=True)):
-        with pytest.raises(KeyboardInterrupt), spared(model, settings):
-            assert installed(model) != before
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_training(model, settings, before)
         assert installed(model) == before
 
 
 def patches_seen(model: VideoClassifier, clip: Tensor) -> Tensor:
-    """Which patches of each frame enter the first block, by an embedding that numbers them: (B, T, N)."""
+    """The number of every token that enters the first block: (B, T, N).
+
+    The position embedding is replaced by the numbers of the tokens, and everything else by zero.
+    """
     tower: Any = model.tower
     with torch.no_grad():
         tower.pos_embed.copy_(
@@ -150,7 +161,8 @@ def patches_seen(model: VideoClassifier, clip: Tensor) -> Tensor:
         tower.cls_token.zero_()
     seen = gather_inputs(tower.blocks[0])
     model(clip)
-    return seen[0][..., 0].unflatten(0, (len(clip), -1))
+    numbers: Tensor = seen[0][..., 0].unflatten(0, (len(clip), -1))
+    return numbers
 
 
 def test_half_of_the_patches_are_dropped_alike_in_all_frames_of_a_clip() -> None:
@@ -162,9 +174,9 @@ def test_half_of_the_patches_are_dropped_alike_in_all_frames_of_a_clip() -> None
     assert patches.shape == (3, 4, 1 + 18)
     assert (patches == patches[:, :1]).all(), "the frames of a clip have the same patches"
     assert (patches[..., 0] == 0).all(), "the class token stays"
-    assert (patches.diff(dim=-1) > 0).all(), "in order, none twice"
+    assert (patches.diff(dim=-1) > 0).all(), "patches stay in order, and none comes twice"
     assert len({tuple(kept.tolist()) for kept in patches[:, 0]}) == 3, "each clip has its own draw"
-    assert patches_seen(model, random_clip(model)).shape == (2, 4, 37), "and afterwards all"
+    assert patches_seen(model, random_clip(model)).shape == (2, 4, 37), "after training, all enter"
 
 
 def test_dropping_no_more_than_nothing_changes_nothing() -> None:
@@ -211,14 +223,14 @@ def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
         with LiveBytes() as counted:
             logits = model(clip)
     assert logits.requires_grad
-    one = model.tower_input(clip).shape[0] * 5 * 96 * 8  # bytes of a block's input
-    assert counted.live < (3 + 3) * one + 2 * model.tower_input(clip).nbytes, (
-        "each block's input, and what is beside the blocks"
+    block_input = model.tower_input(clip).shape[0] * 5 * 96 * 8  # bytes
+    assert counted.live < (3 + 3) * block_input + 2 * model.tower_input(clip).nbytes, (
+        "the inputs of the three blocks, and the tensors outside of the blocks"
     )
 
 
 def test_checkpointed_calls_are_worked_out_again_as_they_were() -> None:
-    """Two clips, then one, then an evaluation, before the gradients are taken."""
+    """A call with two clips, one with one clip and an evaluation come before the gradients."""
     model = noisy(small_model(CLIP)).double().train()
     two, one = random_clip(model), random_clip(model, clips=1, seed=2)
     plain = gradients_of(model, model(two).sum() + model(one).sum())
@@ -232,14 +244,14 @@ def test_checkpointed_calls_are_worked_out_again_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("tower", "options"),
     [
-        ("pit_ti_224", {"img_size": 64, "depth": (1, 1, 2)}),  # for which timm has no way
+        ("pit_ti_224", {"img_size": 64, "depth": (1, 1, 2)}),  # timm itself cannot checkpoint it
         (
             "swin_tiny_patch4_window7_224",
             {"img_size": 64, "window_size": 4, "depths": (2, 1, 1, 1), "embed_dim": 24},
         ),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
+@pytest.mark.filterwarnings("ignore")  # timm warns of small versions
 def test_every_kind_of_block_can_be_checkpointed(tower: str, options: dict[str, Any]) -> None:
     model = create_model(tower, num_classes=3, frames=4, heads=[-1, 1], tower_options=options)
     model = noisy(model).double().train()
@@ -251,7 +263,7 @@ def test_every_kind_of_block_can_be_checkpointed(tower: str, options: dict[str, 
 
 def test_nothing_below_the_adapted_blocks_takes_part_in_the_gradient() -> None:
     model = noisy(small_model(CLIP, adapted_blocks=2)).train()
-    assert [len(one) for one in model.adapters] == [0, 4, 4]  # type: ignore[arg-type]
+    assert [len([*of_block.children()]) for of_block in model.adapters] == [0, 4, 4]
     tower: Any = model.tower
     wants: list[bool] = []
     for block in tower.blocks:
@@ -260,7 +272,7 @@ def test_nothing_below_the_adapted_blocks_takes_part_in_the_gradient() -> None:
     gradients_of(model, model(clip))
     assert wants == [False, True, True]
     assert model.temporal_embedding.grad is not None
-    assert model.temporal_embedding.grad.any(), "it joins where the adapters begin"
+    assert model.temporal_embedding.grad.any(), "the embedding joins where the adapters begin"
 
 
 def test_adapters_in_the_upper_blocks_merge_and_are_saved(tmp_path: Path) -> None:
@@ -288,25 +300,25 @@ def test_adapted_blocks_that_cannot_be_are_refused(settings: dict[str, Any], mes
 
 
 def test_fewer_frames_reach_as_far_in_time() -> None:
-    """Offsets -3, -2, -1, 1 of 8 frames are -2, -1, -1, 1 of 4, each twice as long."""
+    """Offsets -3, -2, 1 of 8 frames become -2, -1, 1 of 4 frames that lie twice as far apart."""
     model = small_model(PLAIN, frames=8, heads=[[-3, -2, 1], [], []]).train()
     with torch.no_grad():
         model.temporal_embedding.normal_()
     few = random_clip(model, clips=1)[:, :4]
-    attention: Any = model.tower.blocks[0].attn  # type: ignore[index]
-    q: dict[str, Tensor] = {}
-    attention.qkv.register_forward_hook(
-        lambda _, inputs, output: q.update(before=output.clone()), prepend=True
+    projection = model.tower.get_submodule("blocks.0.attn.qkv")
+    outputs: dict[str, Tensor] = {}  # before and after the hook of the temporal heads
+    projection.register_forward_hook(
+        lambda _, inputs, output: outputs.update(before=output.clone()), prepend=True
     )
-    attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(after=output.clone()))
+    projection.register_forward_hook(lambda _, inputs, output: outputs.update(after=output.clone()))
     assert model(few, fewer_frames=True).shape == (1, 5)
     before, after = (
-        q[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after")
+        outputs[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after")
     )  # keys (T, N, H, D)
     read = [[0, 1, 0, 1], [0, 0, 1, 2], [1, 2, 3, 3]]
     for head, frames in enumerate(read):
         assert torch.equal(after[:, :, head], before[frames][:, :, head])
-    entering = gather_inputs(attention.qkv)
+    entering = gather_inputs(projection)
     by_hand = nn.functional.interpolate(model.temporal_embedding.T[None], 4, mode="linear")[0].T
     torch.testing.assert_close(interpolated(model.temporal_embedding, 4), by_hand)
     with pytest.raises(ConfigError, match="a clip must be"):

@@ -1,4 +1,4 @@
-"""TensorBoard's points are the log's numbers, each epoch once, also after a run went on."""
+"""TensorBoard's points are the log's figures, once for each epoch, also after a run was resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
-from zeroi2v.engine import run as training
+from zeroi2v.engine.resume import TrainingState
 from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError
 from zeroi2v.files import read_json_lines
@@ -31,12 +31,12 @@ RECIPE = Recipe(
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: for each name its steps and values."""
+    """The points that TensorBoard shows: for each name the (step, value) pairs."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
     return {
-        name: [(one.step, one.value) for one in events.Scalars(name)]
+        name: [(point.step, point.value) for point in events.Scalars(name)]
         for name in events.Tags()["scalars"]
     }
 
@@ -44,10 +44,10 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_the_points_are_the_log_and_a_resumed_run_has_none_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run stops in epoch 3, and once more after epoch 2 was written and before where it stands was."""
+    """The run stops at the end of epoch 2: after the log line, before its state is saved."""
     dataset, run = blocks_dataset(tmp_path, train=4, val=1, frames=4), tmp_path / "run"
     saves = 0
-    save = training.TrainingState.save
+    save = TrainingState.save
 
     def stops(*arguments: Any, **options: Any) -> None:
         nonlocal saves
@@ -56,27 +56,23 @@ def test_the_points_are_the_log_and_a_resumed_run_has_none_twice(
             raise OSError("killed")
         save(*arguments, **options)
 
-    monkeypatch.setattr(training.TrainingState, "save", stops)
+    monkeypatch.setattr(TrainingState, "save", stops)
     with pytest.raises(OSError, match="killed"):
         train(RECIPE, dataset, run)
     monkeypatch.undo()
     assert [step for step, _ in points(run / "tensorboard")["loss"]] == [1, 2]
     train(RECIPE, dataset, run, resume=True)
-    log, found = read_json_lines(run / "log.jsonl"), points(run / "tensorboard")
-    assert {*found} == {"loss", "learning_rate", "clips", "processes", "seconds", "peak_memory"} | {
-        "top1",
-        "top5",
-        "clips_per_second",
+    log, shown = read_json_lines(run / "log.jsonl"), points(run / "tensorboard")
+    names = {"loss", "learning_rate", "clips", "processes", "seconds", "peak_memory"}
+    assert {*shown} == names | {"top1", "top5", "clips_per_second"}
+    expected = {
+        name: [entry[name] for entry in log]
+        for name in ("loss", "learning_rate", "top1", "top5", "peak_memory")
     }
-    for name in ("loss", "learning_rate", "top1", "top5", "peak_memory"):
-        assert found[name] == [
-            (entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in log
-        ]
-    speed = [
-        (entry["epoch"], pytest.approx(entry["clips"] / entry["seconds"], rel=1e-6))
-        for entry in log
-    ]
-    assert found["clips_per_second"] == speed
+    expected["clips_per_second"] = [entry["clips"] / entry["seconds"] for entry in log]
+    for name, values in expected.items():
+        assert [step for step, _ in shown[name]] == [entry["epoch"] for entry in log], name
+        assert [value for _, value in shown[name]] == pytest.approx(values, rel=1e-6), name
     assert [entry["epoch"] for entry in log] == [1, 2, 3]
 
 

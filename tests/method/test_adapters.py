@@ -1,4 +1,4 @@
-"""An adapter alone: its formula, how it starts, and where its dropout acts."""
+"""An adapter computes its formula, starts as the identity, and drops bottleneck channels."""
 
 from __future__ import annotations
 
@@ -44,12 +44,8 @@ def gelu(x: float) -> float:
     return x * (1 + math.erf(x / math.sqrt(2))) / 2
 
 
-INNER = {
-    "linear": identity,
-    "lora": identity,
-    "gelu": gelu,
-    "st": gelu,
-}  # between an adapter's two linears
+# The function between the two linear layers of an adapter.
+INNER = {"linear": identity, "lora": identity, "gelu": gelu, "st": gelu}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +57,7 @@ def test_an_adapters_branch_is_its_formula(kind: str) -> None:
             for parameter in linear.parameters():
                 parameter.normal_()
         x = torch.randn(2, 3, 6, dtype=torch.float64)
-        expected = adapter.up(adapter.down(x).apply_(INNER[kind]))  # one number after the other
+        expected = adapter.up(adapter.down(x).apply_(INNER[kind]))  # INNER maps single numbers
         torch.testing.assert_close(adapter.branch(x), expected)
         if kind != "lora":
             torch.testing.assert_close(adapter(x), x + 0.5 * expected)
@@ -83,7 +79,10 @@ def test_an_adapter_starts_small_before_its_bottleneck_and_at_zero_after_it(kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_acts_on_the_bottleneck_and_only_in_training(kind: str) -> None:
-    """A bottleneck of ones, and an up projection that shows it: what is kept is divided by the share that is kept."""
+    """Dropout divides the channels that it keeps by the share of channels that it keeps.
+
+    The bottleneck is all ones, and the up projection is the identity, so the branch shows it.
+    """
     adapter = KINDS[kind](64, 64, scale=1.0, dropout=0.75)
     for linear in (adapter.down, adapter.up):
         nn.init.eye_(linear.weight)

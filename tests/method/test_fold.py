@@ -1,4 +1,4 @@
-"""Folding: composed affine maps against doing one after the other."""
+"""A folded layer equals the two layers that it replaces, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step keeps less of changes no value and no gradient."""
+"""The operations that keep fewer tensors have the values and gradients of the plain formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from zeroi2v.method.adapters import LinearAdapter
-from zeroi2v.method.gradients import add_linear, keeping_source, quick_gelu, remember_source
+from zeroi2v.method.gradients import add_linear, keep_norm_input, quick_gelu, remember_norm_input
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -24,13 +24,11 @@ def test_a_linear_map_is_added_with_its_own_gradients(bias: bool) -> None:
     assert gradcheck(lambda x, z, *_: add_linear(x, z, linear, 0.7), (x, z, *weights))
 
 
-def test_the_sum_is_made_of_what_it_is_given_and_leaves_it_as_it_was() -> None:
+def test_a_sum_with_a_tensor_that_is_not_contiguous_leaves_the_tensor_as_it_was() -> None:
     linear = nn.Linear(3, 5)
     z = torch.randn(2, 3, 3)
-    for x in (
-        torch.randn(2, 6, 5)[:, ::2],
-        torch.randn(3, 2, 5).transpose(0, 1),
-    ):  # neither is contiguous
+    for x in (torch.randn(2, 6, 5)[:, ::2], torch.randn(3, 2, 5).transpose(0, 1)):
+        assert not x.is_contiguous()
         before = x.clone()
         torch.testing.assert_close(add_linear(x, z, linear, 1.0), x + linear(z))
         torch.testing.assert_close(x, before, rtol=0, atol=0)
@@ -45,10 +43,10 @@ def test_quick_gelu_is_its_formula_to_the_bit_and_so_is_its_gradient() -> None:
 
 
 def normed(channels: int = 8) -> tuple[nn.LayerNorm, Tensor]:
-    """A frozen norm that remembers, and an input that wants a gradient."""
+    """A frozen norm with the hook that remembers its input, and an input that needs a gradient."""
     torch.manual_seed(0)
     norm = nn.LayerNorm(channels).requires_grad_(False)
-    norm.register_forward_hook(remember_source)
+    norm.register_forward_hook(remember_norm_input)
     return norm, torch.randn(2, 3, channels, requires_grad=True)
 
 
@@ -73,18 +71,16 @@ def test_an_adapter_after_a_norm_keeps_the_norms_input_instead_of_its_output() -
     output = nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps)
     inner = adapter.up(adapter.down(output))
     frozen(output + inner).square().sum().backward()
-    for one, other in zip(
-        ours, [x.grad, *(parameter.grad for parameter in adapter.parameters())], strict=True
-    ):
-        torch.testing.assert_close(one, other)
+    expected = [x.grad, *(parameter.grad for parameter in adapter.parameters())]
+    torch.testing.assert_close(ours, expected)
 
 
 def test_a_norms_input_that_was_changed_in_between_is_an_error_not_a_wrong_gradient() -> None:
     norm, _ = normed()
-    x = torch.randn(2, 3, 8)  # without a gradient of its own, nothing else would notice
+    x = torch.randn(2, 3, 8)  # needs no gradient, so autograd itself does not notice the change
     linear = nn.Linear(8, 2)
     output = norm(x)
-    with keeping_source(output):
+    with keep_norm_input(output):
         total = linear(output).sum()
     x += 1
     with pytest.raises(RuntimeError, match="changed in place"):
@@ -96,7 +92,7 @@ def test_a_norms_output_that_was_changed_is_kept_as_it_is() -> None:
     linear = nn.Linear(8, 2)
     output = norm(x)
     output += 1
-    with keeping_source(output):
+    with keep_norm_input(output):
         total = linear(output).sum()
     total.backward()
     changed = nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps) + 1

@@ -56,7 +56,7 @@ def test_what_a_user_may_write(heads: Heads, first: tuple[object, ...]) -> None:
     assert layout == first + (0,) * (6 - len(first))
 
 
-def test_each_block_may_have_its_own() -> None:
+def test_each_block_may_have_its_own_layout() -> None:
     assert parse_heads([[-1], "1*2", None], head_counts=[12] * 3, frames=8) == tuple(
         first + (0,) * (12 - len(first)) for first in ((-1,), (1, 1), (-1, 1))
     )
@@ -79,18 +79,14 @@ def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_tempo
         spatial = temporal.pop(0)
         assert (
             count == 7 or 1 / 6 <= sum(temporal.values()) / (12 * count) <= 1 / 4
-        )  # of 7 heads, one
+        )  # of 7 heads, one head is temporal: less than a sixth
         near_first = [temporal[offset] for offset in (-1, 1, -2, 2, -3)]
         assert near_first == sorted(near_first, reverse=True)
         assert spatial + sum(near_first) == 12 * count
 
 
-SWIN_B = {
-    4: (-1,),
-    8: (-1, 1),
-    16: (-1, 1, -2, 2),
-    32: (-1, -1, 1, 1, -2, -2, 2, 2),
-}  # heads of a stage -> Table 6b, 16 frames
+# Heads of a stage -> the offsets of its temporal heads in Table 6b, for 16 frames.
+SWIN_B = {4: (-1,), 8: (-1, 1), 16: (-1, 1, -2, 2), 32: (-1, -1, 1, 1, -2, -2, 2, 2)}
 
 
 def test_table_6b_stages_of_swin_b() -> None:

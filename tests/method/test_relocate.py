@@ -1,4 +1,4 @@
-"""Relocation against loops that say equation 8 and Table 1a one frame, head and channel at a time."""
+"""Relocation against loops over frames, heads and channels that follow equation 8 and Table 1a."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.towers_for_tests import new_call
 from zeroi2v.method.call import in_call
-from zeroi2v.method.heads import HeadLayout
+from zeroi2v.method.heads import HeadLayout, SplitHead
 from zeroi2v.method.relocate import (
     ClassTokenShift,
     FusedLayout,
@@ -32,7 +32,7 @@ LAYOUTS = {
 
 
 def slow_layout_index(layout: FusedLayout, part: int, head: int, channel: int) -> int:
-    """Where a channel of q (part 0), k or v of a head stands in the projection's output."""
+    """The index, in the projection's output, of a channel of q (part 0), k (1) or v (2)."""
     widths = (layout.key_width, layout.key_width, layout.value_width)
     if layout.head_first:
         return head * sum(widths) + sum(widths[:part]) + channel
@@ -46,9 +46,12 @@ def slow_relocate(
     offset_of: Callable[[int, int, int], int],
     parts: tuple[int, ...],
 ) -> Tensor:
-    """Equation 8, channel by channel, from a copy. Rows are (clip, frame, window), the window fastest."""
+    """Equation 8, channel by channel, into a copy.
+
+    The rows of `projected` are those of two clips, in the order (clip, frame, window).
+    """
     result = projected.clone()
-    windows = projected.shape[0] // (frames * 2)  # of two clips
+    windows = projected.shape[0] // (frames * 2)
     for part in parts:
         width = layout.value_width if part == 2 else layout.key_width
         for head in range(layout.head_count):
@@ -68,12 +71,15 @@ def slow_relocate(
 
 
 def of_heads(heads: HeadLayout) -> Callable[[int, int, int], int]:
+    """A function of (head, channel, channels of a head) that returns the offset of the channel."""
+
     def offset_of(head: int, channel: int, width: int) -> int:
-        given = Fraction(0)
+        stop = Fraction(0)
         entry = heads[head]
-        for offset, share in entry if isinstance(entry, tuple) else ((entry, Fraction(1)),):
-            given += share
-            if channel < round(given * width):
+        pairs: SplitHead = entry if isinstance(entry, tuple) else ((entry, Fraction(1)),)
+        for offset, share in pairs:
+            stop += share
+            if channel < round(stop * width):
                 return offset
         return 0
 
@@ -82,16 +88,13 @@ def of_heads(heads: HeadLayout) -> Callable[[int, int, int], int]:
 
 def random_heads(draw: random.Random, frames: int, count: int) -> HeadLayout:
     half = Fraction(1, 2)
-    return tuple(
-        draw.choice(
-            [
-                0,
-                draw.randint(-frames, frames),
-                ((draw.randint(-3, 3), half), (draw.randint(-3, 3), half)),
-            ]
-        )
-        for _ in range(count)
-    )
+
+    def random_head() -> int | SplitHead:
+        split_head = ((draw.randint(-3, 3), half), (draw.randint(-3, 3), half))
+        choices: list[int | SplitHead] = [0, draw.randint(-frames, frames), split_head]
+        return draw.choice(choices)
+
+    return tuple(random_head() for _ in range(count))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -203,24 +206,26 @@ def test_rows_name_every_channel_of_q_k_and_v_once(name: str) -> None:
 def test_gradients_go_back_to_the_frames_that_were_read(
     layout: FusedLayout, queries: bool, frames: int
 ) -> None:
-    """Against the slow route's own: offsets of both signs, some beyond the clip, a split head, edges."""
+    """Against the gradients of the slow loops.
+
+    The layout has offsets of both signs, an offset longer than the clip, and a split head.
+    """
     heads: HeadLayout = (-1, 1, ((2, Fraction(1, 2)), (0, Fraction(1, 2))), -3, 7, 0)
     torch.manual_seed(0)
     channels = layout.head_count * (2 * layout.key_width + layout.value_width)
     inputs, weights = torch.randn(2, 2 * frames * 2, 3, channels, dtype=torch.float64)
-    found = []
+    results = []
     for route in ("fast", "slow"):
         leaf = inputs.clone().requires_grad_()
-        made = leaf * 1.5  # as a projection makes it: no leaf, held by nobody else
+        projected = leaf * 1.5  # like a projection's output: no leaf, and no other code holds it
         if route == "fast":
             moves = head_moves(heads)
-            made = relocate(
-                made, clips=2, frames=frames, layout=layout, moves=moves, queries=queries
+            relocated = relocate(
+                projected, clips=2, frames=frames, layout=layout, moves=moves, queries=queries
             )
         else:
-            made = slow_relocate(
-                made, frames, layout, of_heads(heads), (0, 1, 2) if queries else (1, 2)
-            )
-        (made * weights).sum().backward()
-        found.append((made.detach(), leaf.grad))
-    torch.testing.assert_close(found[0], found[1])
+            parts = (0, 1, 2) if queries else (1, 2)
+            relocated = slow_relocate(projected, frames, layout, of_heads(heads), parts)
+        (relocated * weights).sum().backward()
+        results.append((relocated.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])

@@ -89,7 +89,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _evaluate_one(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """What --json says of one model; a line for people is printed at once."""
     from zeroi2v.data.datasets import relabel
-    from zeroi2v.engine.run import RECIPE_FILE
+    from zeroi2v.engine.folder import RECIPE_FILE
     from zeroi2v.inference.evaluate import data_for
     from zeroi2v.inference.evaluate import evaluate as evaluate_model
     from zeroi2v.inference.tables import write_confusion, write_scores

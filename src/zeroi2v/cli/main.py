@@ -307,7 +307,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`zeroi2v train`"""
-    from zeroi2v.engine.run import RECIPE_FILE
+    from zeroi2v.engine.folder import RECIPE_FILE
     from zeroi2v.inference.evaluate import FIGURE_NAMES
     from zeroi2v.models.loading import model_recipe
     from zeroi2v.recipes import override, read_recipe

@@ -13,8 +13,9 @@ from typing import Any
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
+from zeroi2v.engine.folder import LOG_FILE, RECIPE_FILE, RESUME_FILE
 from zeroi2v.engine.resume import data_key
-from zeroi2v.engine.run import LOG_FILE, RECIPE_FILE, RESUME_FILE, Run, train
+from zeroi2v.engine.run import Run, train
 from zeroi2v.files import read_json_lines
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance

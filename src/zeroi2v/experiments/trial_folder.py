@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.engine.run import RECIPE_FILE
+from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.experiments.trial import Trial, data_facts

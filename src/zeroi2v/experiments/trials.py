@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import torch
 
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.loader import start_worker
-from zeroi2v.engine.run import LAST_FILE, RESUME_FILE
+from zeroi2v.data.workers import start_worker
+from zeroi2v.engine.folder import LAST_FILE, RESUME_FILE
 from zeroi2v.errors import ZeroI2VError
 from zeroi2v.experiments.trial import Trial, run_trial
 from zeroi2v.experiments.trial_folder import ROWS_FILE, check_trials, open_folder

@@ -19,7 +19,7 @@ from zeroi2v.data.loader import targets, view_loader
 from zeroi2v.errors import ConfigError, DatasetError, VideoError
 from zeroi2v.inference.scores import BATCH, average_precision, clip_logits, view_scores
 from zeroi2v.log import Log
-from zeroi2v.machine import from_all, place
+from zeroi2v.machine import from_all, rank_and_size
 from zeroi2v.models.video import VideoClassifier
 
 FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for people
@@ -129,7 +129,7 @@ def evaluate(
         size=model.image_size,
         batch_size=videos_per_batch,
         workers=workers,
-        share=place(),
+        share=rank_and_size(),
     )
     for batch in log.track(
         loader, total=len(loader), title="evaluate", unit="videos", per_item=videos_per_batch

@@ -8,7 +8,7 @@ import pytest
 from tests.sources_for_tests import held, ignored, refusal, touch, ucf101, write
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.data.file_kinds import OUTPUT_FILES
-from zeroi2v.engine.run import RECIPE_FILE
+from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.quickstart import MARKER
 from zeroi2v.experiments.trials import ROWS_FILE
