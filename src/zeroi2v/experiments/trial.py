@@ -58,7 +58,9 @@ def run_trial(
         "seed": trial.seed,
         "figure": "mAP" if model.spec.multi_label else "top1",
         "score": run.best,
-        "trainable_params": sum(one.numel() for one in parameters if one.requires_grad),
+        "trainable_params": sum(
+            parameter.numel() for parameter in parameters if parameter.requires_grad
+        ),
         "params": sum(parameter.numel() for parameter in parameters),
         **_training_figures(folder),
         "left_out": left_out,

@@ -25,7 +25,7 @@ from zeroi2v.measure.timing import balanced_orders, fast_ratio, spread, timed_ro
 
 @dataclass
 class Measurements:
-    """What is measured so far."""
+    """The measurements so far."""
 
     peaks: Mapping[str, int]  # bytes of a call on one clip, by subject
     rounds: list[dict[str, float]] = field(default_factory=list)  # milliseconds, by subject
@@ -48,24 +48,14 @@ def bench(
     """Measure latency, throughput and memory of all subjects. The result is what bench.json holds.
 
     The first subject is the reference of all ratios. `rounds` is raised to whole cycles of the
-    balanced orders. `memory`: GiB that a batch may take on a CPU, half of what is free if None.
-    `each` gets the result so far when latency is measured, and again after each size of a batch: to
-    be kept in case the next batch ends the process. ConfigError if not even one clip fits. After an
-    interrupt (Ctrl-C) the result holds what was measured until then; KeyboardInterrupt where that
-    is not one round.
+    balanced orders. `memory`: GiB that a batch may take on a CPU; None: half of the free memory.
+    `each` gets the result so far when latency is measured, and again after each size of a batch, to
+    keep the result in case the next batch ends the process. ConfigError if not even one clip fits.
+    After an interrupt (Ctrl-C) the result holds the measurements until then; KeyboardInterrupt
+    where not even one round is measured.
     """
     limit = None if device.type == "cuda" else int(memory * 2**30) if memory else free_bytes() // 2
-    facts = {
-        **provenance(),
-        "seeds": [SEED],
-        "device": device.type,
-        "dtype": dtype,
-        "compiled": any(subject.is_compiled for subject in subjects),
-        "warmup": warmup,
-        "peak_mib_is": MEANING[device.type],
-        "batch_limit_mib": None if limit is None else limit // MIB,
-        "reference": subjects[0].name,
-    }
+    facts = _facts(subjects, device, dtype, warmup, limit)
     rounds = _whole_cycles(rounds, len(subjects), log)
     torch.manual_seed(SEED)
     clips = Clips(device, DTYPES[dtype])
@@ -95,6 +85,23 @@ def bench(
             "and the throughput measured so far, are kept"
         )
     return result()
+
+
+def _facts(
+    subjects: Sequence[Subject], device: torch.device, dtype: str, warmup: int, limit: int | None
+) -> dict[str, Any]:
+    """The part of the result that is known before anything is measured."""
+    return {
+        **provenance(),
+        "seeds": [SEED],
+        "device": device.type,
+        "dtype": dtype,
+        "compiled": any(subject.is_compiled for subject in subjects),
+        "warmup": warmup,
+        "peak_mib_is": MEANING[device.type],
+        "batch_limit_mib": None if limit is None else limit // MIB,
+        "reference": subjects[0].name,
+    }
 
 
 def _whole_cycles(rounds: int, subjects: int, log: Log) -> int:

@@ -63,7 +63,7 @@ def new_tower(model: VideoClassifier) -> nn.Module:
 def plain_tower(model: VideoClassifier) -> nn.Module:
     """The image transformer of a model alone, built anew with the weights of the model's tower.
 
-    It takes what `VideoClassifier.tower_input` gives, and gives the features.
+    The tower takes the pictures that `VideoClassifier.tower_input` gives.
     """
     tower = _same_tower(model, tubelet=model.spec.model.tubelet)
     tower.load_state_dict(model.tower.state_dict())

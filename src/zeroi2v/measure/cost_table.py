@@ -63,11 +63,9 @@ def model_costs(
         "views": f"{model.frames}x{views.crops}x{views.clips}",
         "image_size": model.image_size,
         "classes": len(model.labels),
-        **{
-            form: _figures(form_of_model, count, training_mode)
-            for form, form_of_model in models.items()
-        },
     }
+    for form in models:
+        value[form] = _figures(models[form], count, training_mode)
     return value, _model_lines(value, list(models), count, reason)
 
 

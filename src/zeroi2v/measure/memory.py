@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from zeroi2v.models.video import VideoClassifier
 
-# Makes a model compute as in a training step, within the context that it gives.
+# Gives a context for a model. Within the context the model computes as it does in training.
 TrainingMode: TypeAlias = Callable[[VideoClassifier], AbstractContextManager[None]]
 
 MEANING: Final = {  # type of device -> what `peak_bytes` counts there
@@ -83,9 +83,9 @@ def inference_memory(model: VideoClassifier, *, clips: int = 1) -> int:
 def training_memory(model: VideoClassifier, mode: TrainingMode, *, clips: int = 1) -> int:
     """Estimate the most bytes that a training step holds at once, beyond the weights and the clips.
 
-    The step is a forward and a backward pass, made as in `inference_memory` but within `mode`: it
-    holds activations, their gradients and the gradients of the parameters that train.
-    `zeroi2v.engine.spare.spared` is the mode of a training.
+    The step is a forward and a backward pass, made within `mode` and otherwise as in
+    `inference_memory`. It holds activations, their gradients and the gradients of the parameters
+    that train. The engine trains in the mode `zeroi2v.engine.spare.spared`.
     """
     copied = copy.deepcopy(model).to("meta").train()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -99,7 +99,7 @@ def training_memory(model: VideoClassifier, mode: TrainingMode, *, clips: int = 
 def _on_pretended_cpu(model: VideoClassifier, clips: int) -> Tensor:
     """Let the tensors of a model claim to be on the CPU, still without storage; give such clips.
 
-    Call it within a FakeTensorMode.
+    This function works within a FakeTensorMode.
     """
     model.to_empty(device="cpu")
     size = (clips, model.frames, 3, model.image_size, model.image_size)
@@ -109,9 +109,8 @@ def _on_pretended_cpu(model: VideoClassifier, clips: int) -> Tensor:
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Measure the most bytes that a call holds at once, beyond the bytes held before the call.
 
-    `MEANING` says which bytes count.
-    On a CPU make the call in `torch.no_grad`: `torch.inference_mode` hides the operations that
-    attention consists of.
+    `MEANING` says which bytes count. On a CPU make the call in `torch.no_grad`:
+    `torch.inference_mode` hides the operations that attention consists of.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -64,8 +64,8 @@ def build_subjects(
 ) -> list[Subject]:
     """The subjects of `names`, with random weights, and after them those of the `saved` models.
 
-    The recipe gives the tower and the clip of `names`. Without a recipe both are those of the first
-    saved model. ConfigError names a subject that is unknown, named twice, or too large for the free
+    The recipe gives the tower and the clip of `names`. Without a recipe the first saved model gives
+    both. ConfigError names a subject that is unknown, named twice, or too large for the free
     memory.
     """
     _check_names(names, saved)
@@ -104,16 +104,13 @@ def _check_names(names: Sequence[str], saved: Sequence[str]) -> None:
 
 
 def _settings_of(saved: str) -> tuple[Recipe, int]:
-    """A recipe with the model and the clip of a saved model, and its pixels along a side."""
+    """A recipe with the model and clip of a saved model, and the pixels along a side of a frame."""
     model = load(saved.removesuffix(MERGED))
     return Recipe(model=model.spec.model, clip=model.clip), model.image_size
 
 
 def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device) -> None:
-    """ConfigError unless two more models fit that are as large as the largest so far.
-
-    Merging holds a model twice.
-    """
+    """ConfigError unless the free memory holds the largest model so far twice, as merging does."""
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_bytes()
     sizes = [0, *(subject.weights for subject in subjects)]
@@ -123,7 +120,10 @@ def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device
 
 
 def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassifier:
-    """A model with random weights, of the strategy that a name begins with; for `plain` any."""
+    """A model with random weights, of the strategy that a name begins with.
+
+    For `plain`, whose tower alone is measured, the strategy does not matter.
+    """
     strategy = "zeroi2v" if name == PLAIN else name.removesuffix(MERGED)
     config: ModelConfig = dataclasses.replace(
         recipe.model,
@@ -132,7 +132,7 @@ def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassi
         weights=None,
         **settings_to_reset(recipe.model, strategy),
     )
-    if name == PLAIN:  # `sites` may be those of another strategy
+    if name == PLAIN:  # the recipe may name sites of another strategy
         config = dataclasses.replace(config, sites=None)
     model = build_model(config, labels=numbered_labels(CLASSES), clip=recipe.clip)
     model.resize(image_size=image_size)

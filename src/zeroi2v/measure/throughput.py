@@ -21,7 +21,7 @@ GAIN: Final = 1.05  # the least gain of a doubling after which a CPU's batch is 
 
 
 class Batch(TypedDict):
-    """What a batch of one size gave."""
+    """The measurements of a batch of one size."""
 
     batch: int
     clips_per_second: float
@@ -30,7 +30,7 @@ class Batch(TypedDict):
 
 @dataclass
 class Throughput:
-    """What the batches of one subject gave, the smallest first, and why there was no larger one."""
+    """The batches of a subject, the smallest first, and the reason why there is no larger batch."""
 
     tried: list[Batch]
     stopped_by: str = "interrupt"
@@ -58,10 +58,10 @@ def double_batches(
 ) -> None:
     """Time batches of 2, 4, 8 ... clips, and add them to the `throughputs`.
 
-    The throughputs hold the batch of one clip already. A subject gets no larger batch when that is
-    over `max_batch`, does not fit into the memory, or, where there is a `limit` of bytes, would
-    take more than the limit by the peak of one clip, or when a doubling gained too little. `each`
-    is called after each size.
+    The throughputs hold the batch of one clip already. A subject gets no larger batch when the
+    batch is larger than `max_batch`, or does not fit into the memory. Where there is a `limit` of
+    bytes, a subject also gets no larger batch when the batch would take more than the limit, judged
+    by the peak of one clip, or when a doubling gained too little. `each` is called after each size.
     """
     running = list(subjects)
     per_clip = {
