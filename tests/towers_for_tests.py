@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.method.call import Call
 
 FRAMES = 4
 SMALL = {"img_size": 32, "depth": 3}
@@ -23,6 +25,11 @@ TOWERS = {  # one per way of writing a plain vision transformer
     "vit_small_patch16_18x2_224": {**SMALL, "depth": 2},  # two attentions side by side
     "deit3_small_patch16_224": SMALL,
 }
+
+
+def respec(model: VideoClassifier, **changes: Any) -> None:
+    """Change what a model says of itself."""
+    model.spec = dataclasses.replace(model.spec, **changes)
 
 
 def noisy(model: VideoClassifier, seed: int = 0) -> VideoClassifier:
@@ -67,3 +74,14 @@ def gather_inputs(module: nn.Module) -> list[Tensor]:
     seen: list[Tensor] = []
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
+
+
+def new_call(clips: int, frames: int, adapters: Any = ()) -> Call:
+    """The call that a model of these adapters would begin for so many clips of T frames."""
+    return Call(
+        clips=clips,
+        frames=frames,
+        whole_frames=frames,
+        adapters=adapters,
+        temporal_embedding=torch.zeros(frames, 1),
+    )

@@ -1,6 +1,7 @@
 """How does a recipe, a TOML file, become settings? And how do settings become plain values, and again settings?
 
-A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `override` applies `key=value` pairs.
+A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `changed` gives settings
+other values; `override` does the same with `key=value` texts.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from zeroi2v.config import DataConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.files import write_text
 
 Config = TypeVar("Config")
+RECIPE_FILE: Final = "recipe.toml"  # in a run folder: every setting that the run was trained with
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -88,52 +90,87 @@ def _toml(value: Any) -> str:
     )  # which TOML does not take as it is
 
 
+def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
+    """The recipe with other values of some settings: `{"train.epochs": 3}`.
+
+    ConfigError names a setting that is unknown, or has a value of the wrong type or range.
+    """
+    tables = to_dict(recipe)
+    for name, value in settings.items():
+        _put(tables, full_name(name), value)
+    return from_dict(Recipe, tables)
+
+
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` pairs applied. A key is `table.name`, or the bare name where one table has it; the value is TOML."""
-    owners: dict[str, list[str]] = {}
-    for part in dataclasses.fields(Recipe):
-        for setting in dataclasses.fields(getattr(recipe, part.name)):
-            owners.setdefault(setting.name, []).append(part.name)
+    """The recipe with the settings that `--set key=value` texts give other values.
+
+    A key is `table.name`, or the name alone where only one table has that name. The value is TOML;
+    text that is no TOML is taken as it is. ConfigError as `changed`, and for a text without "=".
+    """
     tables = to_dict(recipe)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: expected key=value")
-        head, _, rest = key.strip().partition(".")
-        if head in tables:
-            table, name = head, rest
-        else:
-            table, name = owners.get(head, [""])[0], key.strip()
-        *path, last = name.split(".")
-        if table not in tables or (path or [last])[0] not in tables[table]:
-            known = [
-                *owners,
-                *(f"{owner}.{one}" for one, having in owners.items() for owner in having),
-            ]
-            raise ConfigError(f"--set {key.strip()}: unknown setting{nearest(key.strip(), known)}")
-        place = tables[table]
-        for step in path:  # a key inside tower_options
-            inner = place.setdefault(step, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key.strip()}: {step} has no settings of its own")
-            place = inner
-        place[last] = _value(text.strip())
+        try:
+            _put(tables, full_name(key.strip()), _value(text.strip()))
+        except ConfigError as error:
+            raise ConfigError(f"--set {error}") from error
     return from_dict(Recipe, tables)
 
 
+def full_name(key: str) -> str:
+    """The `table.name` of a setting that is named so, or by its name alone.
+
+    ConfigError for an unknown setting names the nearest known settings.
+    """
+    tables = to_dict(Recipe())
+    owners: dict[str, list[str]] = {}
+    for table, settings in tables.items():
+        for name in settings:
+            owners.setdefault(name, []).append(table)
+    head, _, rest = key.partition(".")
+    table, name = (head, rest) if head in tables else (owners.get(head, [""])[0], key)
+    if name.partition(".")[0] not in tables.get(table, {}):
+        known = [*owners, *(f"{table}.{name}" for table in tables for name in tables[table])]
+        raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
+    return f"{table}.{name}"
+
+
+def _put(tables: dict[str, Any], name: str, value: object) -> None:
+    """Set the value of a `table.name` in plain tables; `table.name.key` is a key in that setting."""
+    *path, last = name.split(".")
+    table = tables
+    for step in path:
+        inner = table.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{name}: {step} has no settings of its own")
+        table = inner
+    table[last] = value
+
+
+def as_assignment(name: str, value: str) -> str:
+    """The `key=value` text by which `override` gives a setting this text as its value."""
+    return f"{name}={value if _value(value.strip()) == value else _toml(value)}"
+
+
 def data_settings(assignments: Sequence[str]) -> DataConfig:
-    """The defaults of [data] with `key=value` pairs applied, where no recipe is read. ConfigError for a setting of another table."""
+    """The defaults of [data], changed by `--set key=value` texts, where no recipe is read.
+
+    ConfigError for a setting of another table.
+    """
     recipe = override(Recipe(), assignments)
     if recipe != Recipe(data=recipe.data):
         raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
     return recipe.data
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
+    """The value that a text stands for: TOML, "none", or the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text == "none" else text  # a bare word is a string
+        return None if text == "none" else text
 
 
 def to_dict(config: Any) -> dict[str, Any]:

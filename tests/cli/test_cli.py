@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from zeroi2v import VideoClassifier
 from zeroi2v.cli.main import build_parser, main
 from zeroi2v.config import ClipConfig, Recipe, ViewsConfig
@@ -515,7 +516,7 @@ def test_data_reencode_copies_and_lists_what_it_cannot(
 
 def test_a_saved_model_asks_nobody_for_a_decoder(tmp_path: Path) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2)
-    model.clip = ClipConfig(frames=2, decoder="torchcodec")
+    respec(model, clip=ClipConfig(frames=2, decoder="torchcodec"))
     model.save_pretrained(tmp_path / "model")
     assert zeroi2v.load(tmp_path / "model").clip == ClipConfig(frames=2)
 

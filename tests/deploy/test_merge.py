@@ -21,7 +21,7 @@ def test_a_merge_that_moves_a_logit_is_refused_and_nothing_is_written(
     error: float, data: bool, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
-    model.labels = ("left", "right", "up")
+    model = model.with_labels(["left", "right", "up"])
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "list.csv").write_text(
         f"path,label\n{next(motion_videos.glob('val/left/*.mp4'))},left\n"
@@ -42,7 +42,7 @@ def test_a_merge_that_moves_a_logit_is_refused_and_nothing_is_written(
         proof = merge_folder(str(tmp_path / "model"), out, data=videos)
         assert proof["largest_logit_difference"] == pytest.approx(error, rel=0.1)
         assert proof["clips"] == (1 if data else 16)
-        assert zeroi2v.load(out).merged
+        assert zeroi2v.load(out).spec.merged
     else:
         with pytest.raises(MergeError, match="merging moved a logit by"):
             merge_folder(str(tmp_path / "model"), out, data=videos)

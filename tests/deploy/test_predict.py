@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.loader import read_views
@@ -20,7 +21,7 @@ def test_scores_are_the_mean_of_the_softmax_of_each_view(
     motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
-    model.labels, model.views = ("left", "right", "up"), ViewsConfig(clips=2, crops=3)
+    respec(model, labels=("left", "right", "up"), views=ViewsConfig(clips=2, crops=3))
     model.save_pretrained(tmp_path)
     predictor = zeroi2v.Predictor(tmp_path, device="cpu")
     logits = [[9.0, 0.0, 0.0], *[[0.0, 2.0, 0.0]] * 2, *[[0.0, 1.0, 1.5]] * 3]  # of the six views
@@ -53,7 +54,7 @@ def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(
     motion_videos: Path, tmp_path: Path
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
-    model.views = ViewsConfig(clips=7, crops=3)
+    respec(model, views=ViewsConfig(clips=7, crops=3))
     model.save_pretrained(tmp_path)
     predictor = zeroi2v.Predictor(tmp_path, device="cpu")
     clips: list[int] = []

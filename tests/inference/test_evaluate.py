@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset
 from zeroi2v.data.loader import read_views
@@ -61,7 +62,7 @@ def test_every_view_counts_and_is_read_as_predicted(motion_videos: Path) -> None
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=8, frames=4, pretrained=True).eval()
     with torch.no_grad():
         model.classifier.weight.normal_(generator=torch.Generator().manual_seed(0))
-    model.views = ViewsConfig(clips=2, crops=3)
+    respec(model, views=ViewsConfig(clips=2, crops=3))
     videos = open_dataset(motion_videos).val[:3]
     found = evaluate(model, videos, batch_size=2)
     assert found.logits.shape == (3, 6, 8)
@@ -78,7 +79,7 @@ def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(
     model = zeroi2v.create_model(
         "zeroi2v_tiny", num_classes=8, frames=2, strategy="full", classifier_dropout=0.9
     )
-    model.views = ViewsConfig(clips=1, crops=3)
+    respec(model, views=ViewsConfig(clips=1, crops=3))
     clips: list[int] = []
     modes: list[bool] = []
     model.register_forward_pre_hook(lambda module, inputs: clips.append(len(inputs[0])))
@@ -89,7 +90,7 @@ def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(
     assert not any(modes)
     assert torch.equal(evaluate(model.train(), videos, batch_size=7).logits, first.logits)
     clips.clear()
-    model.views = ViewsConfig(clips=2, crops=3)
+    respec(model, views=ViewsConfig(clips=2, crops=3))
     parts = evaluate(model, videos[:2], batch_size=4)
     assert clips == [4, 2] * 2, "a video of more views than a batch is taken in parts"
     torch.testing.assert_close(parts.logits, evaluate(model, videos[:2], batch_size=12).logits)
