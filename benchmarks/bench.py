@@ -24,7 +24,8 @@ from rich.console import Console
 
 from zeroi2v.config import Recipe
 from zeroi2v.log import Log
-from zeroi2v.measure.bench import DTYPES, bench, bench_table, build_subjects, write_bench
+from zeroi2v.inference.scores import DTYPES
+from zeroi2v.measure.bench import bench, bench_table, build_subjects, write_bench
 from zeroi2v.recipes import override
 
 RESULTS = Path(__file__).parent / "results"

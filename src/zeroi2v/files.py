@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -57,9 +58,36 @@ def write_text(path: Path, text: str) -> None:
     write_files({path: write})
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write one JSON value, indented, whole. FileError as `write_files`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: object, *, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """A value as JSON that a file or stream of this encoding can hold.
+
+    If the encoding lacks a character, every character beyond ASCII is escaped. So are the bytes of
+    a file name that is no text. JSON has no word for infinity and NaN: they become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        value = _without_infinities(value)
+        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def _without_infinities(value: object) -> object:
+    """A plain value with None in place of every infinite number and NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: Path) -> None:
@@ -113,10 +141,13 @@ def keep_json_lines(path: Path, count: int) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path, user: str) -> Iterator[None]:
-    """Within the block no other process can claim the folder, which is made if it is missing.
+    """Within the block no other process can claim the folder.
 
-    ConfigError says that `user`, such as "another training", has the folder now, or that it cannot be made.
+    The folder is made if it is missing, and removed if it was made and is empty in the end.
+    ConfigError says that `user`, such as "another training", has the folder now, or that the folder
+    cannot be made.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
@@ -129,6 +160,11 @@ def claimed(folder: Path, user: str) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: {user} is running there; wait for it, or choose another --out"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if is_new:
+                with contextlib.suppress(OSError):  # the folder holds something now
+                    folder.rmdir()
     finally:
         os.close(held)

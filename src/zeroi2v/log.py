@@ -1,4 +1,4 @@
-"""What does a person see of a long task? Messages, and a progress bar, on standard error."""
+"""What does a person see of a long task? Messages and a progress bar, on standard error."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ Item = TypeVar("Item")
 
 
 class Log:
-    """Says what goes on. `quiet` keeps warnings and drops the rest."""
+    """Tells a person how a task goes on.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.quiet = quiet
+    A quiet log shows warnings only. A silent log, of a process that leaves speaking to another
+    process of its group, shows nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
+        self.console = Console(
+            stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=silent
+        )
+        self.quiet = quiet or silent
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Show a line, unless the log is quiet."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """A line that is shown even when quiet."""
+        """Show a warning, unless the log is silent."""
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def track(
@@ -45,9 +51,11 @@ class Log:
         per_item: int = 1,
         memory: Callable[[], int] | None = None,
     ) -> Iterator[Item]:
-        """Go through the items behind a progress bar, `done` of `total` being done already.
+        """Give the items one by one behind a progress bar, which is shown in a terminal only.
 
-        `unit` and `per_item` give its speed, for instance in clips per second; `memory` gives bytes to show beside it.
+        `done` of the `total` items are finished before the first item comes. With a `unit`, such as
+        "clips", the bar shows a speed: an item is `per_item` units. `memory` gives the bytes that
+        the bar shows beside the speed.
         """
         columns = (
             SpinnerColumn(),

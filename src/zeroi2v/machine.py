@@ -1,6 +1,9 @@
-"""What is this machine, and which part of it is this process? Device, workers, memory, process group, provenance.
+"""What is this machine, and which part of a task is this process?
 
-A process group is several processes that share one task, started by torchrun or `accelerate launch`.
+Device, workers, memory, process group, and the origin of a measured figure.
+
+A process group is several processes that share one task. A launcher such as torchrun or
+`accelerate launch` starts the processes; the group has met once torch.distributed is initialised.
 """
 
 from __future__ import annotations
@@ -12,35 +15,46 @@ import platform
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-REPORTED: Final = (
-    "zeroi2v",
-    "torch",
-    "torchvision",
-    "timm",
-    "av",
-)  # packages whose versions a figure is quoted with
+Entry = TypeVar("Entry")
+# packages whose versions are reported with a figure
+REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 GROUP_VARIABLES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MOST_WORKERS: Final = 8
 
 
 def started_group() -> tuple[int, int] | None:
-    """The rank of this process and the size of the process group that a launcher started; None for a process on its own.
+    """The rank of this process and the size of the process group that a launcher started.
 
-    A launcher sets all of `GROUP_VARIABLES`. A cluster's scheduler may set some of them for a process that has no peers.
+    None for a process on its own. A launcher sets all of `GROUP_VARIABLES`; the scheduler of a
+    cluster may set some of them for a process that has no peers.
     """
-    values = [os.environ.get(name, "") for name in GROUP_VARIABLES]
-    if not all(values) or not all(values[place].isdecimal() for place in (0, 1, 2, 4)):
+    rank, local_rank, size, address, port = (os.environ.get(name, "") for name in GROUP_VARIABLES)
+    if not address or not all(text.isdecimal() for text in (rank, local_rank, size, port)):
         return None
-    rank, size = int(values[0]), int(values[2])
-    return (rank, size) if rank < size and size > 1 else None
+    return (int(rank), int(size)) if int(rank) < int(size) and int(size) > 1 else None
 
 
-def place() -> tuple[int, int]:
-    """The rank of this process, and how many processes share the task. (0, 1) before the process group has met."""
+def announced_group() -> str:
+    """What the environment says of several processes although no launcher started a group.
+
+    Such as "RANK=1, WORLD_SIZE=4"; "" if a group was started, or if nothing speaks of a group.
+    """
+    if started_group() is not None:
+        return ""
+    values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    numbers = {name: int(text) if text.isdecimal() else 0 for name, text in values.items()}
+    if numbers["RANK"] < 1 and numbers["WORLD_SIZE"] < 2:
+        return ""
+    return ", ".join(f"{name}={text}" for name, text in values.items() if text)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The rank of this process and the size of its process group; (0, 1) if no group has met."""
     import torch.distributed
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -48,20 +62,23 @@ def place() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def from_all(entries: list[Any]) -> list[Any]:
-    """The entries of all processes of the group, those of the first process first. All processes must call it."""
+def from_all(entries: list[Entry]) -> list[Entry]:
+    """The entries of all processes of the group, in the order of the ranks.
+
+    Every process of the group must call this function.
+    """
     import torch.distributed
 
-    _, size = place()
+    _, size = rank_and_size()
     if size == 1:
         return entries
-    gathered: list[Any] = [None] * size
+    gathered: list[list[Entry]] = [[]] * size
     torch.distributed.all_gather_object(gathered, entries)
     return [entry for part in gathered for entry in part]
 
 
 def best_device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
+    """The GPU of this process if there is a GPU, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -69,13 +86,17 @@ def best_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def worker_count(asked: int) -> int:
-    """The number of decoding processes. -1: one for each core beyond the first, at most 8."""
-    return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
+def worker_count(asked: int, *, cores_kept: int = 1) -> int:
+    """The number of worker processes: `asked`, or for -1 the automatic number.
+
+    The automatic number is one worker for each core beyond the `cores_kept` cores that this process
+    keeps busy itself, at most `MOST_WORKERS`.
+    """
+    return asked if asked >= 0 else min(MOST_WORKERS, (os.cpu_count() or 1) - cores_kept)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that the GPU's allocator held so far, or that this process held on a CPU."""
+    """The most bytes so far that the allocator of a GPU held; on a CPU, that this process held."""
     import torch
 
     if device.type == "cuda":
@@ -85,36 +106,39 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_bytes() -> int:
-    """The main memory that this process can still take: of the system, or of its control group where that allows less."""
-    described = Path("/proc/meminfo")
-    if not described.exists():
-        return (
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        )  # macOS does not tell what is free
-    kibibytes = {
-        line.split()[0]: int(line.split()[1]) for line in described.read_text().splitlines()
-    }
+    """The bytes of main memory that this process can still take.
+
+    Limited by the machine, or by the control group of the process where that allows less.
+    """
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # macOS does not tell what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    kibibytes = {line.split()[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
     free = kibibytes["MemAvailable:"] * 1024
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         group = Path("/sys/fs/cgroup") / line.rpartition("::")[2].lstrip("/")
         for folder in (group, *group.parents):
-            free = min(free, _left_in(folder, free))
+            limit_leaves = _free_in_control_group(folder)
+            free = free if limit_leaves is None else min(free, limit_leaves)
     return free
 
 
-def _left_in(group: Path, otherwise: int) -> int:
-    """The bytes that a control group leaves of its limit; files that are only cached do not count. `otherwise`: no limit."""
+def _free_in_control_group(folder: Path) -> int | None:
+    """The bytes that the limit of a control group leaves; None if the group has no limit.
+
+    Files in the cache do not count as used: the system drops them when memory is short.
+    """
     try:
-        limit = (group / "memory.max").read_text().strip()
-        held = int((group / "memory.current").read_text())
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
-        return otherwise
-    return otherwise if limit == "max" else max(0, int(limit) - held + int(told["inactive_file"]))
+        return None
+    return None if limit == "max" else max(0, int(limit) - used + int(counts["inactive_file"]))
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure must be quoted with: the date, the machine and the versions. A package that is not installed has None."""
+    """The origin of a figure: date, machine and versions; None for a package not installed."""
     import torch
 
     machine: dict[str, Any] = {
@@ -137,10 +161,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it only in a file."""
-    described = Path("/proc/cpuinfo")
-    if described.exists():
-        for line in described.read_text().splitlines():
+    """The name of the processor; Linux tells the name only in a file."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

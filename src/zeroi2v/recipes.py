@@ -1,7 +1,7 @@
-"""How does a recipe, a TOML file, become settings? And how do settings become plain values, and again settings?
+"""How does a recipe, a TOML file, become settings? How do settings become plain values, and back?
 
-A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `changed` gives settings
-other values; `override` does the same with `key=value` texts.
+A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `changed` gives
+settings other values; `override` does the same with `key=value` texts.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def full_name(key: str) -> str:
 
 
 def _put(tables: dict[str, Any], name: str, value: object) -> None:
-    """Set the value of a `table.name` in plain tables; `table.name.key` is a key in that setting."""
+    """Set the value of `table.name` in plain tables, or of `table.name.key`, a key in a setting."""
     *path, last = name.split(".")
     table = tables
     for step in path:
@@ -154,12 +154,17 @@ def as_assignment(name: str, value: str) -> str:
     return f"{name}={value if _value(value.strip()) == value else _toml(value)}"
 
 
-def data_settings(assignments: Sequence[str]) -> DataConfig:
+def data_settings(assignments: Sequence[str], *, run: str | None = None) -> DataConfig:
     """The defaults of [data], changed by `--set key=value` texts, where no recipe is read.
 
-    ConfigError for a setting of another table.
+    If the folder `run` is a run, the default of `data.split` is the split that the run was trained
+    on. ConfigError for a setting of another table.
     """
-    recipe = override(Recipe(), assignments)
+    recipe = Recipe()
+    if run is not None and (Path(run) / RECIPE_FILE).is_file():
+        trained = read_recipe(Path(run) / RECIPE_FILE)
+        recipe = Recipe(data=DataConfig(split=trained.data.split))
+    recipe = override(recipe, assignments)
     if recipe != Recipe(data=recipe.data):
         raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
     return recipe.data

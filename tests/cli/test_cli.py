@@ -21,6 +21,7 @@ from zeroi2v.cli.main import build_parser, main
 from zeroi2v.config import ClipConfig, Recipe, ViewsConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine import run as training
+from zeroi2v.engine.processes import Processes
 from zeroi2v.errors import VideoError
 from zeroi2v.inference import evaluate as evaluation
 from zeroi2v.log import Log
@@ -219,8 +220,15 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
     given: list[tuple[Recipe, Path, bool]] = []
 
     def noting(
-        recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool, log: Log
+        recipe: Recipe,
+        dataset: VideoDataset,
+        out: Path,
+        *,
+        resume: bool,
+        processes: Processes,
+        log: Log,
     ) -> training.Run:
+        assert processes.size == 1
         assert dataset.source == motion_videos
         given.append((recipe, out, resume))
         return training.Run(out, 1, None, {}, 1, ())
@@ -261,12 +269,15 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
 def test_eval_takes_the_views_frames_and_size_that_it_is_told(
     run: Path, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[tuple[VideoClassifier, evaluation.Evaluation]] = []
+    found: list[tuple[VideoClassifier, ViewsConfig, evaluation.Evaluation]] = []
     evaluate = evaluation.evaluate
 
-    def noting(model: VideoClassifier, *arguments: Any, **options: Any) -> evaluation.Evaluation:
-        found.append((model, evaluate(model, *arguments, **{**options, "workers": 0})))
-        return found[-1][1]
+    def noting(
+        model: VideoClassifier, *arguments: Any, views: ViewsConfig, **options: Any
+    ) -> evaluation.Evaluation:
+        result = evaluate(model, *arguments, **{**options, "views": views, "workers": 0})
+        found.append((model, views, result))
+        return result
 
     monkeypatch.setattr(evaluation, "evaluate", noting)
     (tmp_path / "list.csv").write_text(
@@ -282,8 +293,8 @@ def test_eval_takes_the_views_frames_and_size_that_it_is_told(
         (["--image-size", "32"], saved.views, 4, 32),
     ):
         assert main([*words, *flags]) == 0
-        model, result = found[-1]
-        assert (model.views, model.frames, model.clip.frames, model.image_size) == (
+        model, asked, result = found[-1]
+        assert (asked, model.frames, model.clip.frames, model.image_size) == (
             views,
             frames,
             frames,
@@ -384,7 +395,9 @@ def test_predict_goes_on_after_a_broken_video(
     scores = [one["score"] for one in answers[1]["predictions"]]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    assert [line.split(": ")[1] for line in err.splitlines()] == bad
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == bad
+    assert [line for line in err.splitlines() if line not in errors and good in line]
     predicted = zeroi2v.Predictor(run).predict(good, top_k=3)
     assert [one.score for one in predicted] == pytest.approx(scores, abs=1e-6)
     status, out, err = said(capsys, "predict", good, "--model", str(run))

@@ -23,8 +23,9 @@ from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
 from zeroi2v.data.folders import LABEL_SEPARATOR
 from zeroi2v.data.loader import start_worker
+from zeroi2v.data.output_folder import require_outside
 from zeroi2v.errors import DatasetError, VideoError
-from zeroi2v.files import write_text
+from zeroi2v.files import claimed, write_text
 
 MANIFEST_FILE = "manifest.csv"
 _SETTINGS_FILE = ".reencode.json"
@@ -37,8 +38,22 @@ def reencode(
 
     A video whose copy is there is not copied again. VideoError that names the copy if it cannot be written, for instance on a full
     disk; DatasetError if OUT holds something else, or two videos would have one name.
+
+    ConfigError if another process is copying into OUT now.
     """
     copies = _copies(dataset, out)
+    with claimed(out, "another copying"):
+        yield from _copy_all(dataset, copies, out, settings, workers)
+
+
+def _copy_all(
+    dataset: VideoDataset,
+    copies: dict[Path, Path],
+    out: Path,
+    settings: ReencodeConfig,
+    workers: int,
+) -> Iterator[tuple[Path, VideoError | None]]:
+    """Copy every video to its place in `copies`, and write the manifest in the end."""
     _claim(out, settings)
     pairs = [*copies.items()]
     broken = set()
@@ -100,10 +115,8 @@ def _copies(dataset: VideoDataset, out: Path) -> dict[Path, Path]:
     )
     if not all(path.is_relative_to(root) for path in sources.values()):
         root = Path(os.path.commonpath([path.parent for path in sources.values()]))
-    if Path(os.path.abspath(out)).is_relative_to(root) and dataset.source.is_dir():
-        raise DatasetError(
-            f"{out}: lies in the data set {dataset.source} itself; choose another folder"
-        )
+    if dataset.source.is_dir():
+        require_outside(out, root)
     copies: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
     for source, path in sources.items():

@@ -24,7 +24,7 @@ from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.engine.board import new_board, require_tensorboard, write_figures
 from zeroi2v.engine.optim import build_optimizer, learning_rate_share
-from zeroi2v.engine.processes import Processes, join_processes
+from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key, require_finite
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
@@ -33,7 +33,7 @@ from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.files import append_json, claimed, is_partial, keep_json_lines
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
-from zeroi2v.machine import peak_memory, worker_count
+from zeroi2v.machine import best_device, peak_memory, worker_count
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import model_recipe, start_from
 from zeroi2v.models.saving import (
@@ -44,9 +44,8 @@ from zeroi2v.models.saving import (
     write_weights,
 )
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import absolute_paths, write_recipe
+from zeroi2v.recipes import RECIPE_FILE, absolute_paths, write_recipe
 
-RECIPE_FILE: Final = "recipe.toml"
 LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
 BOARD_FOLDER: Final = "tensorboard"
@@ -64,6 +63,7 @@ class Run:
     broken: Mapping[str, str]  # path -> reason of the videos left out
     epochs: int
     excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
+    needs_tower: bool = False  # the folder loads only where the weights of its tower can be had
 
 
 def train(
@@ -72,6 +72,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    processes: Processes | None = None,
     log: Log | None = None,
 ) -> Run:
     """Train on `dataset.train` and validate on `dataset.val`, writing a run folder.
@@ -79,12 +80,15 @@ def train(
     With `resume` a run that stopped goes on in its folder, and ends on a CPU bit for bit like a run that never stopped. Ctrl-C
     saves where the run stands and comes through as KeyboardInterrupt. A video that cannot be read raises its VideoError, or
     with `broken = "skip"` is left out and listed in `Run.broken`. On a CPU the same recipe and videos give the same weights.
-    Started by torchrun or `accelerate launch`, the processes share every batch: `batch_size` counts the clips of all.
+    The `processes` of a group (`join_processes`) share every batch: `batch_size` counts the clips
+    of all of them. Without `processes` this process trains alone, whatever launched it.
 
     ConfigError if `out` holds something else, or another training is running there.
     """
-    processes = join_processes()
-    log = log if log is not None and processes.is_first else Log(quiet=True)
+    processes = processes or Processes(best_device())
+    log = log or Log(quiet=True)
+    if not processes.is_first:
+        log = Log(silent=True)
     recipe = absolute_paths(recipe)
     if not resume:
         require_empty(out)
@@ -119,6 +123,7 @@ def train(
         broken=position.broken,
         epochs=position.epoch - 1,
         excluded=left_out,
+        needs_tower=not model.keeps_tower,
     )
 
 

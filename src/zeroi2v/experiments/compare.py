@@ -11,18 +11,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.errors import ConfigError, ZeroI2VError
 from zeroi2v.experiments.trials import Trial, run_trials
-from zeroi2v.files import write_text
+from zeroi2v.files import write_json, write_text
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.pages.compare import compare_page
-from zeroi2v.recipes import override, to_dict
+from zeroi2v.recipes import changed, override, to_dict
+
+DEFAULT_STRATEGIES: Final = ("zeroi2v", "lora", "linear_probe")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ def strategy_row(name: str, budget: Recipe) -> Row:
     back = settings_to_reset(budget.model, name)
     words = [f"{setting}={'none' if value is None else value}" for setting, value in back.items()]
     return Row(name, (f"strategy={name}", *words))
+
+
+def rows_asked(
+    strategies: Sequence[str], own_rows: Sequence[Sequence[str]], budget: Recipe
+) -> list[Row]:
+    """The rows of strategies, then the user's own rows: of each the name and its settings.
+
+    If the user names neither, the rows are those of `DEFAULT_STRATEGIES`.
+    """
+    names = strategies or (() if own_rows else DEFAULT_STRATEGIES)
+    rows = [strategy_row(name, budget) for name in names]
+    return [*rows, *(Row(name, tuple(settings)) for name, *settings in own_rows)]
 
 
 def compare(
@@ -79,7 +93,7 @@ def compare(
             "budget": to_dict(budget),
             "rows": table(rows, entries),
         }
-        write_text(out / "compare.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_json(out / "compare.json", result)
         write_text(out / "compare.html", compare_page(result))
         return result
 
@@ -121,7 +135,7 @@ def plan(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Tria
         Trial(
             name,
             seed,
-            override(recipe, [f"train.seed={seed}", f"train.validate_every={recipe.train.epochs}"]),
+            changed(recipe, {"train.seed": seed, "train.validate_every": recipe.train.epochs}),
         )
         for seed in seeds
         for name, recipe in recipes.items()

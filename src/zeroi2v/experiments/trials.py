@@ -24,7 +24,7 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import start_worker
 from zeroi2v.engine.resume import data_key
-from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RECIPE_FILE, RESUME_FILE, train
+from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RESUME_FILE, train
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
 from zeroi2v.files import append_json, claimed, keep_json_lines, read_json_lines
@@ -36,7 +36,7 @@ from zeroi2v.measure.timing import balanced_orders, interleave, median_ratio
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import read_recipe, to_dict
+from zeroi2v.recipes import RECIPE_FILE, read_recipe, to_dict
 
 ROWS_FILE: Final = "rows.jsonl"
 LATENCY_SECONDS: Final = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 
 from zeroi2v.config import Recipe
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.files import write_files
+from zeroi2v.files import json_text, write_files
+from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes, provenance
 from zeroi2v.measure.cost import plain_tower
@@ -35,7 +35,6 @@ from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier, pictures_of
 from zeroi2v.pages.charts import bench_plot
 
-DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLAIN: Final = "plain"
 MERGED: Final = ":merged"
 SEED: Final = 0  # of random weights and clips; they change no time
@@ -351,7 +350,7 @@ def _peak(subject: Subject, batch: int, clips: Clips) -> int | None:
 
 def write_bench(result: dict[str, Any], json_file: Path, picture: Path) -> None:
     """Write the measurements and their picture, both or none. CheckpointError if they cannot be written."""
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(result, indent=1) + "\n"
     write_files(
         {
             json_file: lambda path: path.write_text(text, encoding="utf-8"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +18,27 @@ from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
 from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import override, to_dict
+from zeroi2v.recipes import changed, full_name, override
 
 Shown = tuple[Any, Iterable[str]]
 CLASSES: Final = 400  # of a model that is not saved, where none are named: Kinetics-400's
 
 
-def model_costs(saved: str | None, changes: list[str], *, num_classes: int | None) -> Shown:
-    """The costs of a saved model, or of one that the changed settings describe: as it trains, and merged where it can be."""
-    recipe = override(Recipe(), changes)
-    given = [_setting(change) for change in changes]
+def model_costs(
+    saved: str | None,
+    settings: Mapping[str, object],
+    assignments: Sequence[str],
+    *,
+    num_classes: int | None,
+) -> Shown:
+    """The costs of a saved model, or of a model that settings describe: adapted, and merged.
+
+    `settings` have values, `assignments` are `--set key=value` texts. The costs of the merged model
+    are left out for a model that cannot be merged.
+    """
+    recipe = override(changed(Recipe(), settings), assignments)
+    keys = (assignment.partition("=")[0].strip() for assignment in assignments)
+    given = [*settings, *map(full_name, keys)]
     if saved is None:
         for name in given:
             if not name.startswith(("model.", "clip.", "views.")):
@@ -48,8 +59,8 @@ def model_costs(saved: str | None, changes: list[str], *, num_classes: int | Non
             )
         model = load(saved)
         names = [name.removeprefix("views.") for name in given]
-        changed = {name: getattr(recipe.views, name) for name in names}
-        views = dataclasses.replace(model.views, **changed)
+        own_views = {name: getattr(recipe.views, name) for name in names}
+        views = dataclasses.replace(model.views, **own_views)
     kinds, reason = {"merged" if model.spec.merged else "adapted": model}, ""
     if not model.spec.merged:
         try:
@@ -66,17 +77,6 @@ def model_costs(saved: str | None, changes: list[str], *, num_classes: int | Non
         **{kind: _figures(one, views_count) for kind, one in kinds.items()},
     }
     return value, _model_lines(value, list(kinds), views_count, reason)
-
-
-def _setting(change: str) -> str:
-    """The `table.name` that a `key=value` pair names, which `override` has found to be there."""
-    key = change.partition("=")[0].strip()
-    tables, head = to_dict(Recipe()), key.partition(".")[0]
-    return (
-        key
-        if head in tables
-        else next(f"{table}.{key}" for table, names in tables.items() if head in names)
-    )
 
 
 def _figures(model: VideoClassifier, views: int) -> dict[str, float]:
