@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import zeroi2v
+from tests.cli_for_tests import said
 from tests.towers_for_tests import respec
 from zeroi2v import VideoClassifier
 from zeroi2v.cli.main import build_parser, main
@@ -40,16 +41,6 @@ COMMANDS = [
     "data check",
     "data reencode",
 ]
-
-
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    try:
-        status = main(list(words))
-    except SystemExit as end:
-        status = int(end.code or 0)
-    output = capsys.readouterr()
-    return status, output.out, output.err
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zeroi2v.cli.options import (
+    MODEL,
     Commands,
     OutputArguments,
     Parser,
@@ -61,8 +62,7 @@ def add(commands: Commands) -> None:
         type=nonempty,
         metavar="RUN",
         dest="saved",
-        help="time a saved model too, as often as you like: run folder, model folder or Hub name, "
-        "also followed by :merged",
+        help=f"time a saved model too, as often as you like: {MODEL}; also followed by :merged",
     )
     text = "image transformer (default: the tower of the first saved model, or zeroi2v_tiny)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)

@@ -78,6 +78,7 @@ def run(arguments: CompareArguments) -> int:
     from zeroi2v.data.flip_pairs import with_flip_pairs
     from zeroi2v.data.output_folder import require_outside
     from zeroi2v.experiments.compare import compare, rows_asked
+    from zeroi2v.experiments.trials import ROWS_FILE
     from zeroi2v.pages.compare import terminal
     from zeroi2v.recipes import override, read_recipe
 
@@ -85,7 +86,7 @@ def run(arguments: CompareArguments) -> int:
     budget = override(recipe, arguments.settings)
     rows = rows_asked(arguments.strategies, arguments.rows, budget)
     log = arguments.log()
-    if not arguments.out.exists():  # an earlier comparison goes on where it is
+    if not (arguments.out / ROWS_FILE).is_file():  # an earlier comparison goes on where it is
         require_outside(arguments.out, arguments.data)
     dataset = open_data(arguments.data, budget.data, budget.train.broken, log)
     budget = with_flip_pairs(budget, dataset, log)

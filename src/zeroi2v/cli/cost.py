@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zeroi2v.cli.options import (
+    MODEL,
     Commands,
     OutputArguments,
     count,
@@ -40,7 +41,7 @@ class CostArguments(OutputArguments):
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add("cost", "count parameters, multiply-adds and memory", NOTES)
-    text = "run folder, model folder or Hub name (default: a model that the settings describe)"
+    text = f"{MODEL} (default: the model that the settings describe)"
     parser.add_argument("--model", type=nonempty, metavar="RUN", help=text)
     text = "image transformer (default: the embedded zeroi2v_tiny)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)

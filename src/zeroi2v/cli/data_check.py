@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zeroi2v.cli.options import (
+    DECODING,
     Commands,
     OutputArguments,
     command_line,
@@ -44,7 +45,7 @@ def add(commands: Commands) -> None:
         "or .csv with the reasons"
     )
     parser.add_argument("--out", type=nonempty_path, metavar="LIST", help=text)
-    workers_option(parser)
+    workers_option(parser, DECODING)
     set_action(parser, CheckArguments, run)
 
 

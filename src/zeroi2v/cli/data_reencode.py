@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--keyframes", type=int, default=16, metavar="N", help=text)
     text = "quality: from 0, lossless, to 51, worst (default: %(default)s)"
     parser.add_argument("--crf", type=int, default=20, metavar="N", help=text)
-    workers_option(parser, "one per core, at most 8")
+    workers_option(parser, "processes that copy videos", "one per core, at most 8")
     set_action(parser, ReencodeArguments, run)
 
 

@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--val", type=int, default=200, metavar="N", help=text)
     text = "seed of the videos (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
-    workers_option(parser)
+    workers_option(parser, "processes that write videos")
     set_action(parser, SyntheticArguments, run)
 
 

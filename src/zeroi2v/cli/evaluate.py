@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from zeroi2v.cli.group import SharedArguments, join_group, shared
 from zeroi2v.cli.options import (
+    DECODING,
+    MODEL,
     Commands,
     count,
     data_argument,
@@ -71,22 +73,20 @@ def add(commands: Commands) -> None:
         type=nonempty,
         metavar="RUN",
         dest="models",
-        help="run folder, model folder or Hub name; once for each model",
+        help=f"{MODEL}; once for each model",
     )
     views_options(parser, "as trained")
     text = "what decodes video files (default: %(default)s)"
     parser.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
     text = "table to write with the scores of every video, .csv or .parquet"
     parser.add_argument("--scores", type=nonempty_path, metavar="FILE", help=text)
-    text = (
-        "table to write, .csv or .parquet: how many videos of each class got each class as answer"
-    )
+    text = "table to write, .csv or .parquet: of each class, how many videos got which answer"
     parser.add_argument("--confusion", type=nonempty_path, metavar="FILE", help=text)
     text = "frames of a clip (default: as trained)"
     parser.add_argument("--frames", type=count, metavar="T", help=text)
     text = "pixels along a side of a frame (default: as trained)"
     parser.add_argument("--image-size", type=count, metavar="S", help=text)
-    workers_option(parser)
+    workers_option(parser, DECODING)
     set_action(parser, EvaluateArguments, run)
 
 

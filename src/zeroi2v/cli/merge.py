@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zeroi2v.cli.options import (
+    DECODING,
+    MODEL,
     Commands,
     OutputArguments,
     command_line,
@@ -18,8 +20,8 @@ from zeroi2v.cli.options import (
 )
 
 NOTES = """\
-A run holds no weights of its tower, so it loads only where these can be had. The merged folder
-holds the tower too: it can be copied to a machine that reaches no network."""
+A run needs its tower again wherever it is loaded. The merged folder holds the tower too: it can be
+copied to a machine that reaches no network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,13 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     text = "fold the adapters into the tower, so that the model costs what the tower costs"
     parser = commands.add("merge", text, NOTES)
-    text = "run folder, model folder or Hub name"
-    parser.add_argument("model", metavar="RUN", type=nonempty, help=text)
+    parser.add_argument("model", metavar="RUN", type=nonempty, help=MODEL)
     text = "folder to write; must not exist"
     parser.add_argument("--out", type=nonempty_path, required=True, metavar="FOLDER", help=text)
     text = "compare both models on these videos (default: on random clips)"
     parser.add_argument("--data", type=nonempty_path, metavar="DATA", help=text)
     set_option(parser)
-    workers_option(parser)
+    workers_option(parser, DECODING)
     set_action(parser, MergeArguments, run)
 
 
@@ -75,8 +76,8 @@ def run(arguments: MergeArguments) -> int:
         f"same answer for {proof['same_answers']} of {proof['clips']} {proof['compared_on']}"
     )
     print(
-        f"{arguments.out} holds its tower too, so it loads anywhere; a run loads only where the "
-        "weights of its tower can be had"
+        f"{arguments.out} holds its tower too and needs nothing else; "
+        "a run needs its tower again wherever it is loaded"
     )
     print(f"Next: {command_line('predict', 'VIDEO', '--model', arguments.out)}")
     return 0

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 from zeroi2v.errors import nearest
 from zeroi2v.files import json_text
@@ -144,6 +144,9 @@ def _worker_number(text: str) -> int:
 
 # Arguments that several commands take
 
+MODEL: Final = "folder of a run or of a merged model, or name of a model on the Hub"
+DECODING: Final = "processes that decode videos"
+
 
 def data_argument(parser: Parser) -> None:
     """DATA: `data: Path`."""
@@ -153,12 +156,11 @@ def data_argument(parser: Parser) -> None:
 
 def model_option(parser: Parser) -> None:
     """--model RUN, required: `model: str`."""
-    text = "run folder, model folder or Hub name"
-    parser.add_argument("--model", required=True, type=nonempty, metavar="RUN", help=text)
+    parser.add_argument("--model", required=True, type=nonempty, metavar="RUN", help=MODEL)
 
 
 def set_option(
-    parser: Parser, text: str = "change a setting of [data]: data.format=ucf101, data.split=2 ..."
+    parser: Parser, text: str = "change a setting of docs/data.md: data.format=ucf101, data.split=2"
 ) -> None:
     """--set KEY=VALUE, as often as wanted: `settings: list[str]`."""
     parser.add_argument(
@@ -167,10 +169,10 @@ def set_option(
 
 
 def workers_option(
-    parser: Parser, automatic: str = "one per core beyond the first, at most 8"
+    parser: Parser, work: str, automatic: str = "one per core beyond the first, at most 8"
 ) -> None:
     """--workers N: `workers: int`, -1 for the automatic number."""
-    text = f"processes that work on videos beside this one; 0: none (default: {automatic})"
+    text = f"{work} beside the main process; 0: none (default: {automatic})"
     parser.add_argument("--workers", type=_worker_number, default=-1, metavar="N", help=text)
 
 

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     text = "labels per video (default: %(default)s)"
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help=text)
     dtype_option(parser, "precision of weights and arithmetic (default: %(default)s)")
-    workers_option(parser)
+    workers_option(parser, "threads that decode videos")
     set_action(parser, PredictArguments, run)
 
 

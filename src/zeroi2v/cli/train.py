@@ -77,7 +77,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help=text)
     text = "begin with the weights, and the model, of an earlier run"
     parser.add_argument("--start-from", type=nonempty, metavar="RUN", help=text)
-    set_option(parser, "change one setting, as often as you like")
+    set_option(parser, "change a setting of docs/training.md, as often as you like")
     set_action(parser, TrainArguments, run)
 
 
@@ -172,7 +172,7 @@ def _say(result: Run, figure: str, tower: str) -> None:
     if result.needs_tower:
         merging = command_line("merge", result.folder, "--out", "FOLDER")
         print(
-            f"The run does not hold its tower: it loads only where the weights of {tower} can be "
-            f"had. A merged folder holds everything: {merging}"
+            f"The run needs its tower, {tower}, again wherever it is loaded; "
+            f"a merged folder does not: {merging}"
         )
     print(f"Next: {command_line('predict', 'VIDEO', '--model', result.folder)}")

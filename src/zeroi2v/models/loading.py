@@ -103,6 +103,8 @@ def model_recipe(folder: str | os.PathLike[str] | None) -> Recipe:
 
 def _open(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], Recipe]:
     """A folder, downloaded if it is a name on the Hub; its configuration; and the model, clip and views that this says."""
+    if not os.fspath(folder):
+        raise CheckpointError("the name of the model's folder is empty")
     path = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(path / CONFIG_FILE)
     try:
