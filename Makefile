@@ -5,7 +5,7 @@ ARGS ?=
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3)
 BIN = .venv/bin
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test check slow clean
+.PHONY: help quickstart test check slow oldest newest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \2/p' Makefile | awk '{printf "%s %-12s", $$1, $$2; $$1 = $$2 = ""; print}'
@@ -14,7 +14,7 @@ quickstart: .venv/installed ## train, evaluate, merge and predict on made-up mot
 	$(BIN)/zeroi2v quickstart --out "$(OUT)" $(ARGS)
 
 test: .venv/installed-dev ## run the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types, duplicates and the fast tests
 	scripts/check
@@ -22,8 +22,21 @@ check: .venv/installed-dev ## format, lint, types, duplicates and the fast tests
 slow: .venv/installed-dev ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+oldest: ## run the fast tests with the oldest versions that pyproject.toml allows; needs uv
+	$(call test_with,oldest,lowest-direct)
+
+newest: ## run the fast tests with the newest versions; needs uv
+	$(call test_with,newest,highest)
+
+define test_with
+	uv venv --quiet --clear --python '$(or $(PYTHON),>=3.11)' .venv-$(1)
+	uv pip install --quiet --python .venv-$(1)/bin/python --resolution $(2) -e '.[dev]'
+	uv pip freeze --python .venv-$(1)/bin/python
+	OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
+endef
+
 clean: ## remove .venv and all caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache dist
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp appears last. While .venv/unfinished lies there an installation was cut off, and the next call starts afresh.

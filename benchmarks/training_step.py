@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zeroi2v import VideoClassifier, create_model
 from zeroi2v.machine import provenance
 from zeroi2v.measure.memory import peak_bytes
 from zeroi2v.measure.timing import interleave, median_ratio
-from zeroi2v import VideoClassifier, create_model
 
 RESULTS = Path(__file__).parent / "results"
 CLIP_TOWER = "vit_base_patch16_clip_quickgelu_224"

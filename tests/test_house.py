@@ -65,7 +65,7 @@ HEAVY = (
     "timm",
     "av",
     "numpy",
-    "matplotlib",
+    "jinja2",
     "huggingface_hub",
     "safetensors",
 )
@@ -171,6 +171,93 @@ def test_the_method_is_pure_pytorch() -> None:
         if name.partition(".")[0] not in {"torch", "zeroi2v", *sys.stdlib_module_names}
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a source file."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files_imported(path: Path, files: dict[str, Path]) -> set[Path]:
+    """The files of the package that a file imports, lazily, for typing or by `import_module`."""
+    found = set()
+    for _, name in imported_modules(path):
+        while name and name not in files:  # the name in a module, then the module
+            name = name.rpartition(".")[0]
+        if name and name != "zeroi2v":
+            found.add(files[name])
+    return found - {path}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = {module_of(path): path for path in MODULES}
+    imports = {path: files_imported(path, files) for path in MODULES}
+    while True:  # drop files that import none of the rest, and files that none of the rest imports
+        wanted = {target for targets in imports.values() for target in targets}
+        rest = {
+            path: targets & imports.keys()
+            for path, targets in imports.items()
+            if targets & imports.keys() and path in wanted
+        }
+        if rest.keys() == imports.keys():
+            break
+        imports = rest
+    circles = sorted(str(path.relative_to(SOURCE)) for path in imports)
+    assert not circles, f"in a circle, or between two: {', '.join(circles)}"
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (
+        node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    """60 lines, or a comment above the function that begins "# Long:" and says why."""
+    too_long = []
+    for path in MODULES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for function in functions(path):
+            length = (function.end_lineno or 0) - function.lineno + 1
+            first = min([function.lineno, *(node.lineno for node in function.decorator_list)])
+            reason = lines[first - 2].strip() if first > 1 else ""
+            if length > 60 and not reason.startswith("# Long:"):
+                too_long.append(f"{located(path, function)}: {function.name} has {length} lines")
+    assert not too_long, "\n".join(too_long)
+
+
+MODEL_NAMES = re.compile(r"(?:\w+_)?(?:model|merged|adapted|classifier|predictor)")
+
+
+def test_nobody_outside_models_changes_an_attribute_of_a_model() -> None:
+    """A model is recognised by its name, or by the annotation of a parameter."""
+    changed = []
+    for path in MODULES:
+        if room_of(path) == "models":
+            continue
+        annotated = {
+            argument.arg
+            for function in functions(path)
+            for argument in (*function.args.args, *function.args.kwonlyargs)
+            if argument.annotation and "VideoClassifier" in ast.unparse(argument.annotation)
+        }
+        for node in nodes(path):
+            targets: list[ast.expr] = []
+            if isinstance(node, ast.Assign):
+                targets = node.targets
+            elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+                targets = [node.target]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+                targets = [ast.Attribute(node.args[0], "?", ast.Store())]
+            for target in (inner for whole in targets for inner in ast.walk(whole)):
+                if isinstance(target, ast.Attribute) and isinstance(target.ctx, ast.Store):
+                    owner = ast.unparse(target.value)
+                    last = owner.rpartition(".")[2]
+                    is_part_of_self = owner == "self"
+                    if not is_part_of_self and (last in annotated or MODEL_NAMES.fullmatch(last)):
+                        changed.append(f"{located(path, node)}: {ast.unparse(node)[:60]}")
+    assert not changed, "\n".join(changed)
 
 
 def is_import_of_av(node: ast.AST) -> bool:

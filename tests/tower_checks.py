@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import timm
@@ -27,10 +27,7 @@ from zeroi2v.method.relocate import TemporalHeads, head_moves
 from zeroi2v.models.towers import (
     Block,
     build_tower,
-    find_blocks,
-    has_class_token,
-    prefix_tokens,
-    spatial_blocks,
+    survey,
 )
 
 CLIPS: Final = 2
@@ -100,7 +97,7 @@ SLOW_IMPLEMENTATIONS: Final = (
 def first_heads(name: str) -> int:
     """How many heads the first attention block of this name has."""
     with torch.device("meta"):
-        return find_blocks(timm.create_model(name, num_classes=0), name)[0].layout.head_count
+        return survey(timm.create_model(name, num_classes=0), name).head_counts[0]
 
 
 def plain_options(name: str) -> Iterator[tuple[dict[str, Any], int]]:
@@ -199,7 +196,7 @@ def check_tower(name: str) -> dict[str, Any]:
             name, num_classes=3, frames=FRAMES, heads=[], tower_options=options
         )
         spatial = randomise(spatial.eval(), clip).double()
-        blocks = find_blocks(spatial.tower, name)
+        blocks = [plan.block for plan in spatial.plan.blocks]
         nn.init.zeros_(spatial.temporal_embedding)
         for parameter in spatial.adapters.parameters():
             nn.init.zeros_(parameter)
@@ -220,7 +217,7 @@ def check_tower(name: str) -> dict[str, Any]:
         check_merging(randomise(temporal.eval(), clip), clip, {**options})
         return {
             "blocks": len(blocks),
-            "spatial": list(spatial_blocks(spatial.tower)),
+            "spatial": list(spatial.plan.tower.spatial_blocks),
             "without_mlp_adapters": sum("up" not in block.sites for block in blocks),
             "options": options,
             "pixels": size,
@@ -232,10 +229,12 @@ def check_tower(name: str) -> dict[str, Any]:
 
 def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
     """Offsets of 0 give the image tower, frame by frame, and every attention block is called once, in order."""
-    blocks = find_blocks(model.tower, model.spec.model.tower)
+    blocks = [plan.block for plan in model.plan.blocks]
     called: list[str] = []
     hooks = [
-        block.projection.register_forward_hook(lambda *_, name=block.name: called.append(name))
+        projection_of(model, block).register_forward_hook(
+            lambda *_, name=block.name: called.append(name)
+        )
         for block in blocks
     ]
     features = model.features(clip)
@@ -260,19 +259,25 @@ def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
     assert all(len(values) == 3 for values in model.normalisation)
 
 
-def check_prefix(model: VideoClassifier, blocks: tuple[Block, ...], clip: Tensor) -> None:
+def projection_of(model: VideoClassifier, block: Block) -> nn.Module:
+    """The fused projection of a block."""
+    return model.tower.get_submodule(block.sites["qkv"].linears[0])
+
+
+def check_prefix(model: VideoClassifier, blocks: Sequence[Block], clip: Tensor) -> None:
     """As many tokens as are said to be class and register tokens do not depend on the picture when they reach the first block."""
-    seen = gather_inputs(blocks[0].projection)
+    projection, anatomy = projection_of(model, blocks[0]), model.plan.tower
+    seen = gather_inputs(projection)
     model.features(clip)
     model.features(torch.randn_like(clip))
     if seen[0].ndim == 3 and len(seen[0]) == CLIPS * FRAMES:
         same = (seen[0] - seen[1]).abs().amax((0, 2)) == 0  # (N)
         leading = int(same.int().cumprod(0).sum())
-        assert leading == prefix_tokens(model.tower) == blocks[0].prefix
+        assert leading == anatomy.prefix
     else:
-        assert prefix_tokens(model.tower) == 0
-    assert not has_class_token(model.tower) or prefix_tokens(model.tower) >= 1
-    blocks[0].projection._forward_pre_hooks.popitem()
+        assert anatomy.prefix == 0
+    assert not anatomy.has_class_token or anatomy.prefix >= 1
+    projection._forward_pre_hooks.popitem()
 
 
 def check_one_head(
@@ -280,7 +285,7 @@ def check_one_head(
 ) -> None:
     """One temporal head reads the frame that it names, its queries stay, and nothing else of this block's attention moves."""
     layout = tuple(offset if index == head else 0 for index in range(block.layout.head_count))
-    temporal = TemporalHeads(block.layout, head_moves(layout), model._count)
+    temporal = TemporalHeads(block.layout, head_moves(layout))
     attention: Any = model.tower.get_submodule(block.name)
     children = [child for child, _ in attention.named_children()]
     normed = "norm" in children[children.index("qkv") :] and not isinstance(
@@ -289,7 +294,7 @@ def check_one_head(
     watched = attention.norm if normed else attention.proj  # a norm over all heads would mix them
     seen: list[Tensor] = []
     hooks = [
-        block.projection.register_forward_hook(temporal.hook),
+        projection_of(model, block).register_forward_hook(temporal),
         watched.register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0].view(CLIPS, FRAMES, -1, inputs[0].shape[-1]))
         ),
@@ -304,7 +309,7 @@ def check_one_head(
         hook.remove()
     before, *after = (one.clone() for one in seen)
     own_channels = torch.zeros(before.shape[-1], dtype=torch.bool)
-    own_channels[block.columns[head]] = True
+    own_channels[block.heads.columns[head]] = True
     for changed, now in zip((read, reader), after, strict=True):
         moved = (now - before).abs().amax(2) > 1e-12 * float(before.abs().max())  # (B, T, C)
         expected = torch.zeros_like(moved)

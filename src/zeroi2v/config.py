@@ -95,7 +95,7 @@ class ModelConfig:
 class DataConfig:
     """How the videos of a data set and their labels are found (docs/data.md)."""
 
-    format: str = "auto"  # a row of FORMATS in data/formats.py; auto: recognised from the files
+    format: str = "auto"  # a row of FORMATS (data/formats/registry.py); auto: the first that fits
     split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
     videos: str | None = None  # folder of the videos, if they are not beside the lists
     classes: str | None = (

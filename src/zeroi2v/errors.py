@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ZeroI2VError(Exception):
@@ -70,3 +70,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """The clause of an error that names the known words nearest to a wrong one: ', did you mean ...?'; '' if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def first_names(names: Sequence[object]) -> str:
+    """The part of an error that lists the first three of several things, and counts the others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(str, names[:3])) + more

@@ -1,4 +1,4 @@
-"""What the command line promises: results on standard output, one line per mistake, exit statuses."""
+"""Results go to standard output, a mistake takes one line, and the exit status tells which."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
         return training.Run(out, 1, None, {}, 1, ())
 
     monkeypatch.setattr(training, "train", noting)
-    flags = {
+    flags: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
         ("--tower", "vit_tiny_patch16_224"): ("model", {"tower": "vit_tiny_patch16_224"}),
         ("--epochs", "7"): ("train", {"epochs": 7}),
         ("--seed", "5"): ("train", {"seed": 5}),
@@ -248,8 +248,8 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
     started = dataclasses.replace(
         Recipe(), model=earlier.model, clip=earlier.clip, views=earlier.views
     )
-    settings = dataclasses.replace(Recipe().train, start_from=str(run))
-    assert given[-1] == (dataclasses.replace(started, train=settings), Path("run"), False)
+    from_run = dataclasses.replace(Recipe().train, start_from=str(run))
+    assert given[-1] == (dataclasses.replace(started, train=from_run), Path("run"), False)
 
     assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]) == 0
     assert given[-1] == (earlier, run, True)
@@ -318,7 +318,7 @@ def test_eval_writes_the_confusion_that_it_counted(
 def test_the_mean_of_three_splits_takes_each_run_on_its_own(
     run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A copy of the motion videos as UCF101 lists them: split n tests on 2 n videos, other ones each time."""
+    """Motion videos as UCF101 lists them: split n tests on 2 n videos, which no other split has."""
     labels, data = zeroi2v.load(run).labels, tmp_path / "data"
     (data / "ucfTrainTestlist").mkdir(parents=True)
     videos = [
@@ -526,8 +526,12 @@ def test_a_saved_model_asks_nobody_for_a_decoder(tmp_path: Path) -> None:
 
 
 def test_help_and_mistakes_need_no_heavy_import() -> None:
-    heavy = "import sys; from zeroi2v.cli.main import build_parser; build_parser(); print({'torch', 'timm', 'rich', 'av'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    program = (
+        "import sys; from zeroi2v.cli.main import build_parser; build_parser();"
+        "print({'torch', 'timm', 'rich', 'av'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert build_parser().prog == "zeroi2v"
 

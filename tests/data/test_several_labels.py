@@ -1,12 +1,14 @@
-"""Videos with several labels: every format that has them gives the same labels, and without the setting they are an error."""
+"""Does every format give a video the same labels, and are several an error without the setting?"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from zeroi2v.data.reencode import MANIFEST_FILE
 from zeroi2v.data.reencode import reencode as copy_videos
 from zeroi2v.engine.resume import data_key
 from zeroi2v.errors import ConfigError, DatasetError
+
+Writer: TypeAlias = Callable[[Path], Path]
 
 SEVERAL = DataConfig(multi_label=True)
 LABELS = {"a": [2, 0], "b": [1], "c": [0, 1, 2], "d": [2]}
@@ -74,10 +78,10 @@ def tar_files(folder: Path, ending: str) -> Path:
     ],
     ids=["bars", "a line each", "mmaction", "tar json", "tar cls"],
 )
-def test_every_format_gives_the_same_labels(write: object, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_labels(write: Writer, tmp_path: Path) -> None:
     for name in LABELS:
         (tmp_path / f"{name}.mp4").touch()
-    source = write(tmp_path)  # type: ignore[operator]  # one of the functions above
+    source = write(tmp_path)
     dataset = open_dataset(source, SEVERAL)
     assert in_words(dataset) == {
         name: [str(label) for label in sorted(labels)] for name, labels in LABELS.items()
@@ -113,12 +117,12 @@ def test_a_recogniser_of_one_label_takes_a_bar_for_a_part_of_the_name(tmp_path: 
     ],
 )
 def test_without_the_setting_several_labels_are_an_error(
-    write: object, setting: DataConfig, message: str, tmp_path: Path
+    write: Writer, setting: DataConfig, message: str, tmp_path: Path
 ) -> None:
     for name in LABELS:
         (tmp_path / f"{name}.mp4").touch()
     with pytest.raises(DatasetError, match=message):
-        open_dataset(write(tmp_path), setting)  # type: ignore[operator]  # one of the functions above
+        open_dataset(write(tmp_path), setting)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,10 @@ def test_a_model_with_its_classes_in_another_order_keeps_the_names(tmp_path: Pat
 
 
 def test_a_flip_exchanges_every_label_of_a_pair(tmp_path: Path) -> None:
-    """Classes left, right, up; the flip is certain: left and up becomes right and up, and left with right stays both."""
+    """The classes are left, right and up, and every video is flipped.
+
+    The labels left and up become right and up; left with right stays both.
+    """
     videos = blocks_dataset(tmp_path, train=3, val=0, frames=4).splits["train"]
     given = [(0, 2), (0, 1), (1,)]
     several = [Video.of(video.path, labels) for video, labels in zip(videos, given, strict=True)]

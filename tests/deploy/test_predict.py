@@ -1,6 +1,6 @@
-"""What a saved model answers: softmax averaged over the views that it was saved with.
+"""What does a saved model answer for one video? The mean over its views, or a named error.
 
-Also in half precision, in several threads, and for several videos.
+The same in several threads, for several videos, and nearly the same in half precision.
 """
 
 from __future__ import annotations
@@ -78,6 +78,26 @@ def test_many_views_are_taken_in_parts_and_score_as_in_an_evaluation(
     assert [found[label] for label in model.labels] == pytest.approx(whole.scores[0].tolist())
 
 
+def test_an_empty_path_is_an_error_and_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2).save_pretrained(tmp_path)
+    predictor = zeroi2v.Predictor(tmp_path, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (64, 64)).save("frame_1.png")
+    assert len(predictor.predict(".")) == 2
+    with pytest.raises(VideoError, match=r"^'': an empty path; give a video file"):
+        predictor.predict("")
+
+
+def test_a_folder_of_videos_is_not_predicted_from_its_cover(tmp_path: Path) -> None:
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=2).save_pretrained(tmp_path / "m")
+    Image.new("L", (64, 64)).save(tmp_path / "cover.jpg")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(VideoError, match=r"holds videos, .*: give .*a\.mp4$"):
+        zeroi2v.Predictor(tmp_path / "m", device="cpu").predict(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose answers differ from video to video."""
@@ -145,11 +165,9 @@ def test_half_precision_answers_nearly_the_same(
         assert sum(scores.values()) == pytest.approx(1.0)
 
 
-def test_an_unknown_precision_and_an_empty_path_are_refused(folder: Path) -> None:
+def test_an_unknown_precision_and_an_empty_folder_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="fp32, bf16, fp16, got 'bf61', did you mean 'bf16'"):
         zeroi2v.Predictor(folder, dtype="bf61")
-    with pytest.raises(VideoError, match="the path of the video is empty"):
-        zeroi2v.Predictor(folder).predict("")
     with pytest.raises(CheckpointError, match="the name of the model's folder is empty"):
         zeroi2v.Predictor("")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import zeroi2v
+from tests.towers_for_tests import respec
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v.cli.main import main
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
@@ -21,6 +22,7 @@ from zeroi2v.data.loader import read_views, train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
+from zeroi2v.engine.step import Step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, average_precision, evaluate, view_scores
 
@@ -143,7 +145,7 @@ def test_the_run_keeps_its_best_epoch_by_map_and_the_folder_knows(
     assert run.best == max(figures) == figures[run.best_epoch - 1]
     model = zeroi2v.load(run.folder)
     assert model.spec.multi_label
-    assert model.merge().multi_label
+    assert model.merge().spec.multi_label
     assert evaluate(model, dataset.val).figures == {"mAP": run.best}
     assert model.spec.results["validation mAP"] == run.best
     card = (run.folder / "README.md").read_text()
@@ -157,7 +159,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     steps = 0
     step = training.take_step
 
-    def stops(*arguments: Any) -> tuple[float, int]:
+    def stops(*arguments: Any) -> Step:
         nonlocal steps
         steps += 1
         if steps > 3:
@@ -213,7 +215,7 @@ def test_a_model_of_one_label_refuses_videos_with_several(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2)
-    model.labels = ("a", "b", "c")
+    respec(model, labels=("a", "b", "c"))
     model.save_pretrained(tmp_path / "model")
     words = ["eval", str(manifest), "--model", str(tmp_path / "model")]
     assert main([*words, "--set", "data.multi_label=true"]) == 1

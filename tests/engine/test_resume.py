@@ -18,6 +18,7 @@ from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import train
+from zeroi2v.engine.step import Step
 from zeroi2v.errors import CheckpointError
 from zeroi2v.files import read_json_lines
 from zeroi2v.recipes import write_recipe
@@ -72,7 +73,7 @@ def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
     taken = 0
     step = training.take_step
 
-    def stops(*arguments: object) -> tuple[float, int]:
+    def stops(*arguments: object) -> Step:
         nonlocal taken
         taken += 1
         if taken > stop:
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_what_was_saved_and_says_so(
     """The disk is as full as a limit on the size of a file makes it: below that of resume.pt, above that of the model."""
     out, step, taken = tmp_path / "run", training.take_step, 0
 
-    def stops(*arguments: object) -> tuple[float, int]:
+    def stops(*arguments: object) -> Step:
         nonlocal taken
         taken += 1
         if taken > 8:

@@ -18,6 +18,7 @@ from zeroi2v.data.loader import train_loader
 from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
+from zeroi2v.engine.step import Step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
 
@@ -35,7 +36,7 @@ CHANGES: dict[
     "model.heads": (),
     "model.ratio": 0.5,
     "model.operator": "hr_qkv",
-    "model.plan.strategy": "gelu_adapter",
+    "model.strategy": "gelu_adapter",
     "model.sites": ("qkv",),
     "model.adapted_blocks": 1,
     "model.adapter_ratio": 0.5,
@@ -201,9 +202,9 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
     seen: list[int] = []
     step = training.take_step
 
-    def noted(learner: Any, clips: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+    def noted(learner: Any, clips: torch.Tensor, labels: torch.Tensor, rate: float) -> Step:
         seen.append(clips.shape[1])
-        return step(learner, clips, labels)
+        return step(learner, clips, labels, rate)
 
     settings = {
         "train.epochs": 3,
@@ -226,8 +227,8 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
         ({"train.warmup_epochs": 0.0}, 1.0),
         ({"train.warmup_epochs": 1.0}, 0.1),
         ({"train.warmup_epochs": 1.0, "train.warmup_start": 0.25}, 0.25),
-        ({"train.warmup_epochs": 0.0, "model.plan.strategy": "full"}, 0.1),
-        ({"train.warmup_epochs": 1.0, "model.plan.strategy": "full"}, 0.01),
+        ({"train.warmup_epochs": 0.0, "model.strategy": "full"}, 0.1),
+        ({"train.warmup_epochs": 1.0, "model.strategy": "full"}, 0.01),
     ],
 )
 def test_the_first_step_is_as_long_as_its_learning_rate(
@@ -307,7 +308,7 @@ def test_the_epochs_that_are_validated_and_the_best_of_equal_ones(
     assert [entry["epoch"] for entry in log if "top1" in entry] == validated
     assert len({entry["top1"] for entry in log if "top1" in entry}) == 1
     assert (run.best_epoch, run.epochs) == (best, validated[-1])
-    assert zeroi2v.load(run.folder).results["epoch"] == best
+    assert zeroi2v.load(run.folder).spec.results["epoch"] == best
 
 
 def test_validation_and_the_saved_model_have_the_views_and_clips_of_the_recipe(

@@ -13,9 +13,12 @@ import zeroi2v
 from benchmarks.training_step import reference
 from tests.towers_for_tests import gather_inputs, noisy, random_clip, small_model
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.config import TrainConfig
+from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.errors import ConfigError
 from zeroi2v.measure.memory import LiveBytes
-from zeroi2v.method import adapters, gradients
+from zeroi2v.method import adapters
+from zeroi2v.models.video import interpolated
 
 CLIP = "vit_base_patch16_clip_quickgelu_224"
 PLAIN = "vit_tiny_patch16_224"
@@ -41,8 +44,11 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_a_training_step_has_the_gradients_of_the_papers_graph(tower: str) -> None:
     model = noisy(small_model(tower, heads=[-1, 1])).double().train()
     clip = random_clip(model)
-    torch.testing.assert_close(model(clip), reference(model, clip))
-    assert_same(gradients_of(model, model(clip)), gradients_of(model, reference(model, clip)))
+    expected = gradients_of(model, reference(model, clip))
+    with spared(model, TrainConfig()):
+        logits = model(clip)
+    torch.testing.assert_close(logits, reference(model, clip))
+    assert_same(gradients_of(model, logits), expected)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +70,13 @@ def test_shortcuts_change_no_gradient(
 ) -> None:
     model = noisy(small_model(tower, **settings)).double().train()
     clip = random_clip(model)
-    ours = gradients_of(model, model(clip))
+    with spared(model, TrainConfig()):
+        ours = gradients_of(model, model(clip))
 
     def plainly(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
         return x + scale * linear(z)
 
     monkeypatch.setattr(adapters, "add_linear", plainly)
-    monkeypatch.setattr(gradients.NormSource, "hook", lambda *_: None)
-    model.eval()  # dropouts are 0: what is left is that every token is worked out
     assert_same(ours, gradients_of(model, model(clip)))
 
 
@@ -86,7 +91,8 @@ def test_a_feature_that_reads_a_second_token_has_it_worked_out() -> None:
     )
     clip = random_clip(model)
     evaluated = model(clip)
-    torch.testing.assert_close(model.train()(clip), evaluated)
+    with spared(model.train(), TrainConfig()):
+        torch.testing.assert_close(model(clip), evaluated)
 
 
 def test_only_a_training_steps_feature_leaves_tokens_out() -> None:
@@ -94,12 +100,47 @@ def test_only_a_training_steps_feature_leaves_tokens_out() -> None:
     last: Any = model.tower.blocks[-1]  # type: ignore[index]
     clip, seen = random_clip(model), gather_inputs(last.mlp)
     model.train()
+    with spared(model, TrainConfig()):
+        model(clip)
+        with torch.no_grad():
+            model(clip)
     model(clip)
     model.tokens(clip)
-    with torch.no_grad():
-        model(clip)
     model.eval()(clip)
-    assert [inputs.shape[1] for inputs in seen] == [1, 5, 5, 5]
+    assert [inputs.shape[1] for inputs in seen] == [1, 5, 5, 5, 5]
+
+
+def installed(model: VideoClassifier) -> list[object]:
+    """Everything that is installed on the modules of a tower."""
+    return [
+        (
+            name,
+            list(module._forward_hooks.values()),
+            list(module._forward_pre_hooks.values()),
+            "forward" in vars(module),
+        )
+        for name, module in model.tower.named_modules()
+    ]
+
+
+def interrupt_within(model: VideoClassifier, settings: TrainConfig, before: list[object]) -> None:
+    with spared(model, settings):
+        assert installed(model) != before
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("tower", [CLIP, PLAIN, "vit_small_patch14_reg4_dinov2"])
+def test_what_training_installs_is_gone_when_it_ends_however_it_ends(tower: str) -> None:
+    model = small_model(tower).train()
+    before = installed(model)
+    norms = [module for module in model.tower.modules() if isinstance(module, nn.LayerNorm)]
+    assert norms
+    assert not any(norm._forward_hooks for norm in norms), "a model by itself has none of it"
+    assert not any("forward" in vars(module) for module in model.modules())
+    for settings in (TrainConfig(token_share=0.5), TrainConfig(checkpointing=True)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_within(model, settings, before)
+        assert installed(model) == before
 
 
 def patches_seen(model: VideoClassifier, clip: Tensor) -> Tensor:
@@ -121,64 +162,59 @@ def test_half_of_the_patches_are_dropped_alike_in_all_frames_of_a_clip() -> None
     model = create_model(
         PLAIN, num_classes=3, frames=4, tower_options={"img_size": 96, "depth": 1}
     ).train()  # 36 patches
-    model.drop_patches(0.5)
-    found = patches_seen(model, random_clip(model, clips=3))
-    assert found.shape == (3, 4, 1 + 18)
-    assert (found == found[:, :1]).all(), "the frames of a clip have the same patches"
-    assert (found[..., 0] == 0).all(), "the class token stays"
-    assert (found.diff(dim=-1) > 0).all(), "in order, none twice"
-    assert len({tuple(one.tolist()) for one in found[:, 0]}) == 3, "each clip has its own draw"
-    assert patches_seen(model.eval(), random_clip(model)).shape == (2, 4, 37)
+    with spared(model, TrainConfig(token_share=0.5)):
+        patches = patches_seen(model, random_clip(model, clips=3))
+    assert patches.shape == (3, 4, 1 + 18)
+    assert (patches == patches[:, :1]).all(), "the frames of a clip have the same patches"
+    assert (patches[..., 0] == 0).all(), "the class token stays"
+    assert (patches.diff(dim=-1) > 0).all(), "in order, none twice"
+    assert len({tuple(kept.tolist()) for kept in patches[:, 0]}) == 3, "each clip has its own draw"
+    assert patches_seen(model, random_clip(model)).shape == (2, 4, 37), "and afterwards all"
 
 
 def test_dropping_no_more_than_nothing_changes_nothing() -> None:
     model = noisy(small_model(PLAIN)).train()
     clip = random_clip(model)
-    whole = model(clip)
-    model.drop_patches(1.0)
-    assert torch.equal(model(clip), whole)
+    with spared(model, TrainConfig()):
+        whole = model(clip)
+    with spared(model, TrainConfig(token_share=0.999)):
+        assert torch.equal(model(clip), whole)
 
 
-def test_the_last_share_that_was_asked_for_holds_and_a_merged_model_sees_all() -> None:
-    model = create_model(PLAIN, num_classes=3, frames=2, tower_options={"img_size": 64, "depth": 1})
-    model.drop_patches(0.25)
-    model.drop_patches(0.5)
+def test_the_frozen_blocks_below_the_adapters_drop_patches_too() -> None:
+    options = {"img_size": 64, "depth": 2}
+    model = create_model(PLAIN, num_classes=3, frames=2, adapted_blocks=1, tower_options=options)
     clip = random_clip(model)
-    assert patches_seen(model.train(), clip).shape == (2, 2, 1 + 8)
-    assert patches_seen(model.merge().train(), clip).shape == (2, 2, 1 + 16)
+    with spared(model.train(), TrainConfig(token_share=0.5)):
+        assert patches_seen(model, clip).shape == (2, 2, 1 + 8)
 
 
 def test_registers_stay_and_a_mean_over_patches_reads_them_all() -> None:
     model = small_model("vit_small_patch14_reg4_dinov2").train()
-    model.drop_patches(0.5)
-    assert patches_seen(model, random_clip(model)).shape[-1] == 5 + 2
+    with spared(model, TrainConfig(token_share=0.5)):
+        assert patches_seen(model, random_clip(model)).shape[-1] == 5 + 2
     options = {"img_size": 32, "depth": 2, "global_pool": "avg"}
     model = noisy(create_model(PLAIN, num_classes=3, frames=4, tower_options=options))
     clip = random_clip(model)
     evaluated = model(clip)
-    torch.testing.assert_close(model.train()(clip), evaluated)
-
-
-def test_a_merged_tower_is_written_as_it_came() -> None:
-    model = small_model(CLIP)
-    assert any("forward" in vars(module) for module in model.tower.modules())
-    assert not any("forward" in vars(module) for module in model.merge().tower.modules())
+    with spared(model.train(), TrainConfig()):
+        torch.testing.assert_close(model(clip), evaluated)
 
 
 def test_a_tower_that_counts_on_its_patches_says_so() -> None:
     model = create_model("swin_tiny_patch4_window7_224", num_classes=3, frames=2)
     with pytest.raises(ConfigError, match=r"token_share: swin_tiny.* needs all of its patches"):
-        model.drop_patches(0.5)
+        check_spared(model.plan, model.tower, TrainConfig(token_share=0.5))
 
 
 def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
     model = noisy(small_model(CLIP)).double().train()
     clip = random_clip(model)
     plain = gradients_of(model, model(clip))
-    model.checkpoint_blocks()
-    assert_same(gradients_of(model, model(clip)), plain)
-    with LiveBytes() as counted:
-        logits = model(clip)
+    with spared(model, TrainConfig(checkpointing=True)):
+        assert_same(gradients_of(model, model(clip)), plain)
+        with LiveBytes() as counted:
+            logits = model(clip)
     assert logits.requires_grad
     one = model.tower_input(clip).shape[0] * 5 * 96 * 8  # bytes of a block's input
     assert counted.live < (3 + 3) * one + 2 * model.tower_input(clip).nbytes, (
@@ -191,17 +227,31 @@ def test_checkpointed_calls_are_worked_out_again_as_they_were() -> None:
     model = noisy(small_model(CLIP)).double().train()
     two, one = random_clip(model), random_clip(model, clips=1, seed=2)
     plain = gradients_of(model, model(two).sum() + model(one).sum())
-    model.checkpoint_blocks()
-    total = model(two).sum() + model(one).sum()
-    with torch.no_grad():
-        model(random_clip(model, clips=3))
-    assert_same(gradients_of(model, total), plain)
+    with spared(model, TrainConfig(checkpointing=True)):
+        total = model(two).sum() + model(one).sum()
+        with torch.no_grad():
+            model(random_clip(model, clips=3))
+        assert_same(gradients_of(model, total), plain)
 
 
-def test_checkpointing_of_a_tower_without_it_is_refused() -> None:
-    model = create_model("pit_ti_224", num_classes=3, frames=2)
-    with pytest.raises(ConfigError, match="cannot be checkpointed"):
-        model.checkpoint_blocks()
+@pytest.mark.parametrize(
+    ("tower", "options"),
+    [
+        ("pit_ti_224", {"img_size": 64, "depth": (1, 1, 2)}),  # for which timm has no way
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "window_size": 4, "depths": (2, 1, 1, 1), "embed_dim": 24},
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
+def test_every_kind_of_block_can_be_checkpointed(tower: str, options: dict[str, Any]) -> None:
+    model = create_model(tower, num_classes=3, frames=4, heads=[-1, 1], tower_options=options)
+    model = noisy(model).double().train()
+    clip = random_clip(model)
+    plain = gradients_of(model, model(clip))
+    with spared(model, TrainConfig(checkpointing=True)):
+        assert_same(gradients_of(model, model(clip)), plain)
 
 
 def test_nothing_below_the_adapted_blocks_takes_part_in_the_gradient() -> None:
@@ -247,14 +297,14 @@ def test_fewer_frames_reach_as_far_in_time() -> None:
     model = small_model(PLAIN, frames=8, heads=[[-3, -2, 1], [], []]).train()
     with torch.no_grad():
         model.temporal_embedding.normal_()
-    model.take_frames(4)
+    few = random_clip(model, clips=1)[:, :4]
     attention: Any = model.tower.blocks[0].attn  # type: ignore[index]
     q: dict[str, Tensor] = {}
     attention.qkv.register_forward_hook(
         lambda _, inputs, output: q.update(before=output.clone()), prepend=True
     )
     attention.qkv.register_forward_hook(lambda _, inputs, output: q.update(after=output.clone()))
-    assert model(random_clip(model, clips=1)).shape == (1, 5)
+    assert model(few, fewer_frames=True).shape == (1, 5)
     before, after = (
         q[name].unflatten(-1, (3, 3, 64))[:, :, 1] for name in ("before", "after")
     )  # keys (T, N, H, D)
@@ -263,7 +313,8 @@ def test_fewer_frames_reach_as_far_in_time() -> None:
         assert torch.equal(after[:, :, head], before[frames][:, :, head])
     entering = gather_inputs(attention.qkv)
     by_hand = nn.functional.interpolate(model.temporal_embedding.T[None], 4, mode="linear")[0].T
-    torch.testing.assert_close(model._embedding_of(4), by_hand)
-    model.take_frames(8)
+    torch.testing.assert_close(interpolated(model.temporal_embedding, 4), by_hand)
+    with pytest.raises(ConfigError, match="a clip must be"):
+        model(few)
     assert model(random_clip(model, clips=1)).shape == (1, 5)
     assert entering[0].shape[0] == 8

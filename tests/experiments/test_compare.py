@@ -1,4 +1,4 @@
-"""What a comparison promises: every row under one budget, nothing trained twice, and a page that holds them all."""
+"""What does a comparison promise? One budget for all rows, nothing trained twice, a page of all."""
 
 from __future__ import annotations
 

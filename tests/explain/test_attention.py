@@ -13,11 +13,10 @@ import zeroi2v
 from tests.towers_for_tests import TOWERS, noisy, random_clip, small_model
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.explain.attention import Looks, attention_maps, head_looks, patch_map, watch
-from zeroi2v.models.towers import find_blocks
 
 
 def attention_of(model: zeroi2v.VideoClassifier, block: int) -> Any:
-    return model.tower.get_submodule(find_blocks(model.tower, model.spec.model.tower)[block].name)
+    return model.tower.get_submodule(model.plan.blocks[block].block.name)
 
 
 def test_a_temporal_head_looks_at_the_frame_it_reads_from_its_own_frame() -> None:
@@ -39,7 +38,7 @@ def test_a_temporal_head_looks_at_the_frame_it_reads_from_its_own_frame() -> Non
 def test_every_row_is_a_distribution_and_merging_does_not_change_it(tower: str) -> None:
     model = noisy(small_model(tower, heads="-1*1, 1*1")).double()
     clip = random_clip(model)
-    blocks = find_blocks(model.tower, tower)
+    blocks = [plan.block for plan in model.plan.blocks]
     merged = model.merge()
     for block in (0, len(blocks) - 1):
         maps = attention_maps(model, clip, block)
@@ -54,9 +53,9 @@ def test_every_row_is_a_distribution_and_merging_does_not_change_it(tower: str) 
 @pytest.mark.parametrize("tower", ["zeroi2v_tiny", "vit_tiny_patch16_224"])
 def test_the_map_is_the_softmax_of_the_relocated_projection(tower: str) -> None:
     model = noisy(small_model(tower, heads="-1*1, 1*1")).double()
-    block = find_blocks(model.tower, tower)[1]
+    block = model.plan.blocks[1].block
     projected: list[Tensor] = []
-    hook = block.projection.register_forward_hook(
+    hook = model.tower.get_submodule(block.sites["qkv"].linears[0]).register_forward_hook(
         lambda _, inputs, output: projected.append(output.clone())
     )
     clip = random_clip(model)
@@ -171,15 +170,12 @@ def looks_of(
 
 
 def plain_order(maps: Tensor, model: zeroi2v.VideoClassifier, block: int) -> Tensor:
-    """Values of windows' tokens (B*W, n) at their places (B, N): the tower's own way back, from windows to a map."""
-    owner = model.tower.get_submodule(
-        find_blocks(model.tower, model.spec.model.tower)[block].name.rpartition(".")[0]
-    )
-    size: Any = owner.window_size
-    side: Any = owner.input_resolution[0]
+    """Values of tokens in windows (B*W, n) as a map (B, N), by the tower's own way back."""
+    name = model.plan.blocks[block].block.name
+    owner: Any = model.tower.get_submodule(name.rpartition(".")[0])
+    size, side = owner.window_size, owner.input_resolution[0]
     on_map = window_reverse(maps.reshape(-1, *size, 1), size, side, side)
-    shift: Any = owner.shift_size
-    return torch.roll(on_map, shifts=tuple(shift), dims=(1, 2)).flatten(1)
+    return torch.roll(on_map, shifts=tuple(owner.shift_size), dims=(1, 2)).flatten(1)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +209,7 @@ def test_the_map_of_a_temporal_head_responds_to_the_frame_it_reads(tower: str) -
 @pytest.mark.parametrize("tower", [*TOWERS, *WINDOWED])
 def test_grad_cam_is_attention_times_its_gradient_on_the_frame_that_is_read(tower: str) -> None:
     model = small(tower)
-    blocks = find_blocks(model.tower, tower)
+    blocks = [plan.block for plan in model.plan.blocks]
     clip = random_clip(model, clips=1)
     for number in (0, 1) if tower in WINDOWED else (1,):
         attention = attention_of(model, number)
@@ -238,11 +234,11 @@ def test_grad_cam_is_attention_times_its_gradient_on_the_frame_that_is_read(towe
         expected: dict[str, list[Tensor]] = {"grad_cam": [], "attention": []}
         for kind, values in (("grad_cam", evidence), ("attention", row.detach())):
             for head in range(heads):
-                one = values[:, head]
+                of_head = values[:, head]
                 plain = (
-                    plain_order(one, model, number)
+                    plain_order(of_head, model, number)
                     if tower in WINDOWED
-                    else one[:, blocks[number].prefix :]
+                    else of_head[:, model.plan.tower.prefix :]
                 )
                 expected[kind].append(plain)
         windows = len(row) // frames
@@ -279,7 +275,7 @@ def test_grad_cam_is_attention_times_its_gradient_on_the_frame_that_is_read(towe
 @pytest.mark.parametrize("heads", ["-1*1, 1*1", "-1*1/2, 1*1/4, 2*3"])
 def test_grad_cam_is_what_the_logit_gains_when_a_patch_is_read_a_little_more(heads: str) -> None:
     model = small("zeroi2v_tiny", heads).merge()
-    block = find_blocks(model.tower, "zeroi2v_tiny")[2]
+    block = model.plan.blocks[2].block
     clip, step = random_clip(model, clips=1), 1e-5
     looks = looks_of(model, clip, 2)
     width = block.layout.value_width
@@ -303,9 +299,9 @@ def test_grad_cam_is_what_the_logit_gains_when_a_patch_is_read_a_little_more(hea
                     projected[frame, 1 + patch, channels] *= factor  # noqa: B023  removed before the next round
                     return projected
 
-                hook = block.projection.register_forward_hook(
-                    scale, prepend=True
-                )  # before any head has moved
+                hook = model.tower.get_submodule(
+                    block.sites["qkv"].linears[0]
+                ).register_forward_hook(scale, prepend=True)  # before any head has moved
                 with torch.no_grad():
                     logits.append(model(clip)[0, 3].item())
                 hook.remove()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import zeroi2v
-from tests.towers_for_tests import noisy, small_model
+from tests.towers_for_tests import noisy, respec, small_model
 from tests.videos_for_tests import sequential, upright
 from zeroi2v.config import ClipConfig, ViewsConfig
 from zeroi2v.data.decode import read_clip
@@ -25,8 +25,8 @@ from zeroi2v.explain.show import FILES, show
 
 def labelled(tower: str = "zeroi2v_tiny", heads: Any = "-1*2, 1*1") -> zeroi2v.VideoClassifier:
     model = noisy(small_model(tower, heads=heads, num_classes=3))
-    model.labels = ("left", "<b>right</b>", "up")
-    model.clip = ClipConfig(frames=model.frames, sampling="segment")
+    clip = ClipConfig(frames=model.frames, sampling="segment")
+    respec(model, labels=("left", "<b>right</b>", "up"), clip=clip)
     return model
 
 
@@ -87,11 +87,11 @@ def test_the_class_is_the_predicted_one_unless_named(video: Path, tmp_path: Path
 
 def test_scores_of_several_labels_are_those_of_predict(video: Path, tmp_path: Path) -> None:
     model = labelled()
-    model.spec.multi_label = True
+    respec(model, multi_label=True)
     model.save_pretrained(tmp_path / "model")
     answers = {
-        one.label: one.score
-        for one in zeroi2v.Predictor(tmp_path / "model", device="cpu").predict(video)
+        prediction.label: prediction.score
+        for prediction in zeroi2v.Predictor(tmp_path / "model", device="cpu").predict(video)
     }
     for label in model.labels:
         result = show(video, model, tmp_path, label=label)
@@ -103,10 +103,11 @@ def test_the_clip_is_the_middle_one_whatever_the_protocol_of_the_model(
     video: Path, tmp_path: Path
 ) -> None:
     model = labelled()
-    model.clip, seen = ClipConfig(frames=4, sampling="dense", stride=2), []
+    respec(model, clip=ClipConfig(frames=4, sampling="dense", stride=2))
+    seen = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for views in (ViewsConfig(), ViewsConfig(clips=3, crops=3)):
-        model.views = views
+        respec(model, views=views)
         show(video, model, tmp_path)
     frames = read_clip(
         video, lambda n: [(n - 7) // 2 + 2 * i for i in range(4)], short_side=model.image_size

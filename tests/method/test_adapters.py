@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.towers_for_tests import new_call
 from zeroi2v.method.adapters import GELUAdapter, LinearAdapter, LoRA, STAdapter
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.call import in_call
 
 KINDS: dict[str, Callable[..., Any]] = {
     "linear": lambda channels, width, **settings: LinearAdapter(
@@ -22,9 +23,16 @@ KINDS: dict[str, Callable[..., Any]] = {
     ),
     "gelu": lambda channels, width, **settings: GELUAdapter(channels, width, bias=True, **settings),
     "st": lambda channels, width, **settings: STAdapter(
-        channels, width, bias=True, prefix=0, count=ClipCount(1), **settings
+        channels, width, bias=True, prefix=0, **settings
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def call() -> Iterator[None]:
+    """ST-Adapters ask the call in progress how many frames a clip has: here 1."""
+    with in_call(new_call(clips=2, frames=1)):
+        yield
 
 
 def identity(x: float) -> float:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from zeroi2v.method.adapters import LinearAdapter
-from zeroi2v.method.gradients import NormSource, add_linear, keeping_source, quick_gelu
-from zeroi2v.method.relocate import ClipCount
+from zeroi2v.method.gradients import add_linear, keeping_source, quick_gelu, remember_source
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -49,7 +48,7 @@ def normed(channels: int = 8) -> tuple[nn.LayerNorm, Tensor]:
     """A frozen norm that remembers, and an input that wants a gradient."""
     torch.manual_seed(0)
     norm = nn.LayerNorm(channels).requires_grad_(False)
-    norm.register_forward_hook(NormSource(ClipCount(1)).hook)
+    norm.register_forward_hook(remember_source)
     return norm, torch.randn(2, 3, channels, requires_grad=True)
 
 

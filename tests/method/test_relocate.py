@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.towers_for_tests import new_call
+from zeroi2v.method.call import in_call
 from zeroi2v.method.heads import HeadLayout
 from zeroi2v.method.relocate import (
     ClassTokenShift,
-    ClipCount,
     FusedLayout,
     Move,
     channel_moves,
@@ -141,8 +142,6 @@ def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -
 def test_class_token_shift_moves_token_0_alone(frames: int) -> None:
     clips, tokens, channels, ratio = 2, 3, 12, Fraction(1, 2)
     x = torch.randn(clips * frames, tokens, channels, generator=torch.Generator().manual_seed(0))
-    count = ClipCount(frames)
-    count.clips = clips
     expected = x.clone()
     for clip in range(clips):
         for frame in range(frames):
@@ -151,7 +150,8 @@ def test_class_token_shift_moves_token_0_alone(frames: int) -> None:
                 source = source if 0 <= source < frames else frame
                 expected[clip * frames + frame, 0, channel] = x[clip * frames + source, 0, channel]
     before = x.clone()
-    (shifted,) = ClassTokenShift(ratio, count).hook(nn.Identity(), (x,))
+    with in_call(new_call(clips, frames)):
+        (shifted,) = ClassTokenShift(ratio)(nn.Identity(), (x,))
     torch.testing.assert_close(shifted, expected, rtol=0, atol=0)
     assert torch.equal(x, before), "the norm's output stays as it was, for its gradient"
 

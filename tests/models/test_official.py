@@ -26,7 +26,7 @@ from tests.official_for_tests import (
     random_official,
 )
 from zeroi2v.errors import CheckpointError, ConfigError, HeadsError
-from zeroi2v.models.weights import OFFICIAL
+from zeroi2v.models.official import OFFICIAL
 
 BASE = [(64, -1), (64, 1)]  # shift_div 12 of 768 channels
 LARGE = [
@@ -143,7 +143,11 @@ def test_the_model_is_an_ordinary_one(merged: bool, tmp_path: Path) -> None:
     path.unlink()
     again = zeroi2v.load(tmp_path / "model")
     assert torch.equal(again(clip_of(3)), model(clip_of(3)))
-    assert (again.spec.model, again.heads, again.spec.merged) == (model.spec.model, model.heads, merged)
+    assert (again.spec.model, again.heads, again.spec.merged) == (
+        model.spec.model,
+        model.heads,
+        merged,
+    )
     trained = {
         name.partition(".")[0]
         for name, parameter in model.named_parameters()

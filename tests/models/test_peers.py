@@ -311,7 +311,7 @@ def test_a_saved_peer_is_rebuilt_also_after_another_length(
     loaded = zeroi2v.load(tmp_path)
     assert torch.equal(loaded(clip), model(clip))
     strategy = PEERS[name][0]["strategy"]
-    assert loaded.spec.model.plan.strategy == strategy
+    assert loaded.spec.model.strategy == strategy
     assert f"adapted to video with strategy {strategy}," in (tmp_path / "README.md").read_text(
         encoding="utf-8"
     )
@@ -399,4 +399,4 @@ def test_the_paper_shapes_of_peers_are_defaults() -> None:
     aim: Any = small_model("zeroi2v_tiny", strategy="aim")
     assert aim.adapters[0]["joint"].scale == 0.5
     assert aim.adapters[0]["spatial"].scale == 1
-    assert dataclasses.asdict(aim.config)["adapter_scale"] is None
+    assert dataclasses.asdict(aim.spec.model)["adapter_scale"] is None

@@ -33,8 +33,8 @@ def test_a_resized_model_saves_and_loads_as_it_is(name: str, tmp_path: Path) -> 
     assert (model.frames, model.image_size, model.heads) == (16, size, heads)
     clip = torch.randn(2, 16, 3, size, size)
     for kind in (model, model.merge()):
-        kind.save_pretrained(tmp_path / str(kind.merged))
-        loaded = zeroi2v.load(tmp_path / str(kind.merged))
+        kind.save_pretrained(tmp_path / str(kind.spec.merged))
+        loaded = zeroi2v.load(tmp_path / str(kind.spec.merged))
         assert (loaded.frames, loaded.image_size, loaded.heads) == (16, size, heads)
         assert torch.equal(loaded(clip), kind(clip))
     counted = zeroi2v.cost(model.merge())

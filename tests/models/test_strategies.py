@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import zeroi2v
-from tests.towers_for_tests import noisy, random_clip, small_model
+from tests.towers_for_tests import new_call, noisy, random_clip, small_model
 from zeroi2v import VideoClassifier
 from zeroi2v.errors import ConfigError, MergeError
 from zeroi2v.method.adapters import STAdapter
-from zeroi2v.method.relocate import ClipCount
-from zeroi2v.models.towers import find_blocks
+from zeroi2v.method.call import in_call
 
 SIX = ("q", "k", "v", "proj", "up", "down")
 LINEAR: list[dict[str, Any]] = [
@@ -147,27 +146,26 @@ def test_the_norm_before_the_frame_feature_trains(
 @pytest.mark.parametrize("site", ["q", "k", "v"])
 def test_a_part_of_the_projection_has_an_adapter_of_its_own(site: str) -> None:
     model = small("zeroi2v_tiny", sites=(site,), heads=[])
-    block = find_blocks(model.tower, "zeroi2v_tiny")[1]
+    projection: Any = model.tower.get_submodule("blocks.1.attn.qkv")
     adapter: Any = model.adapters[1][site]  # type: ignore[index]  # a ModuleDict
     x = torch.randn(8, 5, 96, dtype=torch.float64)
-    weight, bias = block.projection.weight, block.projection.bias
+    weight, bias = projection.weight, projection.bias
     rows = slice(("q", "k", "v").index(site) * 96, (("q", "k", "v").index(site) + 1) * 96)
     expected = x @ weight.T + bias
     adapted = x + 0.5 * (
         (x @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias
     )
     expected[..., rows] = adapted @ weight[rows].T + bias[rows]
-    torch.testing.assert_close(block.projection(x), expected)
+    with in_call(new_call(2, 4, adapters=model.adapters)):
+        torch.testing.assert_close(projection(x), expected)
+    outside = nn.functional.linear(x, weight, bias)
+    assert torch.equal(projection(x), outside), "outside of a call, hooks do nothing"
 
 
 def test_an_st_adapter_mixes_three_frames_of_each_patch() -> None:
     torch.manual_seed(0)
     clips, frames, tokens, prefix = 2, 5, 4, 1
-    count = ClipCount(frames)
-    count.clips = clips
-    adapter = STAdapter(
-        6, 3, scale=0.5, dropout=0.0, bias=True, prefix=prefix, count=count
-    ).double()
+    adapter = STAdapter(6, 3, scale=0.5, dropout=0.0, bias=True, prefix=prefix).double()
     for parameter in adapter.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(clips * frames, prefix + tokens, 6, dtype=torch.float64)
@@ -186,7 +184,8 @@ def test_an_st_adapter_mixes_three_frames_of_each_patch() -> None:
                 expected[clip * frames + frame, token] += 0.5 * adapter.up(
                     nn.functional.gelu(inner)
                 )
-    torch.testing.assert_close(adapter(x), expected)
+    with in_call(new_call(clips, frames)):
+        torch.testing.assert_close(adapter(x), expected)
 
 
 def test_the_class_token_shift_needs_a_class_token() -> None:

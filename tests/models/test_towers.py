@@ -15,10 +15,7 @@ from tests.tower_checks import IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, check_towe
 from zeroi2v.errors import TowerError
 from zeroi2v.models.towers import (
     TINY_NAME,
-    find_blocks,
-    has_class_token,
-    prefix_tokens,
-    spatial_blocks,
+    survey,
     tiny_tower,
 )
 
@@ -100,18 +97,18 @@ def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
         with torch.device("meta"):
             tower = timm.create_model(name, num_classes=0)
         try:
-            blocks = find_blocks(tower, name)
+            anatomy = survey(tower, name)
         except TowerError:
             assert name not in supported | partly, name
             continue
-        spatial = spatial_blocks(tower)
+        spatial = anatomy.spatial_blocks
         assert name in (partly if spatial else supported), name
         fused = {
             path
             for path, module in tower.named_modules()
             if isinstance(getattr(module, "qkv", None), nn.Linear)
         }
-        assert {block.name for block in blocks} == fused - set(spatial), name
+        assert {block.name for block in anatomy.blocks} == fused - set(spatial), name
 
 
 @pytest.mark.parametrize(
@@ -138,5 +135,6 @@ def test_the_embedded_tower_is_small_and_knows_pictures() -> None:
     assert all(block.attn.num_heads == 12 for block in tower.blocks)
     untrained = tiny_tower(pretrained=False)
     assert not torch.equal(tower.blocks[0].attn.qkv.weight, untrained.blocks[0].attn.qkv.weight)
-    assert has_class_token(tower)
-    assert prefix_tokens(tower) == 1
+    anatomy = survey(tower, TINY_NAME)
+    assert anatomy.has_class_token
+    assert anatomy.prefix == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import zeroi2v
 from tests.towers_for_tests import TOWERS, gather_inputs, noisy, random_clip, small_model
 from zeroi2v.errors import ConfigError, HeadsError, TowerError
 from zeroi2v.measure.cost import plain_tower
-from zeroi2v.models.towers import build_tower, find_blocks
+from zeroi2v.models.towers import build_tower
 
 every_tower = pytest.mark.parametrize("tower", TOWERS)
 
@@ -44,8 +45,8 @@ def test_attaching_adapters_and_spatial_heads_changes_nothing_exactly(tower: str
 @every_tower
 def test_a_temporal_head_reads_the_frame_it_names_and_only_that(tower: str) -> None:
     model = noisy(small_model(tower, heads="0*1, 1*1")).double()
-    blocks = find_blocks(model.tower, tower)
-    attention = model.tower.get_submodule(blocks[0].name)
+    blocks = [plan.block for plan in model.plan.blocks]
+    attention: Any = model.tower.get_submodule(blocks[0].name)
     seen = gather_inputs(attention.proj)
     width = blocks[0].layout.value_width
     clip = random_clip(model, clips=1)

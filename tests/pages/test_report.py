@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from zeroi2v.data.synthetic import MOTIONS, motion_frames
-from zeroi2v.errors import DatasetError
+from zeroi2v.errors import FileError
 from zeroi2v.pages.report import Look, terminal_report, write_report
 
 PAIRS = ("left/right", "up/down", "nearer/farther", "clockwise/anticlockwise")
@@ -123,7 +123,8 @@ ON_THE_PAGE_ONLY = (
 
 
 class Page(HTMLParser):
-    """The words that a reader sees, what the page would load, and whether every element is closed in its place."""
+    """The words that a reader sees, what the page would load, and whether every element is closed
+    in its place."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -289,6 +290,60 @@ def test_a_curve_is_drawn_from_what_there_is(
         assert 0 <= float(y) <= 220
 
 
+EARLY = {key: RESULT[key] for key in ("zeroi2v", "date", "classes", "pairs", "videos")}
+HEADINGS = {
+    "probe": ("What the models answered",),
+    "adapted": ("What the models answered",),
+    "curve": ("How the model with temporal heads learned",),
+    "prediction": ("One test video",),
+}
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", text)
+
+
+def test_an_early_page_shows_what_is_known_and_says_what_is_still_running(tmp_path: Path) -> None:
+    text = written(tmp_path, EARLY, looks=[], running="training, <b>epoch</b> 1 of 4")
+    page = Page(text)
+    assert headings(text) == ["What the videos show", "How this was made"]
+    assert "Still running: training, <b>epoch</b> 1 of 4." in " ".join(page.words.split())
+    assert {"http-equiv": "refresh", "content": "10"} in page.all("meta")
+    assert "zeroi2v predict" not in page.words, "there is no merged model to ask yet"
+    with_probe = written(
+        tmp_path, {**EARLY, "probe": RESULT["probe"]}, looks=[], running="training"
+    )
+    assert "What the models answered" in headings(with_probe)
+    words = Page(with_probe).words
+    assert "48.2 %" in words
+    assert "With temporal heads" not in words
+    assert "95.1 %" not in words
+
+
+def test_a_finished_page_does_not_load_itself_again(tmp_path: Path) -> None:
+    text = written(tmp_path)
+    assert "refresh" not in text
+    assert "Still running" not in text
+    assert len(headings(text)) == 7
+
+
+@pytest.mark.parametrize("key", sorted(set(RESULT) - set(EARLY)))
+def test_a_section_whose_measurements_are_missing_is_left_out(tmp_path: Path, key: str) -> None:
+    without = {name: value for name, value in RESULT.items() if name != key}
+    alone = {**EARLY, key: RESULT[key]}
+    for result in (without, alone):
+        Page(written(tmp_path, result, strips=[], looks=[]))
+    for heading in HEADINGS.get(key, ()):
+        assert heading in headings(written(tmp_path, alone, strips=[], looks=[]))
+
+
+def test_the_note_on_the_layout_is_on_the_page_as_text(tmp_path: Path) -> None:
+    note = f"This layout is not the paper's. {EVIL}"
+    page = Page(written(tmp_path, {**RESULT, "layout_note": note}))
+    assert note in page.words
+    assert not page.all("script")
+
+
 def test_a_cost_that_is_not_zero_is_not_called_zero(tmp_path: Path) -> None:
     result = copy.deepcopy(RESULT)
     result["cost"]["merged"] = {
@@ -313,6 +368,6 @@ def test_what_was_there_stays_if_the_page_cannot_be_made(tmp_path: Path) -> None
         written(tmp_path, {**RESULT, "cost": {}})
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     (tmp_path / "folder" / "report.html").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"report\.html: cannot be written"):
+    with pytest.raises(FileError, match=r"report\.html: cannot be written"):
         written(tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["report.html"]

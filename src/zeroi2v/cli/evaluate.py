@@ -25,11 +25,11 @@ from zeroi2v.cli.options import (
     views_options,
     workers_option,
 )
-from zeroi2v.errors import ConfigError, DatasetError, nearest
+from zeroi2v.errors import ConfigError
 
 if TYPE_CHECKING:
     from zeroi2v.config import DataConfig, Decoder, ViewsConfig
-    from zeroi2v.data.datasets import Video, VideoDataset
+    from zeroi2v.data.datasets import Video
     from zeroi2v.inference.evaluate import Evaluation
     from zeroi2v.models.video import VideoClassifier
 
@@ -200,32 +200,16 @@ def _chosen(
 
     log = arguments.log()
     dataset = relabel(open_data(arguments.data, config, "keep", log), model.labels)
+    if arguments.split == "all":
+        return "all", dataset.for_check
     if arguments.split is not None:
-        return arguments.split, _videos_of(dataset, arguments.split)
+        return arguments.split, dataset.for_evaluation(arguments.split)
     if dataset.held_out:
         log.warn(
             f"{arguments.data} has no val split: all its videos are evaluated, "
             "also any that were trained on"
         )
-        return "all", dataset.for_check
-    return "val", dataset.val
-
-
-def _videos_of(dataset: VideoDataset, split: str) -> tuple[Video, ...]:
-    """The videos of a split of the source. DatasetError if the source does not have the split."""
-    if split == "all":
-        return dataset.for_check
-    for_evaluation: object = dataset.for_evaluation
-    if callable(for_evaluation):  # the data set knows the splits of its source
-        videos: tuple[Video, ...] = for_evaluation(split)
-        return videos
-    own = {"train": dataset.for_check} if dataset.held_out else dict(dataset.splits)
-    if not own.get(split):
-        names = ", ".join(own)
-        raise DatasetError(
-            f"{dataset.source}: no split {split!r}, only {names}{nearest(split, own)}"
-        )
-    return own[split]
+    return "all" if dataset.held_out else "val", dataset.for_evaluation()
 
 
 def _in_words(figures: Mapping[str, float], classes: int) -> str:

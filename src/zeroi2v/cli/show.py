@@ -50,10 +50,11 @@ def add(commands: Commands) -> None:
 def run(arguments: ShowArguments) -> int:
     """Draw, and say which heads read which frames."""
     from zeroi2v.data.output_folder import require_outside
-    from zeroi2v.explain.show import beside_heads, heads_text, show
+    from zeroi2v.explain.show import show
     from zeroi2v.files import claimed
     from zeroi2v.machine import best_device
     from zeroi2v.models.loading import load
+    from zeroi2v.pages.show import beside_heads, heads_text
 
     require_outside(arguments.out, arguments.video, kind="the folder of images")
     model = load(arguments.model).to(best_device())

@@ -1,30 +1,31 @@
-"""Which files: which videos does a source hold, of which classes, in which splits?
+"""Which videos does a source hold, of which classes, in which splits?
 
-A source is a folder per class, a manifest, or a published data set in one of the formats of formats.py. A folder of images is one
-video, and so is a stretch of a tar file.
+A source is a folder per class, a manifest, or a published data set (formats/registry.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 from zeroi2v.config import DataConfig
-from zeroi2v.data.folders import LABEL_SEPARATOR, Entry, Listing, first_names
-from zeroi2v.data.formats import read_source
-from zeroi2v.errors import ConfigError, DatasetError, nearest
+from zeroi2v.data.formats.registry import read_source
+from zeroi2v.data.formats.splits import SPLITS
+from zeroi2v.data.listing_checks import check_listing, classes_without_training
+from zeroi2v.data.spellings import canonical
+from zeroi2v.errors import ConfigError, DatasetError, first_names, nearest
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video of a dataset."""
+    """One video of a data set."""
 
     path: Path  # a file, a folder of images, or the `tar_address` of a file in a tar file
-    label: int  # index into the dataset's classes; where a video may have several labels, the first of them
-    others: tuple[int, ...] = ()  # the further ones, rising
+    label: int  # index into the data set's classes; the first index if there are several labels
+    others: tuple[int, ...] = ()  # the further indices, rising
 
     @classmethod
     def of(cls, path: Path, labels: Iterable[int]) -> Video:
@@ -44,33 +45,33 @@ class VideoDataset:
 
     source: Path
     classes: tuple[str, ...]
-    splits: Mapping[
-        str, tuple[Video, ...]
-    ]  # "train", "val", and "test" if the source has that beside "val"
-    held_out: bool = False  # the source has no split to validate on: "val" was taken out of "train"
-    ignored: tuple[Path, ...] = ()  # what lies among the videos and is none
-    format: str = "folder"  # the row of FORMATS that read it
-    flip_pairs: tuple[
-        tuple[str, str], ...
-    ] = ()  # classes that a left-right flip exchanges, where the data set has such
+    # "train", "val", and "test" if the source has a test split beside its val split
+    splits: Mapping[str, tuple[Video, ...]]
+    held_out: bool = False  # "val" was taken out of "train": the source has no split to validate on
+    ignored: tuple[Path, ...] = ()  # files and folders that are not used
+    format: str = "folder"  # the row of FORMATS that read the source
+    flip_pairs: tuple[tuple[str, str], ...] = ()  # classes that a left-right flip exchanges
     missing: tuple[Path, ...] = ()  # videos that were left out because they are not on disk
-    repeated: tuple[
-        str, ...
-    ] = ()  # for each video that is listed twice alike: where; it is used once
+    repeated: tuple[str, ...] = ()  # a sentence for each label of a video that is listed twice
+    validation: Literal["val", "test"] = "val"  # how the source calls the split "val"
+    # the columns of a manifest beside path, label and split, by video: name of the column -> value
+    columns: Mapping[Path, Mapping[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # further warnings, a line each
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each kind of thing that is not used: its number and the first three."""
+        """One line for each kind of thing that is odd: its number and the first three."""
         odd = {
             "files or folders are no videos of a class": self.ignored,
             "videos are missing and left out": self.missing,
             "lines repeat a video, which is used once": self.repeated,
         }
-        return tuple(
+        counts = (
             f"{self.source}: {len(odd[kind])} {kind}: {first_names(odd[kind])}"
             for kind in odd
             if odd[kind]
         )
+        return (*counts, *self.notes)
 
     @property
     def train(self) -> tuple[Video, ...]:
@@ -91,9 +92,28 @@ class VideoDataset:
         return self.splits["val"]
 
     @property
-    def for_evaluation(self) -> tuple[Video, ...]:
-        """The videos to evaluate a finished model on: the source's own validation split, or all videos if it has none."""
-        return self.for_check if self.held_out else self.val
+    def own_splits(self) -> dict[str, tuple[Video, ...]]:
+        """The splits as the source has them; a source without splits has "train" only."""
+        if self.held_out:
+            return {"train": self.for_check}
+        names = {"train": "train", "val": self.validation, "test": "test"}
+        return {own: self.splits[name] for name, own in names.items() if name in self.splits}
+
+    def for_evaluation(self, split: str | None = None) -> tuple[Video, ...]:
+        """The videos to evaluate a finished model on.
+
+        Without `split`, the source's validation split (its test split if it has no other), or all
+        videos if it has neither. DatasetError if the source does not have the split.
+        """
+        own = self.own_splits
+        if split is None:
+            return self.for_check if self.held_out else self.val
+        name = SPLITS.get(split.lower(), split)
+        if name not in own:
+            raise DatasetError(
+                f"{self.source}: no split {split!r}, only {', '.join(own)}{nearest(split, own)}"
+            )
+        return own[name]
 
     @property
     def for_check(self) -> tuple[Video, ...]:
@@ -109,101 +129,73 @@ def open_dataset(
     seed: int = 0,
     missing: Literal["stop", "skip", "keep"] = "stop",
 ) -> VideoDataset:
-    """Find the videos of a source, in the format that `config` names, else the one recognised. No video is opened.
+    """Find the videos of a source, in the format that `config` names, else in the one recognised.
 
-    The split val (else valid or validation, else test) is what to validate on. Without any, `val_share` of each class is held out
-    of training, the same for the same `seed`: at least one video of every class that has two. `missing`: listed videos that are not on
-    disk are an error, left out, or kept, as others that cannot be read are. DatasetError says what is wrong with the source, with
-    file and line.
+    No video is decoded. The split "val", or else "test", is what to validate on. Without either,
+    `val_share` of each class is held out of training, the same for the same `seed`: at least one
+    video of every class that has two. `missing`: a listed video that is not on disk is an error, is
+    left out, or is kept as a video that cannot be read. DatasetError says what is wrong with the
+    source, with file and line.
     """
     config = config or DataConfig()
     if not 0 <= val_share < 1:
         raise ConfigError(f"val_share must be at least 0 and below 1, got {val_share}")
     name, listing = read_source(source, config)
-    classes = listing.classes or tuple(sorted({entry.label for entry in listing.entries}))
-    entries, labels, repeated = _checked(source, listing, classes, config.multi_label)
-    absent = [entry.path for entry in entries if not entry.found]
-    if absent and (missing == "stop" or len(absent) == len(entries)):
-        count = f"{len(absent)} of its {len(entries)} videos are missing"
+    checked = check_listing(source, listing, multi_label=config.multi_label)
+    absent = [entry.path for entry in checked.videos if not entry.found]
+    if absent and (missing == "stop" or len(absent) == len(checked.videos)):
+        count = f"{len(absent)} of its {len(checked.videos)} videos are missing"
         raise DatasetError(f"{source}: {count}: {first_names(absent)}")
-    numbers = {label: number for number, label in enumerate(classes)}
+    numbers = {label: number for number, label in enumerate(checked.classes)}
     splits: dict[str, list[Video]] = {}
-    for entry in entries:
+    for entry in checked.videos:
         videos = splits.setdefault(entry.split or "train", [])
         if entry.found or missing == "keep":
-            videos.append(
-                Video.of(Path(entry.path), (numbers[name] for name in labels[entry.path]))
-            )
-    if "val" not in splits and "test" in splits:
+            labels = checked.labels[entry.path]
+            videos.append(Video.of(Path(entry.path), (numbers[label] for label in labels)))
+    only_test = "val" not in splits and "test" in splits
+    if only_test:
         splits["val"] = splits.pop("test")
     held_out = "val" not in splits
     if held_out:
         splits["train"], splits["val"] = _hold_out(splits["train"], val_share, seed)
-    return VideoDataset(
+    dataset = VideoDataset(
         source,
-        classes,
-        {split: (*listed,) for split, listed in splits.items()},
-        held_out,
-        (*listing.ignored,),
-        name,
-        listing.flip_pairs,
-        tuple(map(Path, absent)) if missing == "skip" else (),
-        (*repeated,),
+        checked.classes,
+        {split: (*videos,) for split, videos in splits.items()},
+        held_out=held_out,
+        ignored=(*listing.ignored,),
+        format=name,
+        flip_pairs=listing.flip_pairs,
+        missing=tuple(map(Path, absent)) if missing == "skip" else (),
+        repeated=(*checked.repeated,),
+        validation="test" if only_test else "val",
+        columns={Path(path): columns for path, columns in listing.columns.items()},
     )
+    notes = [*listing.notes, *checked.notes, *_classes_without_training(dataset)]
+    return replace(dataset, notes=(*notes,))
 
 
-def _checked(
-    source: Path, listing: Listing, classes: Sequence[str], multi_label: bool
-) -> tuple[list[Entry], dict[str, set[str]], list[str]]:
-    """The first entry of each video, the labels of each path, and what was said twice.
-
-    DatasetError for lines that cannot be used, or contradict each other.
-    """
-    for name in classes:
-        if multi_label and LABEL_SEPARATOR in name:
-            raise DatasetError(
-                f"{source}: the class name {name!r} holds a bar, which separates labels; rename it"
-            )
-        if not name.isprintable():
-            raise DatasetError(
-                f"{source}: the class name {name!r} has characters that are no text; rename it"
-            )
-    known = {*classes}
-    wrong, repeated = [*listing.wrong], []
-    first: dict[str, Entry] = {}
-    labels: dict[str, set[str]] = {}
-    for entry in listing.entries:
-        earlier = first.setdefault(entry.path, entry)
-        if not entry.label:
-            wrong.append(f"{entry.where}: the label is empty")
-        elif entry.label not in known:
-            near = nearest(entry.label, classes) if len(wrong) < 3 else ""  # no more are shown
-            wrong.append(f"{entry.where}: no class is called {entry.label!r}{near}")
-        elif earlier is entry:
-            labels[entry.path] = {entry.label}
-        elif earlier.split != entry.split or (earlier.label != entry.label and not multi_label):
-            what = "label" if earlier.label != entry.label and not multi_label else "split"
-            wrong.append(
-                f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}"
-            )
-        elif entry.label in labels.setdefault(entry.path, set()):
-            repeated.append(f"{entry.where}: {entry.path} is also at {earlier.where}")
-        else:
-            labels[entry.path].add(entry.label)
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DatasetError("; ".join(wrong[:3]) + more)
-    return [*first.values()], labels, repeated
+def _classes_without_training(dataset: VideoDataset) -> list[str]:
+    labels = {
+        split: [{dataset.classes[label] for label in video.labels} for video in videos]
+        for split, videos in dataset.splits.items()
+    }
+    return classes_without_training(dataset.source, dataset.classes, labels)
 
 
 def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
-    """The dataset with a model's classes in place of its own. DatasetError if the model does not know one of them."""
+    """The data set with a model's classes in place of its own. DatasetError for an unknown class.
+
+    Names are the same if they are the same text, with composed or decomposed letters.
+    """
+    known = {canonical(name): number for number, name in enumerate(labels)}
     for name in dataset.classes:
-        if name not in labels:
+        if canonical(name) not in known:
             raise DatasetError(
                 f"{dataset.source}: the model has no class {name!r}{nearest(name, labels)}"
             )
-    numbers = [labels.index(name) for name in dataset.classes]
+    numbers = [known[canonical(name)] for name in dataset.classes]
     splits = {
         split: tuple(
             Video.of(video.path, (numbers[label] for label in video.labels)) for video in videos
@@ -214,7 +206,10 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
 
 
 def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Video], list[Video]]:
-    """The videos that stay, and those held out: `share` of each class, by first label, at least one and never all."""
+    """The videos that stay, and those held out: `share` of each class, at least one and never all.
+
+    A video with several labels counts for its first label.
+    """
     by_class: dict[int, list[Video]] = {}
     for video in sorted(videos, key=lambda video: video.path.parts):
         by_class.setdefault(video.label, []).append(video)
@@ -222,6 +217,5 @@ def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Vi
     for label, own in by_class.items():
         count = min(max(round(len(own) * share), 1), len(own) - 1) if share else 0
         held.update(Random(f"{seed}/{label}").sample(own, count))
-    return [video for video in videos if video not in held], [
-        video for video in videos if video in held
-    ]
+    stay = [video for video in videos if video not in held]
+    return stay, [video for video in videos if video in held]

@@ -29,11 +29,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from zeroi2v.config import Decoder
+from zeroi2v.data.file_kinds import files_of
 from zeroi2v.data.packets import is_disposable, is_hidden
 from zeroi2v.data.torchcodec_frames import torchcodec_clip
-from zeroi2v.errors import VideoError
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+from zeroi2v.errors import VideoError, first_names
 
 _Packet: TypeAlias = "av.Packet[VideoStream]"
 _IMAGE_CODECS: dict[
@@ -393,14 +392,13 @@ def _image_files(folder: Path) -> list[Path]:
     """The frames of a folder, by number. If names differ by more than that, those that start with img, image or frame."""
     groups: dict[str, list[tuple[int, Path]]] = {}
     try:
-        files = [
-            file
-            for file in folder.iterdir()
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
-        ]
+        names = files_of(folder)
     except OSError as error:
         raise VideoError(folder, reason(error)) from error
-    for file in files:
+    if names.videos:
+        videos = first_names([folder / name for name in names.videos])
+        raise VideoError(folder, f"holds videos, so it is no folder of frames: give {videos}")
+    for file in (folder / name for name in names.images):
         parts = _LAST_NUMBER.fullmatch(file.stem)
         group, number = (f"{parts[1]}#{parts[3]}", int(parts[2])) if parts else (file.stem, 0)
         groups.setdefault(group, []).append((number, file))

@@ -21,7 +21,7 @@ from zeroi2v.config import ReencodeConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
-from zeroi2v.data.folders import LABEL_SEPARATOR
+from zeroi2v.data.formats.labels import LABEL_SEPARATOR
 from zeroi2v.data.loader import start_worker
 from zeroi2v.data.output_folder import require_outside
 from zeroi2v.errors import DatasetError, VideoError

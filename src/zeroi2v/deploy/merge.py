@@ -91,7 +91,7 @@ def random_logits(model: VideoClassifier) -> Tensor:
 def _evaluation_videos(model: VideoClassifier, data: Path, config: DataConfig) -> Sequence[Video]:
     """The videos of a data set on which a finished model is evaluated."""
     dataset = relabel(open_dataset(data, data_for(model, config)), model.labels)
-    return dataset.for_check if dataset.held_out else dataset.val
+    return dataset.for_evaluation()
 
 
 def _logits_of_videos(

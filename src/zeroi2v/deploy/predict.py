@@ -84,7 +84,7 @@ class Predictor:
     def _views(self, video: VideoPath) -> Tensor:
         """The views of a video by the model's protocol: uint8 (V, T, 3, S, S)."""
         if not os.fspath(video):
-            raise VideoError("", "the path of the video is empty")
+            raise VideoError("''", "an empty path; give a video file or a folder of frames")
         model = self.model
         return read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)
 

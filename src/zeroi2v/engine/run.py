@@ -264,7 +264,10 @@ class Training:
         """Save where the run stands, and say how to go on."""
         position = self.position
         if self.processes.size == 1:
-            self.state.save(position, writes=True)
+            try:
+                self.state.save(position, writes=True)
+            except ZeroI2VError as error:
+                self.log.warn(f"{error}; {self.state.path} stays as it was")
         best = (
             f"the best epoch ({position.best_epoch})"
             if position.best_epoch
@@ -310,7 +313,7 @@ class Training:
         with spared(self.learning, settings):
             for clips, labels in tracked:
                 rate = self.learning_rate((position.epoch - 1) * batches + position.batch)
-                step = take_step(self.learner, clips, labels, learning_rate=rate)
+                step = take_step(self.learner, clips, labels, rate)
                 position.add(step.loss, step.clips, skipped=step.skipped)
                 position.broken |= self.loader.broken
                 position.seconds = seconds + time.perf_counter() - start

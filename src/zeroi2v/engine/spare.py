@@ -105,8 +105,9 @@ def only_class_token(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Ten
     """A forward pre-hook of what follows the last attention where token 0 is the feature: the module sees that token alone.
 
     The residual stream adds the result to all tokens. Nothing reads the other tokens, and none of them has a gradient.
+    Without gradients the module sees all tokens.
     """
-    return (inputs[0][:, :1], *inputs[1:])
+    return (inputs[0][:, :1], *inputs[1:]) if torch.is_grad_enabled() else inputs
 
 
 def _read_by_class_token(tower: nn.Module) -> tuple[nn.Module, ...]:
@@ -143,7 +144,7 @@ class PatchDropping:
 
     def __call__(self, entry: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         call = call_in_progress()
-        if call is None:
+        if call is None or not torch.is_grad_enabled():
             return inputs
         tokens, *others = inputs  # (B*T, N, D)
         patches = tokens.shape[1] - self.prefix

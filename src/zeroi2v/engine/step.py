@@ -44,7 +44,7 @@ class Step:
     skipped: bool = False  # the optimiser took no step, because the gradients of fp16 overflowed
 
 
-def take_step(learner: Learner, clips: Tensor, labels: Tensor, *, learning_rate: float) -> Step:
+def take_step(learner: Learner, clips: Tensor, labels: Tensor, learning_rate: float) -> Step:
     """One step on this process's part of a batch, uint8 (b, F, 3, S, S).
 
     The loss is the mean over the clips of all processes, whatever the number of processes and of parts (`accumulate`).

@@ -18,6 +18,7 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.errors import ConfigError, ZeroI2VError
 from zeroi2v.experiments.trials import Trial, run_trials
 from zeroi2v.files import write_json, write_text
+from zeroi2v.inference.evaluate import FIGURE_NAMES
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.models.peers import settings_to_reset
@@ -69,6 +70,7 @@ def compare(
     costs no other, and ZeroI2VError is raised if none finishes.
     """
     trials = plan(rows, budget, seeds)
+    figure = "mAP" if budget.data.multi_label else "top1"
 
     def write(entries: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> dict[str, Any]:
         result = {
@@ -79,7 +81,8 @@ def compare(
             ],
             "seeds": list(seeds),
             "trainings": {"finished": len(entries), "planned": len(trials)},
-            "figure": "mAP" if budget.data.multi_label else "top1",
+            "figure": figure,
+            "figure_name": FIGURE_NAMES[figure],
             "failed": dict(failed),
             "left_out": {
                 path: reason for entry in entries for path, reason in entry["left_out"].items()

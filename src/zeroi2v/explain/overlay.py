@@ -1,6 +1,6 @@
 """How is a map of patches drawn over a frame?
 
-Shapes: H x W pixels of a frame, g patches along a side of it.
+Shapes: H x W pixels of a frame, g patches along a side of the frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from zeroi2v.errors import ConfigError
 
 SIDE: Final = 192  # pixels that a drawn frame has at least along each side
-COLOURS: Final = (  # from no attention to the most; their lightness rises evenly, so that they also read in grey
+# From no attention to the most. The lightness rises evenly, so the colours read in grey print too.
+COLOURS: Final = (
     *((0.00, 0.00, 0.02), (0.26, 0.04, 0.41), (0.58, 0.15, 0.40)),
     *((0.87, 0.32, 0.23), (0.99, 0.65, 0.04), (0.99, 1.00, 0.64)),
 )
@@ -23,17 +24,21 @@ GREY: Final = (0.299, 0.587, 0.114)  # weights of red, green and blue in the lig
 
 
 def enlarge(frame: Tensor) -> Tensor:
-    """A frame uint8 (3, H, W) made a whole number of times larger, to 192 pixels a side or more: uint8 (3, H', W')."""
-    times = max(1, math.ceil(SIDE / min(frame.shape[-2:])))
-    size = [times * side for side in frame.shape[-2:]]
+    """A frame uint8 (3, H, W) enlarged by a whole factor to 192 pixels a side or more.
+
+    Returns uint8 (3, H', W').
+    """
+    factor = max(1, math.ceil(SIDE / min(frame.shape[-2:])))
+    size = [factor * side for side in frame.shape[-2:]]
     larger = F.interpolate(frame[None].float(), size, mode="bilinear", align_corners=False)[0]
     return larger.round().clamp(0, 255).to(torch.uint8)
 
 
 def outline(picture: Tensor, patch: tuple[int, int], grid: int) -> Tensor:
-    """A picture uint8 (3, H, W) with one of its `grid` x `grid` patches (row, column) outlined in black and white.
+    """A picture uint8 (3, H, W) with one patch outlined in black and white.
 
-    ConfigError if there is no such patch.
+    `patch` is the (row, column) of one of `grid` x `grid` patches. ConfigError if there is no such
+    patch.
     """
     if not (0 <= patch[0] < grid and 0 <= patch[1] < grid):
         raise ConfigError(f"a patch must be (row, column) within 0 to {grid - 1}, got {patch}")
@@ -42,7 +47,7 @@ def outline(picture: Tensor, patch: tuple[int, int], grid: int) -> Tensor:
     left, right = (round(width * edge / grid) for edge in (patch[1], patch[1] + 1))
     bottom, right = max(bottom, top + 8), max(right, left + 8)  # room for the three lines
     marked = picture.clone()
-    for inset, value in ((0, 0), (1, 255), (3, 0)):  # white between black: seen on any ground
+    for inset, value in ((0, 0), (1, 255), (3, 0)):  # white between black is visible on any ground
         line = 2 if value else 1
         within = marked[:, top + inset : bottom - inset, left + inset : right - inset]
         for edge in (
@@ -55,22 +60,20 @@ def outline(picture: Tensor, patch: tuple[int, int], grid: int) -> Tensor:
     return marked
 
 
-def overlay(frame: Tensor, heat: Tensor, *, most: float | None = None) -> Tensor:
-    """The enlarged frame in grey, the heat map (g, g) in colour over it: uint8.
+def overlay(frame: Tensor, heat: Tensor, *, largest: float | None = None) -> Tensor:
+    """The enlarged frame in grey, with a heat map (g, g) in colour over it: uint8 (3, H', W').
 
-    Where the map is 0 the frame stays grey; then purple, orange, and pale yellow at `most`, or else at the map's own maximum.
+    Where the map is 0 the frame stays grey. Purple, orange and pale yellow follow; pale yellow
+    stands for the value `largest`, or for the largest value of the map if `largest` is None.
     """
     picture = enlarge(frame)
-    share = heat.detach().to(picture.device, torch.float32).clamp(min=0)
-    share = (
-        share / max(share.max().item() if most is None else most, torch.finfo(share.dtype).tiny)
-    ).clamp(max=1)
-    share = F.interpolate(share[None, None], picture.shape[-2:], mode="nearest-exact")[
-        0, 0
-    ]  # one value per patch
-    grey = torch.einsum(
-        "chw,c->hw", picture.float() / 255, torch.tensor(GREY, device=picture.device)
-    )
+    heat = heat.detach().to(picture.device, torch.float32).clamp(min=0)
+    top = heat.max().item() if largest is None else largest
+    share = (heat / max(top, torch.finfo(heat.dtype).tiny)).clamp(max=1)
+    # one value for each patch
+    share = F.interpolate(share[None, None], picture.shape[-2:], mode="nearest-exact")[0, 0]
+    weights = torch.tensor(GREY, device=picture.device)
+    grey = torch.einsum("chw,c->hw", picture.float() / 255, weights)
     low, high = grey.aminmax()
     grey = (grey - low) / (high - low).clamp(min=0.1)  # shapes stay visible in a dark or pale frame
     lit = colour(share) * (0.6 + 0.4 * grey)
@@ -79,8 +82,13 @@ def overlay(frame: Tensor, heat: Tensor, *, most: float | None = None) -> Tensor
 
 
 def colour(share: Tensor) -> Tensor:
-    """Colours of 0..1, red, green and blue first: (H, W) -> (3, H, W), between the neighbouring two of `COLOURS`."""
-    stops = torch.tensor(COLOURS, device=share.device)
-    place = share.clamp(0, 1) * (len(stops) - 1)
-    below = place.floor().long().clamp(max=len(stops) - 2)
-    return torch.lerp(stops[below], stops[below + 1], (place - below)[..., None]).movedim(-1, 0)
+    """Shares of 0 to 1 (H, W) as colours of 0 to 1 (3, H, W): red, green, blue.
+
+    A share between two colours of `COLOURS` becomes a mixture of the two.
+    """
+    colours = torch.tensor(COLOURS, device=share.device)
+    scaled = share.clamp(0, 1) * (len(colours) - 1)
+    lower = scaled.floor().long().clamp(max=len(colours) - 2)
+    return torch.lerp(colours[lower], colours[lower + 1], (scaled - lower)[..., None]).movedim(
+        -1, 0
+    )

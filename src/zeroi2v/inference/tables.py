@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from zeroi2v.data.folders import LABEL_SEPARATOR
+from zeroi2v.data.formats.labels import LABEL_SEPARATOR
 from zeroi2v.errors import ConfigError
 from zeroi2v.files import check_writable, write_files
 from zeroi2v.inference.evaluate import Evaluation

@@ -1,111 +1,107 @@
-"""What does a saved model's page say? README.md, as the Hub shows it: how it was made, what it takes, how well it did."""
+"""What does the page of a saved model say? README.md, as the Hub shows it: how the model was made,
+what the model takes, and how well it did.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from zeroi2v.config import ClipConfig
 from zeroi2v.method.heads import HeadLayout, shares
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.spec import Spec
 
-PAPER = "https://arxiv.org/abs/2310.01324"
-SHOWN_LABELS = 50
+PAPER: Final = "https://arxiv.org/abs/2310.01324"
+SHOWN_LABELS: Final = 50
+TEMPLATE: Final = Path(__file__).with_name("card.md")
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says of a model beside its `Spec`."""
+    """What a model card tells of a model beside its `Spec`."""
 
     parameters: int
     trained: int  # parameters that train
-    heads: tuple[HeadLayout, ...]  # of every attention block
+    heads: tuple[HeadLayout, ...]  # the layout of each block
     spatial_blocks: tuple[str, ...]  # paths of the attention modules that stay spatial
 
 
 def model_card(spec: Spec, facts: CardFacts) -> str:
-    """Markdown with the Hub's YAML head. The figures are `spec.results`; without any, the card says that there are none."""
-    config = spec.model
-    state = (
-        "merged: plain image transformer weights, no adapters"
-        if spec.merged
-        else f"adapted: {facts.trained:,} of them trained"
+    """The model card in Markdown, with a head in YAML for the Hub.
+
+    The figures are `spec.results`; without any, the card says that there are none.
+    """
+    strategy = spec.model.strategy
+    is_peer = STRATEGIES[strategy].peer is not None
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="zeroi2v",
+            pipeline_tag="video-classification",
+            tags=["zeroi2v", "video-classification"],
+        ),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        tower=spec.model.tower,
+        class_count=len(spec.labels),
+        method=f"strategy {strategy}" if is_peer else f"[ZeroI2V]({PAPER})",
+        facts=_made(spec, facts),
+        figures=_figures(spec.results),
+        labels=_labels(spec.labels),
     )
-    rows = {
-        "tower": f"`{config.tower}`"
-        + ("" if config.pretrained or spec.merged else ", not pretrained"),
+    return f"{card}\n"
+
+
+def _made(spec: Spec, facts: CardFacts) -> dict[str, str]:
+    """How the model was made and what it takes: names and texts."""
+    config, clip, views, size = spec.model, spec.clip, spec.views, spec.image_size
+    fetched = config.pretrained or spec.merged
+    state = f"adapted: {facts.trained:,} of them trained"
+    if spec.merged:
+        state = "merged: plain image transformer weights, no adapters"
+    scores = "softmax, a video has one label"
+    if spec.multi_label:
+        scores = "sigmoid, a video may have several labels"
+    made = {
+        "tower": f"`{config.tower}`" + ("" if fetched else ", not pretrained"),
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
         "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in facts.heads)),
         "parameters": f"{facts.parameters:,} ({state})",
-        "input": f"{spec.clip.frames} frames of {spec.image_size} x {spec.image_size} pixels, {sampling(spec.clip)}",
-        "normalisation": f"mean {rounded(spec.mean)}, standard deviation {rounded(spec.std)}, for pixels of 0..1",
-        "views in evaluation": f"{spec.clip.frames} frames x {spec.views.crops} crops x {spec.views.clips} clips",
-        "scores": "sigmoid, a video may have several labels"
-        if spec.multi_label
-        else "softmax, a video has one label",
+        "input": f"{clip.frames} frames of {size} x {size} pixels, {sampling(clip)}",
+        "normalisation": f"mean {rounded(spec.mean)}, standard deviation {rounded(spec.std)}, "
+        "for pixels of 0..1",
+        "views in evaluation": f"{clip.frames} frames x {views.crops} crops x {views.clips} clips",
+        "scores": scores,
     }
-    if spatial := facts.spatial_blocks:
-        rows["attention that stays spatial"] = ", ".join(f"`{name}`" for name in spatial)
-    measured = {} if spec.results.get("epoch") == 0 else spec.results
-    figures = {name: f"{value:.4g}" for name, value in measured.items()} or {
-        "none": "not evaluated when it was saved"
-    }
-    labels = ", ".join(spec.labels[:SHOWN_LABELS])
-    if len(spec.labels) > SHOWN_LABELS:
-        labels += f" and {len(spec.labels) - SHOWN_LABELS} more (`config.json` has all)"
-    method = (
-        f"[ZeroI2V]({PAPER})"
-        if STRATEGIES[config.strategy].peer is None
-        else f"strategy {config.strategy}"
-    )
-    head = {
-        "library_name": "zeroi2v",
-        "pipeline_tag": "video-classification",
-        "tags": ["zeroi2v", "video-classification"],
-    }
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in head.items()),
-        "---",
-        "",
-        f"# {config.tower} for video, {len(spec.labels)} classes",
-        "",
-        f"An image transformer adapted to video with {method}, by the library zeroi2v.",
-        "",
-        "```python",
-        "import zeroi2v",
-        "",
-        'for prediction in zeroi2v.Predictor("this folder, or its name on the Hub").predict("video.mp4"):',
-        "    print(prediction.label, prediction.score)",
-        "```",
-        "",
-        "## How it was made",
-        "",
-        *table(rows),
-        "",
-        "## How well it did",
-        "",
-        *table(figures),
-        "",
-        "## Labels",
-        "",
-        labels,
-        "",
-    ]
-    return "\n".join(lines)
+    if facts.spatial_blocks:
+        names = ", ".join(f"`{name}`" for name in facts.spatial_blocks)
+        made["attention that stays spatial"] = names
+    return made
 
 
-def table(rows: dict[str, str]) -> list[str]:
-    """A Markdown table of two columns without a heading."""
-    return ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
+def _figures(results: Mapping[str, float]) -> dict[str, str]:
+    """How well the model did: names and texts of the figures, or a line that says there are
+    none."""
+    if not results or results.get("epoch") == 0:
+        return {"none": "not evaluated when it was saved"}
+    return {name: f"{value:.4g}" for name, value in results.items()}
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    """The first labels, and how many more there are."""
+    text = ", ".join(labels[:SHOWN_LABELS])
+    more = len(labels) - SHOWN_LABELS
+    return text if more <= 0 else f"{text} and {more} more (`config.json` has all)"
 
 
 def offsets(layout: HeadLayout) -> str:
-    """A layout as the paper writes it: {-1*1, 1*1, 0*10}."""
+    """A head layout as the paper writes it: {-1*1, 1*1, 0*10}."""
     counts: dict[int, Fraction] = {}
     for head in layout:
         for offset, share in shares(head):
@@ -115,13 +111,11 @@ def offsets(layout: HeadLayout) -> str:
 
 def sampling(clip: ClipConfig) -> str:
     """How a clip is cut out of a video, in words."""
-    return (
-        "one of each of as many equal segments"
-        if clip.sampling == "segment"
-        else f"{clip.stride} video frames apart"
-    )
+    if clip.sampling == "segment":
+        return "one of each of as many equal segments"
+    return f"{clip.stride} video frames apart"
 
 
 def rounded(values: tuple[float, ...]) -> str:
-    """Numbers to four digits."""
+    """Numbers with four digits, in one line."""
     return ", ".join(f"{value:.4g}" for value in values)

@@ -1,69 +1,249 @@
-"""How are measurements drawn? As SVG files, readable on a light and on a dark page: they bring their own background."""
+"""How are measurements drawn? As SVG: a line over epochs, points over costs, a bar for each model.
+
+Python says where each mark of a chart lies, the template `chart.svg` writes the marks, and
+`colours.css` colours them. A chart is 400 units wide, its letters are 12 units high, and y grows
+downwards.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-STYLE: Final = {
-    "font.size": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5c5c57",
-    "text.color": "#1d1d1b",
-    "axes.labelcolor": "#1d1d1b",
-    "xtick.color": "#5c5c57",
-    "ytick.color": "#1d1d1b",
-    "figure.facecolor": "#fcfcfa",
-    "axes.facecolor": "#fcfcfa",
-    "text.parse_math": False,  # a dollar in a file's name is a dollar
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "zeroi2v",  # the same figures give the same file
-}
-REFERENCE_COLOUR: Final = "#8c8c86"
-COLOUR: Final = "#2660a4"
-LONGEST: Final = 26  # letters of a name that leave room for its bar; the end of a path tells more than its beginning
+from markupsafe import Markup
+
+from zeroi2v.pages.page import percent, render
+
+WIDTH: Final = 400
+LONGEST_NAME: Final = 56  # letters that fit on a line of a chart
+LONGEST_BAR: Final = 240  # units, which leaves room for the number beside the bar
 
 
-def bench_plot(result: dict[str, Any], path: Path) -> None:
-    """Draw what `bench` measured: latency with its quartiles and ratio to the reference above, throughput below."""
-    import matplotlib
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Mark:
+    """One element of an SVG file: its tag, its attributes, and the text in it."""
 
-    models = result["models"]
-    every = [model["name"] for model in models]
-    names = [
-        name if len(name) <= LONGEST else "\N{HORIZONTAL ELLIPSIS}" + name[1 - LONGEST :]
-        for name in every
+    tag: str
+    attributes: Mapping[str, str | float | None]  # None: left out
+    text: str = ""
+
+
+def label(x: float, y: float, text: str, kind: str = "") -> Mark:
+    """A text at (x, y). `kind` lists its classes: "end" and "middle" say which part lies at x."""
+    return Mark("text", {"x": x, "y": y, "class": kind or None}, text)
+
+
+def stroke(kind: str, path: str) -> Mark:
+    """A line of a kind along a path, in the language of SVG: M moves, H, V and L draw."""
+    return Mark("path", {"class": kind, "d": path})
+
+
+@dataclass(frozen=True)
+class Area:
+    """The area of a chart in which values lie: its edges, and the values that lie on the edges."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    lowest: tuple[float, float]  # the values on the left and on the bottom edge
+    highest: tuple[float, float]  # the values on the right and on the top edge
+
+    def x(self, value: float) -> float:
+        """Where a value lies from left to right."""
+        share = (value - self.lowest[0]) / (self.highest[0] - self.lowest[0])
+        return round(self.left + share * (self.right - self.left), 1)
+
+    def y(self, value: float) -> float:
+        """Where a value lies from top to bottom."""
+        share = (value - self.lowest[1]) / (self.highest[1] - self.lowest[1])
+        return round(self.bottom - share * (self.bottom - self.top), 1)
+
+    def levels(self, values: Iterable[float], text: Callable[[float], str]) -> list[Mark]:
+        """A line across the area at each value, with the value's text to the left."""
+        marks = []
+        for value in values:
+            y = self.y(value)
+            marks.append(stroke("grid", f"M{self.left} {y}H{self.right}"))
+            marks.append(label(self.left - 8, y + 4, text(value), "end"))
+        return marks
+
+
+def curve(
+    points: Sequence[tuple[int, float]],
+    title: str,
+    text: Callable[[float], str],
+    level: tuple[str, float] | None = None,
+) -> Markup:
+    """A line through points (epoch, value), and a dashed line at a level that has a name.
+
+    The points are finite, in the order of their epochs, and at least one. With a level, the values
+    are shares of one; without a level, the chart ends at the next whole number.
+    """
+    epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+    top = 1.0 if level else float(max(1, math.ceil(max(values))))
+    one_epoch = 0.5 if epochs[0] == epochs[-1] else 0.0  # a single point lies in the middle
+    lowest, highest = (epochs[0] - one_epoch, 0.0), (epochs[-1] + one_epoch, top)
+    area = Area(64, 372, 16, 190, lowest, highest)
+    marks = area.levels((0.0, top / 2, top), text)
+    for epoch in sorted({epochs[0], epochs[-1]}):
+        marks.append(label(area.x(epoch), area.bottom + 20, f"epoch {epoch}", "middle"))
+    if level:
+        y = area.y(level[1])
+        below = y + 16 < area.bottom
+        marks.append(stroke("level", f"M{area.left} {y}H{area.right}"))
+        words = f"{level[0]}: {text(level[1])}"
+        marks.append(label(area.right, y + 16 if below else y - 6, words, "name end"))
+    places = [(area.x(epoch), area.y(value)) for epoch, value in points]
+    marks.append(Mark("polyline", {"points": " ".join(f"{x},{y}" for x, y in places)}))
+    marks += [Mark("circle", {"cx": x, "cy": y, "r": 3}) for x, y in places]
+    spoken = (
+        f"{title}: {text(values[0])} after epoch {epochs[0]}, "
+        f"{text(values[-1])} after epoch {epochs[-1]}"
+    )
+    return _drawn(marks, area.bottom + 30, spoken)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a comparison: its scores as shares of one, a score for each seed, and its cost."""
+
+    name: str
+    cost: float
+    scores: Sequence[float]
+    filled: bool  # a disc; otherwise a ring
+
+    @property
+    def mean(self) -> float:
+        """The mean of the scores."""
+        return sum(self.scores) / len(self.scores)
+
+
+def scatter(points: Sequence[Point], axis: str, text: Callable[[float], str]) -> Markup:
+    """Scores over costs. Each name stands beside its point, and no name covers another name.
+
+    `axis` says what the cost is, `text` how a cost is written.
+    """
+    gap = 14  # units from one name to the next name below
+    lowest_score = min(min(point.scores) for point in points)
+    highest_score = max(max(point.scores) for point in points)
+    scores = ticks(max(0.0, lowest_score - 0.03), min(1.0, highest_score + 0.03))
+    costs = ticks(min(point.cost for point in points), max(point.cost for point in points))
+    bottom = 12 + max(190, gap * (len(points) + 1))
+    area = Area(48, 392, 12, bottom, (costs[0], scores[0]), (costs[-1], scores[-1]))
+    marks = area.levels(scores, lambda score: percent(score, 0))
+    marks += [
+        label(area.left, bottom + 18, text(costs[0])),
+        label(area.right, bottom + 18, text(costs[-1]), "end"),
+        label((area.left + area.right) / 2, bottom + 36, axis, "middle"),
     ]
-    places = range(len(models))
-    colours = [REFERENCE_COLOUR, *[COLOUR] * (len(models) - 1)]
-    panels = 2 if all("throughput" in model for model in models) else 1
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its stub knows every key by name
-        figure = Figure(figsize=(6, panels * (1 + 0.36 * len(models)) + 0.5), layout="constrained")
-        axes = figure.subplots(panels, squeeze=False)[:, 0]
-        latency = [model["latency_ms"] for model in models]
-        middle = [one["median"] for one in latency]
-        whiskers = [
-            [one["median"] - one["q1"] for one in latency],
-            [one["q3"] - one["median"] for one in latency],
+    free = area.top  # the highest place that no name has taken
+    best_first = sorted(points, key=lambda point: -point.mean)
+    for rank, point in enumerate(best_first):
+        x, y = area.x(point.cost), area.y(point.mean)
+        lowest_place = bottom - gap * (len(points) - 1 - rank)  # leaves room for the names below
+        y_name = min(max(y + 4, free), lowest_place)
+        free = y_name + gap
+        side = -1 if x > (area.left + area.right) / 2 else 1  # of the point, where its name stands
+        spread = f"M{x} {area.y(min(point.scores))}V{area.y(max(point.scores))}"
+        kind = "name end" if side < 0 else "name"
+        marks += [
+            stroke("grid", f"M{x} {y}L{x + 9 * side} {y_name - 4}"),
+            stroke("spread", spread),
+            Mark("circle", {"cx": x, "cy": y, "r": 4, "class": None if point.filled else "ring"}),
+            label(x + 11 * side, y_name, point.name, kind),
         ]
-        axes[0].barh(places, middle, xerr=whiskers, color=colours, ecolor="#1d1d1b", capsize=3)
-        axes[0].set_xlabel(f"ms for one clip (median, quartiles), x {names[0]}")
-        texts = [[f"{model['ratio']['fast']:.3f}x" for model in models]]
-        ends = [[one["q3"] for one in latency]]
-        if panels == 2:
-            best = [model["throughput"] for model in models]
-            axes[1].barh(places, [one["clips_per_second"] for one in best], color=colours)
-            axes[1].set_xlabel("clips per second at the best batch")
-            texts.append([f"batch {one['batch']:.0f}" for one in best])
-            ends.append([one["clips_per_second"] for one in best])
-        for axis, labels, lengths in zip(axes, texts, ends, strict=True):
-            axis.set_yticks(places, names)
-            axis.invert_yaxis()
-            axis.set_xlim(0, 1.22 * max(lengths))
-            for place, label, length in zip(places, labels, lengths, strict=True):
-                axis.annotate(
-                    label, (length, place), xytext=(6, 0), textcoords="offset points", va="center"
-                )
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    spoken = (f"{point.name}: {percent(point.mean)} at {text(point.cost)}" for point in best_first)
+    return _drawn(marks, bottom + 44, "; ".join(spoken))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly apart and at least two: from `low` or less to `high` or more."""
+    span = max(high - low, 0.02 * abs(high), 1e-9)
+    step = min(
+        size * 10.0**power
+        for power in (math.floor(math.log10(span)) - 1, math.floor(math.log10(span)))
+        for size in (1, 2, 5)
+        if span / (size * 10.0**power) <= 5
+    )
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
+    return [number * step for number in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: whose it is, how long it is, its text, and the quartiles that a whisker shows."""
+
+    name: str
+    length: float
+    text: str
+    whisker: tuple[float, float] | None = None
+
+
+def bench_plot(result: Mapping[str, Any], path: Path) -> None:
+    """Write what `zeroi2v bench` measured as an SVG file: latency above, and throughput below it.
+
+    The file brings its own style and background. The same result gives the same file.
+    """
+    models = result["models"]
+    latency = [
+        Bar(
+            model["name"],
+            model["latency_ms"]["median"],
+            f"{model['latency_ms']['median']:,.1f} ms, {model['ratio']['fast']:.3f}x",
+            (model["latency_ms"]["q1"], model["latency_ms"]["q3"]),
+        )
+        for model in models
+    ]
+    note = "Median and quartiles; the ratio is to the first model."
+    marks, bottom = _bars("Time for one clip", note, latency, 0)
+    if all("throughput" in model for model in models):
+        throughput = []
+        for model in models:
+            speed, batch = model["throughput"]["clips_per_second"], model["throughput"]["batch"]
+            throughput.append(Bar(model["name"], speed, f"{speed:,.2f}/s, batch {batch:.0f}"))
+        note = "Clips per second at the batch size that gives the most."
+        more, bottom = _bars("Throughput", note, throughput, bottom + 12)
+        marks += more
+    spoken = "; ".join(f"{bar.name}: {bar.text}" for bar in latency)
+    path.write_text(_drawn(marks, bottom, spoken, standalone=True), encoding="utf-8")
+
+
+def _bars(title: str, note: str, bars: Sequence[Bar], top: float) -> tuple[list[Mark], float]:
+    """The marks of a title, a note and bars, each below its name, and the y at which they end."""
+    longest = max(end for bar in bars for end in (bar.length, *(bar.whisker or ())))
+    left, height, row = 12, 12, 38
+    marks = [label(left, top + 24, title, "bold"), label(left, top + 40, note)]
+    for rank, bar in enumerate(bars):
+        y_name = top + 68 + row * rank
+        y, length = y_name + 6, round(bar.length / longest * LONGEST_BAR, 1)
+        ends, kind = [length], "bar" if rank else "reference"
+        size = {"x": left, "y": y, "width": length, "height": height}
+        marks += [label(left, y_name, _shortened(bar.name)), Mark("rect", {**size, "class": kind})]
+        if bar.whisker:
+            low, high = (round(left + end / longest * LONGEST_BAR, 1) for end in bar.whisker)
+            ends.append(high - left)
+            caps = f"M{low} {y + 2}V{y + 10}M{high} {y + 2}V{y + 10}"
+            marks.append(stroke("whisker", f"M{low} {y + 6}H{high}{caps}"))
+        marks.append(label(left + max(ends) + 6, y + 10, bar.text))
+    return marks, top + 68 + row * len(bars)
+
+
+def _shortened(name: str) -> str:
+    """A name that fits on a line: the end of a long path tells more than its beginning."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    return "\N{HORIZONTAL ELLIPSIS}" + name[1 - LONGEST_NAME :]
+
+
+def _drawn(
+    marks: Sequence[Mark], height: float, spoken: str, *, standalone: bool = False
+) -> Markup:
+    """The marks as SVG. `spoken` is read to people who cannot see the chart."""
+    return render(
+        "chart.svg", marks=marks, width=WIDTH, height=height, spoken=spoken, standalone=standalone
+    )

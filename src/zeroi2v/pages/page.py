@@ -1,72 +1,64 @@
-"""What is around every page that the project writes? One HTML file that needs nothing but itself, light and dark, also narrow.
+"""How does a result become a page? A template is filled: one HTML file that needs no other file.
 
-`page.css` is its style. A page is written with `data.folders.write_text`.
+A page reads well on a light and on a dark screen, and down to a width of 400 pixels. The templates
+lie in templates/: `layout.html` is around every page, `tables.html` holds what pages share.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-STYLE_FILE: Final = Path(__file__).with_name("page.css")
+
+def render(template: str, **values: object) -> Markup:
+    """Fill a template with values. A text in a value stays text; a missing value is an error."""
+    return Markup(_environment().get_template(template).render(values))
 
 
-def page(title: str, body: str) -> str:
-    """The whole file: `title` is text, `body` HTML. The browser is told to load nothing that the file does not hold."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{STYLE_FILE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("zeroi2v.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration, "picture": picture}
+    return environment
 
 
-def picture(pixels: Tensor, alt: str) -> str:
-    """A picture uint8 (3, H, W) as an element that holds its own pixels."""
+def picture(pixels: Tensor, alt: str) -> Markup:
+    """Pixels uint8 (3, H, W) as an HTML element that holds the picture. `alt` describes it."""
     height, width = pixels.shape[-2:]
     file = io.BytesIO()
     Image.fromarray(pixels.movedim(0, -1).cpu().numpy()).save(file, "JPEG", quality=90)
-    source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-    return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
+    encoded = base64.b64encode(file.getvalue()).decode("ascii")
+    element = '<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">'
+    return Markup(element).format(encoded, width, height, alt)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share of one in per cent."""
+    """A share of one in per cent: 0.5 is '50.0 %', with a space that does not break."""
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
+def listed(values: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
+    """Names and values in one line: 'cores 2, threads 2'. `text` writes a value."""
+    return ", ".join(f"{name} {text(value)}" for name, value in values.items())
+
+
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as people say them: '4.2 s', '35 s', '3 min 20 s', with spaces that do not break."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes:
         return f"{minutes:,}\u00a0min {rest}\u00a0s"
     return f"{seconds:.1f}\u00a0s" if seconds < 10 else f"{rest}\u00a0s"
-
-
-def body_rows(rows: Sequence[Sequence[str]]) -> str:
-    """The body of a table whose first column names the row."""
-    lines = []
-    for name, *cells in rows:
-        lines.append(
-            f'<tr><th scope="row">{escape(name)}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        )
-    return "</tr>".join([*lines, ""])

@@ -1,11 +1,12 @@
-"""Is a video in a tar file the same video, read where it lies, by any process, and is an odd tar file named?"""
+"""Is a video in a tar file read where it lies, by any process, and is an odd tar file named?"""
 
 import io
 import multiprocessing
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -33,9 +34,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def pack(archive: Path, members: dict[str, bytes | Path], **options: object) -> Path:
+def pack(
+    archive: Path, members: Mapping[str, bytes | Path], *, form: int = tarfile.DEFAULT_FORMAT
+) -> Path:
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w", **options) as tar:  # type: ignore[call-overload]  # options of several types
+    with tarfile.open(archive, "w", format=form) as tar:
         for name, content in members.items():
             data = content.read_bytes() if isinstance(content, Path) else content
             header = tarfile.TarInfo(name)
@@ -55,7 +58,7 @@ def shards(plain: list[Path], tmp_path: Path) -> Path:
                 f"{number:06d}.cls": f"{number % 3}\n".encode(),
             }
         pack(tmp_path / "shards" / f"train-{shard:06d}.tar", members)
-    last = {
+    last: dict[str, bytes | Path] = {
         "./a/4.json": b'{"label": 2, "fps": 8}',
         "./a/4.mp4": plain[4],
         "./a/5.txt": b"1",
@@ -78,13 +81,13 @@ def test_a_video_in_a_tar_file_has_the_frames_of_the_file(
     archive = pack(
         tmp_path / "odd, name:1.tar",
         {"first.cls": b"3", name: plain[2], name[:-3] + "cls": b"0", "z.mp4": plain[0]},
-        format=form,
+        form=form,
     )
     with pytest.raises(
         DatasetError, match=r"z: no label beside the video; expected z\.cls, \.txt or \.json$"
     ):
         open_dataset(archive)
-    archive = pack(archive, {name: plain[2], name[:-3] + "cls": b"0"}, format=form)
+    archive = pack(archive, {name: plain[2], name[:-3] + "cls": b"0"}, form=form)
     (video,) = open_dataset(archive).for_check
     assert video.path.name == Path(name).name
     assert torch.equal(frames(video.path), frames(plain[2]))
@@ -133,9 +136,16 @@ def test_shards_in_folders_named_by_split_with_names_as_labels(
 
 def training(videos: tuple[Video, ...], workers: int) -> TrainLoader:
     return train_loader(
-        videos, clip=ClipConfig(frames=4), pixels=PixelsConfig(), size=16, labels=("0", "1", "2"), batch_size=3, seed=7,
-        workers=workers, broken="stop",
-    )  # fmt: skip
+        videos,
+        clip=ClipConfig(frames=4),
+        pixels=PixelsConfig(),
+        size=16,
+        labels=("0", "1", "2"),
+        batch_size=3,
+        seed=7,
+        workers=workers,
+        broken="stop",
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -173,11 +183,12 @@ def test_nothing_is_written_and_no_video_is_read_to_open_shards(
     before = sorted(shards.parent.rglob("*"))
     read = []
     extract = tarfile.TarFile.extractfile
-    monkeypatch.setattr(
-        tarfile.TarFile,
-        "extractfile",
-        lambda tar, member: (read.append(member.name), extract(tar, member))[1],
-    )
+
+    def noted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+        read.append(member.name)
+        return extract(tar, member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", noted)
     open_dataset(shards)
     assert sorted(read) == [
         "./a/4.json",

@@ -1,0 +1,1 @@
+"""How does each kind of source list its videos, classes and splits?"""

@@ -1,0 +1,90 @@
+"""How are lists read: lines of text, JSON, and tables with columns?"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from zeroi2v.errors import DatasetError
+
+_DELIMITERS: Final = (",", ";", "\t")
+
+
+def read_lines(file: Path) -> list[tuple[str, str]]:
+    """'file, line n' and the text of each line that is not blank."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: not a list in UTF-8: {error}") from error
+    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
+    return [(f"{file}, line {number}", line) for number, line in stripped if line]
+
+
+def first_line(file: Path) -> str:
+    """The first line of a file of any kind, as far as it is text; '' if it cannot be read."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as opened:
+            return opened.readline(1 << 16).strip()
+    except OSError:
+        return ""
+
+
+def read_object(file: Path) -> dict[str, object]:
+    """The object in a JSON file."""
+    value = _read_json(file)
+    if not isinstance(value, dict):
+        raise DatasetError(f"{file}: expected a JSON object")
+    return value
+
+
+def read_array(file: Path) -> list[object]:
+    """The list in a JSON file."""
+    value = _read_json(file)
+    if not isinstance(value, list):
+        raise DatasetError(f"{file}: expected a JSON list")
+    return value
+
+
+def _read_json(file: Path) -> object:
+    try:
+        value: object = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DatasetError(f"{file}: not JSON: {error}") from error
+    return value
+
+
+def delimiter_of(file: Path, columns: Sequence[str]) -> str | None:
+    """Which of comma, semicolon and tab separates the header of a table into these columns?
+
+    None: none does. Upper case letters count as lower case letters.
+    """
+    header = first_line(file)
+    for delimiter in _DELIMITERS:
+        names = {name.strip(' "').lower() for name in header.split(delimiter)}
+        if names.issuperset(columns):
+            return delimiter
+    return None
+
+
+def read_rows(
+    file: Path, *, delimiter: str = ","
+) -> Iterator[tuple[int, dict[str | None, str | None]]]:
+    """Line number and row of a table with a header; first, as line 1, its columns."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            yield 1, dict.fromkeys(reader.fieldnames)
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {error}") from error

@@ -1,0 +1,83 @@
+"""Which formats are there, and which of them reads a source?
+
+A format is a row of FORMATS: a function that recognises a source, and a function that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from zeroi2v.config import DataConfig
+from zeroi2v.data.formats import (
+    class_folders,
+    diving48,
+    hmdb51,
+    kinetics,
+    manifest,
+    mmaction,
+    shards,
+    ssv2,
+    ucf101,
+)
+from zeroi2v.data.formats.layout import is_folder_per_class
+from zeroi2v.data.formats.listing import Listing
+from zeroi2v.data.formats.source import Source
+from zeroi2v.errors import ConfigError, DatasetError, first_names, nearest
+
+
+class Format(NamedTuple):
+    """One way to list the videos of a data set."""
+
+    recognises: Callable[[Source], bool]
+    read: Callable[[Source], Listing]
+
+
+FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source reads it
+    "kinetics": Format(kinetics.recognises, kinetics.read),
+    "ssv2": Format(ssv2.recognises, ssv2.read),
+    "ucf101": Format(ucf101.recognises, ucf101.read),
+    "hmdb51": Format(hmdb51.recognises, hmdb51.read),
+    "diving48": Format(diving48.recognises, diving48.read),
+    "mmaction": Format(mmaction.recognises, mmaction.read),
+    "webdataset": Format(shards.recognises, shards.read),
+    "manifest": Format(manifest.recognises, manifest.read),
+    "folder": Format(lambda source: True, class_folders.read),
+}
+
+
+def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
+    """The name of the format of a source, and what the source lists.
+
+    The format is the one that the settings name, else the first that recognises the source.
+    """
+    if config.format != "auto" and config.format not in FORMATS:
+        known = ["auto", *FORMATS]
+        raise ConfigError(
+            f"format {config.format!r} is none of {', '.join(known)}{nearest(config.format, known)}"
+        )
+    source = Source.of(path, config)
+    name = config.format
+    if name == "auto":
+        name = next(name for name, format in FORMATS.items() if format.recognises(source))
+    listing = FORMATS[name].read(source)
+    if not (listing.entries or listing.wrong):
+        only = ", only a header" if name == "manifest" else f" that can be read as {name}"
+        raise DatasetError(f"{path}: no videos in it{only}")
+    if config.format == "auto":
+        _require_a_video(source, name, listing)
+    return name, listing
+
+
+def _require_a_video(source: Source, name: str, listing: Listing) -> None:
+    """DatasetError if lists name only videos that are not there, beside class folders."""
+    if listing.wrong or any(entry.found for entry in listing.entries):
+        return
+    if source.path.is_dir() and is_folder_per_class(source.path):
+        paths = list(dict.fromkeys(entry.path for entry in listing.entries))
+        raise DatasetError(
+            f"{source.path}: none of the {len(paths)} videos in its lists ({name}) is there: "
+            f"{first_names(paths)}; if the class folders are the data set, "
+            "add --set data.format=folder"
+        )

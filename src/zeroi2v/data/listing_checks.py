@@ -1,0 +1,148 @@
+"""Do the lines of a listing contradict each other, and is every class spelled in one way?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeroi2v.data.formats.labels import LABEL_SEPARATOR
+from zeroi2v.data.formats.listing import Entry, Listing
+from zeroi2v.data.spellings import canonical, is_text, same_spelling, spelling_key
+from zeroi2v.errors import DatasetError, first_names, nearest
+
+
+@dataclass(frozen=True)
+class CheckedListing:
+    """The videos of a listing, each once."""
+
+    classes: tuple[str, ...]  # with composed letters
+    videos: list[Entry]  # the first entry of each video
+    labels: Mapping[str, set[str]]  # path -> names of classes
+    repeated: list[str]  # a sentence for each label of a video that is listed twice
+    notes: list[str]  # a warning each
+
+
+def check_listing(source: Path, listing: Listing, *, multi_label: bool) -> CheckedListing:
+    """Check every line and every class name.
+
+    DatasetError for lines that cannot be used or contradict each other, and for a class of the
+    validation or test videos that is another spelling of a class of the training videos.
+    """
+    entries = [entry._replace(label=canonical(entry.label)) for entry in listing.entries]
+    published = [canonical(name) for name in listing.classes or ()]
+    classes = tuple(published or sorted({entry.label for entry in entries}))
+    _check_class_names(source, classes, multi_label=multi_label)
+    videos, labels, repeated = _check_entries(
+        entries, classes, listing.wrong, multi_label=multi_label
+    )
+    notes = _forms(source, listing)
+    if not published:
+        _require_one_spelling(source, entries)
+        notes += _similar_classes(source, classes)
+    return CheckedListing(classes, videos, labels, repeated, notes)
+
+
+def classes_without_training(
+    source: Path, classes: Sequence[str], splits: Mapping[str, Iterable[set[str]]]
+) -> list[str]:
+    """The warning about classes that occur in other splits than train only; none without train.
+
+    `splits` has the labels of every video by split.
+    """
+    labels = {split: {*set().union(*videos)} for split, videos in splits.items()}
+    trained = labels.pop("train", set())
+    others = set().union(*labels.values())
+    untrained = [name for name in classes if name in others and name not in trained]
+    if not trained or not untrained:
+        return []
+    shown = [repr(name) + nearest(name, trained) for name in untrained[:3]]
+    more = f" and {len(untrained) - 3} more" if len(untrained) > 3 else ""
+    return [f"{source}: {len(untrained)} classes have no training video: {'; '.join(shown)}{more}"]
+
+
+def _check_class_names(source: Path, classes: Sequence[str], *, multi_label: bool) -> None:
+    for name in classes:
+        if multi_label and LABEL_SEPARATOR in name:
+            raise DatasetError(
+                f"{source}: the class name {name!r} holds a bar, which separates labels; rename it"
+            )
+        if not is_text(name):
+            raise DatasetError(
+                f"{source}: the class name {name!r} has characters that are no text; rename it"
+            )
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise DatasetError(f"{source}: the class names hold {first_names(twice)} twice")
+
+
+def _check_entries(
+    entries: Sequence[Entry], classes: Sequence[str], odd: Sequence[str], *, multi_label: bool
+) -> tuple[list[Entry], dict[str, set[str]], list[str]]:
+    """The first entry of each video, the labels of each path, and what is listed twice."""
+    known = {*classes}
+    wrong, repeated = [*odd], []
+    first: dict[str, Entry] = {}
+    labels: dict[str, set[str]] = {}
+    for entry in entries:
+        earlier = first.setdefault(entry.path, entry)
+        if not entry.label:
+            wrong.append(f"{entry.where}: the label is empty")
+        elif entry.label not in known:
+            near = nearest(entry.label, classes) if len(wrong) < 3 else ""  # no more are shown
+            wrong.append(f"{entry.where}: no class is called {entry.label!r}{near}")
+        elif earlier is entry:
+            labels[entry.path] = {entry.label}
+        elif earlier.split != entry.split or (earlier.label != entry.label and not multi_label):
+            what = "label" if earlier.label != entry.label and not multi_label else "split"
+            wrong.append(
+                f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}"
+            )
+        elif entry.label in labels.setdefault(entry.path, set()):
+            repeated.append(f"{entry.where}: {entry.path} is also at {earlier.where}")
+        else:
+            labels[entry.path].add(entry.label)
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DatasetError("; ".join(wrong[:3]) + more)
+    return [*first.values()], labels, repeated
+
+
+def _require_one_spelling(source: Path, entries: Sequence[Entry]) -> None:
+    """DatasetError if a class without training videos is spelled almost as a class with them."""
+    trained = {entry.label for entry in entries if entry.split in ("train", "")}
+    others = sorted({entry.label for entry in entries} - trained)
+    pairs = [(name, same_spelling(name, trained)) for name in others if trained]
+    wrong = [f"{name!r} ({near[0]!r} has some)" for name, near in pairs if near]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DatasetError(
+            f"{source}: no training videos of the class {', '.join(wrong[:3])}{more}; "
+            "spell the name of a class alike in all splits"
+        )
+
+
+def _similar_classes(source: Path, classes: Sequence[str]) -> list[str]:
+    """The warning about classes whose names are spellings of each other."""
+    by_key: dict[str, list[str]] = {}
+    for name in classes:
+        by_key.setdefault(spelling_key(name), []).append(name)
+    groups = [" and ".join(map(repr, names)) for names in by_key.values() if len(names) > 1]
+    if not groups:
+        return []
+    return [f"{source}: classes that differ only in spelling: {first_names(groups)}"]
+
+
+def _forms(source: Path, listing: Listing) -> list[str]:
+    """The warning about class names that occur with composed and with decomposed letters."""
+    by_text: dict[str, set[str]] = {}
+    for entry in listing.entries:
+        if not entry.label.isascii():
+            by_text.setdefault(canonical(entry.label), set()).add(entry.label)
+    groups = [
+        " and ".join(map(ascii, sorted(names))) for names in by_text.values() if len(names) > 1
+    ]
+    if not groups:
+        return []
+    return [f"{source}: the same text in two forms is taken for one class: {first_names(groups)}"]

@@ -1,0 +1,223 @@
+"""What keeps a run from harm: one training to a folder, no state that cannot be gone on from, paths that mean the same anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.towers_for_tests import random_clip, small_model
+from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, Recipe, TrainConfig
+from zeroi2v.data.datasets import VideoDataset, open_dataset
+from zeroi2v.engine import run as training
+from zeroi2v.engine.optim import build_optimizer
+from zeroi2v.engine.processes import Processes
+from zeroi2v.engine.run import train
+from zeroi2v.engine.step import Learner, Step, take_step
+from zeroi2v.errors import ConfigError, ZeroI2VError
+from zeroi2v.files import claimed
+from zeroi2v.recipes import absolute_paths, read_recipe
+
+RECIPE = Recipe(
+    clip=ClipConfig(frames=2),
+    train=TrainConfig(epochs=2, batch_size=8, warmup_epochs=0.5, workers=0),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(motion_videos: Path) -> VideoDataset:
+    return open_dataset(motion_videos)
+
+
+def hold(folder: Path, held: Event, done: Event) -> None:
+    """Claim a folder in another process until told to end."""
+    with claimed(folder, "another training"):
+        held.set()
+        done.wait(60)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_a_folder_is_refused_from_the_first_moment(
+    dataset: VideoDataset, tmp_path: Path, resume: bool
+) -> None:
+    out = tmp_path / "run"
+    if resume:
+        train(RECIPE, dataset, out)
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(out, held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(ConfigError, match="another training is running there"):
+            train(RECIPE, dataset, out, resume=resume)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    finally:
+        done.set()
+        other.join()
+    run = train(RECIPE, dataset, out, resume=resume)
+    assert run.epochs == 2, "when the other has ended, the folder is free"
+
+
+def after(steps: int, change: Callable[[Learner], Step | None]) -> Callable[..., Step]:
+    """`take_step`, after which, from one step on, something goes wrong."""
+    taken, step = 0, training.take_step
+
+    def changed(learner: Learner, clips: Any, labels: Any, rate: float) -> Step:
+        nonlocal taken
+        taken += 1
+        result = step(learner, clips, labels, rate)
+        return (change(learner) or result) if taken > steps else result
+
+    return changed
+
+
+def spoil_weights(learner: Learner) -> None:
+    weight = next(weight for weight in learner.model.parameters() if weight.requires_grad)
+    with torch.no_grad():
+        weight.fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    "change", [spoil_weights, lambda learner: Step(math.nan, 8), lambda learner: Step(math.inf, 8)]
+)
+@pytest.mark.parametrize("steps", [1, 7])  # six to an epoch
+def test_what_is_not_finite_is_noticed_where_it_would_be_saved_and_the_state_before_stays(
+    change: Callable[[Learner], Step | None],
+    steps: int,
+    dataset: VideoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    often = dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)  # after every step
+    recipe = dataclasses.replace(RECIPE, train=often)
+    whole = train(recipe, dataset, tmp_path / "whole")
+    monkeypatch.setattr(training, "take_step", after(steps, change))
+    with pytest.raises(ZeroI2VError, match=r"train\.learning_rate") as raised:
+        train(recipe, dataset, tmp_path / "run")
+    assert f"step {steps % 6 + 1}" in str(raised.value)
+    monkeypatch.undo()
+    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    for name in ("last.safetensors", "model.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_an_interrupt_does_not_save_what_cannot_be_gone_on_from(
+    dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(learner: Learner) -> None:
+        spoil_weights(learner)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "take_step", after(7, stop))
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset, tmp_path / "run")
+    monkeypatch.undo()
+    assert train(RECIPE, dataset, tmp_path / "run", resume=True).epochs == 2
+
+
+@pytest.mark.parametrize("skipped", [1, 6])
+def test_steps_that_fp16_skips_are_counted_and_a_run_of_nothing_else_is_no_success(
+    skipped: int,
+    dataset: VideoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    taken, step = 0, training.take_step
+
+    def skips(*arguments: Any) -> Step:
+        nonlocal taken
+        taken += 1
+        result = step(*arguments)
+        return Step(math.nan, result.clips, skipped=True) if taken <= skipped else result
+
+    monkeypatch.setattr(training, "take_step", skips)
+    if skipped == 6:
+        with pytest.raises(ZeroI2VError, match="fp16 skipped all 6 steps"):
+            train(RECIPE, dataset, tmp_path / "run")
+        return
+    run = train(RECIPE, dataset, tmp_path / "run", log=training.Log())
+    entry = (run.folder / "log.jsonl").read_text().splitlines()[0]
+    assert '"skipped_steps": 1' in entry
+    assert '"clips": 40' in entry
+    assert "1 of 6 steps skipped (fp16 overflow)" in capsys.readouterr().err
+
+
+def test_a_step_of_fp16_that_overflows_moves_no_weight_and_says_so() -> None:
+    """PyTorch's warnings are errors here, that of its schedulers too."""
+    model = small_model("zeroi2v_tiny").train()
+    settings = TrainConfig(precision="fp16")
+    learner = Learner(
+        Processes(torch.device("cpu")),
+        model,
+        model.spec,
+        build_optimizer(model, learning_rate=1e-3, weight_decay=0.0),
+        torch.amp.GradScaler("cpu", init_scale=2.0**30),
+        settings,
+    )
+    before = model.classifier.weight.clone()
+    clip = (random_clip(model) * 64 + 128).clamp(0, 255).to(torch.uint8)
+    step = take_step(learner, clip, torch.tensor([0, 1]), 1e-3)
+    assert step.skipped
+    assert torch.equal(model.classifier.weight, before)
+
+
+def test_the_paths_of_a_run_are_absolute(
+    dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("")
+    first = train(RECIPE, dataset, Path("first"))
+    settings = dataclasses.replace(RECIPE.train, start_from="first", exclude="list.txt")
+    begun = dataclasses.replace(RECIPE, train=settings)
+    taken, step = 0, training.take_step
+
+    def stops(*arguments: Any) -> Step:
+        nonlocal taken
+        taken += 1
+        if taken > 8:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    whole = train(begun, dataset, tmp_path / "whole")
+    monkeypatch.setattr(training, "take_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(begun, dataset, Path("run"))
+    monkeypatch.setattr(training, "take_step", step)
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    assert recipe.train.start_from == str(tmp_path / "first")
+    assert recipe.train.exclude == str(tmp_path / "list.txt")
+    shutil.rmtree(first.folder)  # what resume.pt holds is not needed any more
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    weights = [(folder / "last.safetensors").read_bytes() for folder in (run.folder, whole.folder)]
+    assert weights[0] == weights[1]
+
+
+def test_names_on_the_hub_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(
+        model=ModelConfig(weights="weights.pth"),
+        data=DataConfig(videos="videos", classes="classes.txt"),
+        train=TrainConfig(start_from="user/model", exclude="list.txt"),
+    )
+    (tmp_path / "weights.pth").touch()
+    moved = absolute_paths(recipe)
+    assert moved.model.weights == str(tmp_path / "weights.pth")
+    assert moved.data.videos == str(tmp_path / "videos")
+    assert moved.data.classes == str(tmp_path / "classes.txt")
+    assert moved.train.exclude == str(tmp_path / "list.txt")
+    assert moved.train.start_from == "user/model"
+    assert absolute_paths(Recipe()) == Recipe()
+    assert absolute_paths(moved) == moved
