@@ -67,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # a file name may hold bytes that are no text, or letters that the stream lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _run(build_parser().parse_args(argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            return _run(build_parser().parse_args(argv))
+        finally:
+            if sys.stdout is not None:  # None: closed by the caller of the program
+                sys.stdout.flush()
     except ZeroI2VError as error:
         print_error(error)
         return 1
@@ -82,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    return status
 
 
 def _run(namespace: Namespace) -> int:

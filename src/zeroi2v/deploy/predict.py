@@ -85,15 +85,15 @@ class Predictor:
         """The views of a video by the model's protocol: uint8 (V, T, 3, S, S)."""
         if not os.fspath(video):
             raise VideoError("''", "an empty path; give a video file or a folder of frames")
-        model = self.model
-        return read_views(Path(video), clip=model.clip, views=model.views, size=model.image_size)
+        spec = self.model.spec
+        return read_views(Path(video), clip=spec.clip, views=spec.views, size=spec.image_size)
 
     def _predictions(self, views: Tensor, top_k: int) -> list[Prediction]:
-        model = self.model
-        scores = view_scores(clip_logits(model, views), multi_label=model.spec.multi_label)
-        best = scores.topk(min(top_k, len(model.labels)))
+        spec = self.model.spec
+        scores = view_scores(clip_logits(self.model, views), multi_label=spec.multi_label)
+        best = scores.topk(min(top_k, len(spec.labels)))
         return [
-            Prediction(model.labels[index], score)
+            Prediction(spec.labels[index], score)
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 

@@ -26,10 +26,10 @@ def clip_logits(model: VideoClassifier, clips: Tensor, *, batch_size: int = BATC
 
     At most `batch_size` clips pass through the model at once, in the precision of its weights.
     """
-    weight, (mean, std) = model.classifier.weight, model.normalisation
+    weight, spec = model.classifier.weight, model.spec
     logits: list[Tensor] = []
     for part in clips.split(batch_size):
-        pixels = normalise(part.to(weight.device), mean, std).to(weight.dtype)
+        pixels = normalise(part.to(weight.device), spec.mean, spec.std).to(weight.dtype)
         logits.append(model(pixels).float().cpu())
     return torch.cat(logits)
 
