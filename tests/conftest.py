@@ -11,7 +11,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real videos beside the checkout, which the repository does not carry; a test that needs it is skipped without."""
+    """The folder of real videos beside the checkout; a test that needs it is skipped without it."""
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real videos of ../shared/data, beside the checkout")
     return SHARED_DATA

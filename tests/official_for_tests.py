@@ -1,6 +1,9 @@
-"""The official ZeroI2V forward pass, written again from its description, on the keys of its own checkpoints: an oracle.
+"""What does the official ZeroI2V code compute? Its forward pass, written anew as an oracle.
 
-Shapes: B clips, T frames, N = HW + 1 tokens, D channels, H heads. Inside the blocks, tokens are [N, B * T, D], as there.
+The functions read the keys of the official checkpoints.
+
+Shapes: B clips, T frames, N = HW + 1 tokens, D channels, H heads. Inside the blocks, tokens are
+[N, B * T, D], as in the official code.
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ def official_features(
 ) -> Tensor:
     """The feature of each frame (B, T, D) of a clip (B, T, 3, S, S).
 
-    `folds`: channels, and the frames that they are shifted by, in order from channel 0: (64, -1) takes 64 channels of the frame before.
+    `folds` says how channels move, in order from channel 0: (64, -1) takes 64 channels from the
+    frame before.
     """
     batch, frames = clip.shape[:2]
     kernel = state["backbone.conv1.weight"]
@@ -98,7 +102,10 @@ def official_logits(state: State, features: Tensor) -> Tensor:
 
 
 def official_merge(state: State, scale: float) -> State:
-    """What the official script does with four adapters: W_a = I + s W_2 W_1 is multiplied into the linear before or after it."""
+    """The state dict after the official merging script, for four adapters.
+
+    W_a = I + s W_2 W_1 is multiplied into the linear before or after the adapter.
+    """
     state = dict(state)
     for block in range(sum(key.endswith(".ln_1.weight") for key in state)):
         name = f"backbone.transformer.resblocks.{block}"

@@ -1,4 +1,6 @@
-"""What must hold for a tower to be called supported? Asked of a small version of it; the sweep of all names and the tests share this.
+"""What must hold for a tower to be called supported?
+
+The checks ask a small version of a tower. Tests and the sweep over all names share the checks.
 
 Shapes: B clips, T frames, C channels.
 """
@@ -24,19 +26,15 @@ from tests.towers_for_tests import gather_inputs
 from zeroi2v import VideoClassifier
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.method.relocate import TemporalHeads, head_moves
-from zeroi2v.models.towers import (
-    Block,
-    build_tower,
-    survey,
-)
+from zeroi2v.models.survey import Block, survey
+from zeroi2v.models.towers import build_tower
 
 CLIPS: Final = 2
 FRAMES: Final = 3
 SEED: Final = 0
 FOUR: Final = {"depths": (2, 1, 1, 1)}
-SMALL: Final[
-    dict[str, tuple[dict[str, Any], int]]
-] = {  # timm's module: what makes its towers small, and pixels along a side
+# timm's module -> options that make the towers of the module small, and pixels along a side
+SMALL: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "convit": ({"img_size": 32, "depth": 2, "local_up_to_layer": 1}, 32),
     "crossvit": (
         {"img_size": 120, "depth": ((1, 1, 0),)},
@@ -72,7 +70,7 @@ SMALL: Final[
     ),
     "volo": ({"img_size": 64}, 64),
 }
-IMPLEMENTATIONS: Final = (  # one tower per way of writing attention
+IMPLEMENTATIONS: Final = (  # a tower for each way in which timm writes attention
     "vit_tiny_patch16_224",
     "vit_small_patch16_dinov3",
     "beit_base_patch16_224",
@@ -87,42 +85,50 @@ IMPLEMENTATIONS: Final = (  # one tower per way of writing attention
     "efficientformer_l1",
     "fastvit_sa12",
 )
-SLOW_IMPLEMENTATIONS: Final = (
+SLOW_IMPLEMENTATIONS: Final = (  # towers without a small version
     "nest_tiny",
     "mobilevit_s",
     "maxvit_tiny_tf_224",
-)  # they have no small version
+)
 
 
 def first_heads(name: str) -> int:
-    """How many heads the first attention block of this name has."""
+    """The number of heads of the first attention block of a tower."""
     with torch.device("meta"):
         return survey(timm.create_model(name, num_classes=0), name).head_counts[0]
 
 
 def plain_options(name: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """For a tower of equal blocks: two of them with heads of 16 channels on two by two patches, or what it takes of that."""
-    patch = int(found[1]) if (found := re.search(r"(?:patch|_p)(\d+)", name)) else 16
-    size = 2 * patch if found else 64
+    """Options, and pixels along a side, for a small version of a tower whose blocks are alike.
+
+    The first options ask for two blocks, heads of 16 channels and pictures of two by two patches.
+    The later options ask for less, for towers that refuse the first.
+    """
+    stated = re.search(r"(?:patch|_p)(\d+)", name)
+    size = 2 * int(stated[1]) if stated else 64
     if is_model_in_modules(name, ["deepseek_vit", "qwen3_vit"]):
-        size = 6 * (14 if "deepseek" in name else 16)  # they merge 3 by 3, or 2 by 2
+        size = 6 * (14 if "deepseek" in name else 16)  # they merge 3 by 3 or 2 by 2 patches
     width = 16 * first_heads(name)
     for pixels in (size, 64, 128):
-        given = {"img_size": pixels, "depth": 2}
-        yield {**given, "embed_dim": width}, pixels
-        yield given, pixels
+        options = {"img_size": pixels, "depth": 2}
+        yield {**options, "embed_dim": width}, pixels
+        yield options, pixels
         yield {"depth": 2}, pixels
         yield {}, pixels
 
 
 @contextlib.contextmanager
 def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """Options that make a small tower of this name, as long as the context lasts, and the pixels along a side of its pictures."""
+    """Options that make a small version of a tower, and the pixels along a side of its pictures.
+
+    The options are valid as long as the context lasts.
+    """
     family = next((module for module in SMALL if is_model_in_modules(name, [module])), None)
-    if family == "mvitv2":  # takes no options; its table is changed for the time being
+    if family == "mvitv2":  # takes no options, so timm's table is changed for a time
         kept = mvitv2.model_cfgs[name]
+        heads = [kept.num_heads] if isinstance(kept.num_heads, int) else kept.num_heads
         mvitv2.model_cfgs[name] = dataclasses.replace(
-            kept, depths=(1, 1, 2, 1), embed_dim=tuple(16 * heads for heads in kept.num_heads)
+            kept, depths=(1, 1, 2, 1), embed_dim=tuple(16 * count for count in heads)
         )
         try:
             yield SMALL[family]
@@ -131,7 +137,7 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
     elif family is not None and family.startswith("swin"):
         options, size = SMALL[family]
         yield {**options, "embed_dim": 8 * first_heads(name)}, size
-    elif name == "crossvit_18_240":  # alone among its kind it takes no depth
+    elif name == "crossvit_18_240":  # alone among CrossViTs, it takes no depth
         yield {"img_size": 120}, 120
     elif name in ("fastvit_mci3", "fastvit_mci4"):  # five stages, the last two with attention
         yield {"embed_dims": (32, 32, 32, 64, 64)}, 128
@@ -144,7 +150,7 @@ def small_tower(name: str) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def fits(name: str, options: dict[str, Any], size: int) -> bool:
-    """Whether timm takes the options and the tower the pictures."""
+    """Whether timm accepts the options, and the tower pictures of this size."""
     try:
         with torch.device("meta"), torch.no_grad():
             timm.create_model(name, num_classes=0, **options).eval()(torch.empty(1, 3, size, size))
@@ -154,13 +160,16 @@ def fits(name: str, options: dict[str, Any], size: int) -> bool:
 
 
 def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
-    """Every norm, bias, scale and table made to matter; in eval mode. An identity, or a zero, would prove nothing."""
+    """The model in eval mode, with random norms, biases, scales and tables.
+
+    A weight that is an identity or a zero would prove nothing.
+    """
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for module in (*model.tower.modules(), *model.adapters.modules()):
-            if isinstance(
-                module, nn.Linear | nn.Conv2d
-            ):  # or what depends on the picture dies away, or grows until it is chaos
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                # Keeps the part of an activation that depends on the picture from vanishing, and
+                # from growing until rounding decides.
                 spread = module.weight[0].numel() ** -0.5
                 module.weight.copy_(spread * torch.randn(module.weight.shape, generator=generator))
         for parameter in model.parameters():
@@ -169,11 +178,13 @@ def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
                 or parameter.numel() <= 4 * max(parameter.shape)
                 or parameter.std() < 0.01
             ):
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
         for parameter in model.classifier.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:  # the clip's own averages: others would let the activations grow until a softmax is all or nothing
+        for norm in norms:
+            # The norm takes the clip's own averages. With other averages the activations grow
+            # until a softmax is all or nothing.
             norm.train()
             norm.momentum = 1.0
         if norms:
@@ -182,13 +193,17 @@ def randomise(model: VideoClassifier, clip: Tensor) -> VideoClassifier:
 
 
 def random_frames(size: int) -> Tensor:
+    """Clips (B, T, 3, size, size) in float64."""
     generator = torch.Generator().manual_seed(SEED + 1)
     return torch.randn(CLIPS, FRAMES, 3, size, size, generator=generator, dtype=torch.float64)
 
 
 @torch.no_grad()
 def check_tower(name: str) -> dict[str, Any]:
-    """AssertionError if a promise is broken. What was built, for the record."""
+    """Check all promises on a small version of a tower; the result describes this version.
+
+    AssertionError names a promise that the tower breaks.
+    """
     with small_tower(name) as (options, size):
         torch.manual_seed(SEED)
         clip = random_frames(size)
@@ -214,7 +229,7 @@ def check_tower(name: str) -> dict[str, Any]:
         temporal = zeroi2v.create_model(
             name, num_classes=3, frames=FRAMES, heads="-1*1/2, 1*1/2", tower_options=options
         )
-        check_merging(randomise(temporal.eval(), clip), clip, {**options})
+        check_merging(randomise(temporal.eval(), clip), clip, options)
         return {
             "blocks": len(blocks),
             "spatial": list(spatial.plan.tower.spatial_blocks),
@@ -228,7 +243,10 @@ def check_tower(name: str) -> dict[str, Any]:
 
 
 def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
-    """Offsets of 0 give the image tower, frame by frame, and every attention block is called once, in order."""
+    """Offsets of 0 give the image tower's features, frame by frame.
+
+    And the tower calls every attention block once, in order.
+    """
     blocks = [plan.block for plan in model.plan.blocks]
     called: list[str] = []
     hooks = [
@@ -251,7 +269,7 @@ def check_frame_by_frame(model: VideoClassifier, clip: Tensor) -> None:
         features, one_by_one, rtol=1e-8, atol=1e-8 * float(one_by_one.abs().max())
     )
     assert features.shape == (CLIPS, FRAMES, model.classifier.in_features)
-    if not isinstance(model.tower, CrossVit):  # which keeps two sets of tokens
+    if not isinstance(model.tower, CrossVit):  # a CrossViT keeps two sets of tokens
         tokens = model.tokens(clip)
         assert tokens.ndim == 4
         assert tokens.shape[:2] == (CLIPS, FRAMES)
@@ -265,7 +283,10 @@ def projection_of(model: VideoClassifier, block: Block) -> nn.Module:
 
 
 def check_prefix(model: VideoClassifier, blocks: Sequence[Block], clip: Tensor) -> None:
-    """As many tokens as are said to be class and register tokens do not depend on the picture when they reach the first block."""
+    """The first tokens, as many as the survey's `prefix`, do not depend on the picture.
+
+    They are the class and register tokens, before the first block.
+    """
     projection, anatomy = projection_of(model, blocks[0]), model.plan.tower
     seen = gather_inputs(projection)
     model.features(clip)
@@ -283,7 +304,10 @@ def check_prefix(model: VideoClassifier, blocks: Sequence[Block], clip: Tensor) 
 def check_one_head(
     model: VideoClassifier, block: Block, clip: Tensor, *, head: int, offset: int
 ) -> None:
-    """One temporal head reads the frame that it names, its queries stay, and nothing else of this block's attention moves."""
+    """A temporal head takes keys and values from the frame at its offset, queries from its own.
+
+    No other channel of this block's attention moves.
+    """
     layout = tuple(offset if index == head else 0 for index in range(block.layout.head_count))
     temporal = TemporalHeads(block.layout, head_moves(layout))
     attention: Any = model.tower.get_submodule(block.name)
@@ -291,7 +315,8 @@ def check_one_head(
     normed = "norm" in children[children.index("qkv") :] and not isinstance(
         attention.norm, nn.Identity
     )
-    watched = attention.norm if normed else attention.proj  # a norm over all heads would mix them
+    # A norm over all heads mixes the heads, so the input of the norm is watched.
+    watched = attention.norm if normed else attention.proj
     seen: list[Tensor] = []
     hooks = [
         projection_of(model, block).register_forward_hook(temporal),
@@ -307,9 +332,9 @@ def check_one_head(
         model.features(other)
     for hook in hooks:
         hook.remove()
-    before, *after = (one.clone() for one in seen)
+    before, *after = (inputs.clone() for inputs in seen)
     own_channels = torch.zeros(before.shape[-1], dtype=torch.bool)
-    own_channels[block.heads.columns[head]] = True
+    own_channels[block.head_channels.columns[head]] = True
     for changed, now in zip((read, reader), after, strict=True):
         moved = (now - before).abs().amax(2) > 1e-12 * float(before.abs().max())  # (B, T, C)
         expected = torch.zeros_like(moved)
@@ -320,12 +345,16 @@ def check_one_head(
             expected[0, reader - offset] = own_channels
         wrong = (moved != expected).nonzero().tolist()
         assert not wrong, (
-            f"{block.name}, head {head}, offset {offset}, frame {changed} changed: (clip, frame, channel) {wrong[:4]}"
+            f"{block.name}, head {head}, offset {offset}, frame {changed} changed: "
+            f"(clip, frame, channel) {wrong[:4]}"
         )
 
 
 def check_merging(model: VideoClassifier, clip: Tensor, options: dict[str, Any]) -> None:
-    """Merging changes no output, also after saving and loading, and leaves the tower's own keys and shapes."""
+    """Merging changes no output, also after saving and loading.
+
+    And a merged model has the tower's own keys and shapes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = zeroi2v.load(folder)

@@ -1,4 +1,4 @@
-"""Small towers of every plain kind, with every weight made to matter."""
+"""Which small towers do tests use, and how does a test make every weight matter?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from zeroi2v.method.call import Call
 
 FRAMES = 4
 SMALL = {"img_size": 32, "depth": 3}
-TOWERS = {  # one per way of writing a plain vision transformer
+# Name -> timm's options, for each way in which timm writes a plain vision transformer.
+TOWERS: dict[str, dict[str, Any]] = {
     "zeroi2v_tiny": {},
     "vit_tiny_patch16_224": SMALL,  # [cls] token
     "vit_small_patch16_dinov3": SMALL,  # RoPE, registers, no qkv bias
@@ -28,17 +29,20 @@ TOWERS = {  # one per way of writing a plain vision transformer
 
 
 def respec(model: VideoClassifier, **changes: Any) -> None:
-    """Change what a model says of itself."""
+    """Change fields of a model's `Spec`."""
     model.spec = dataclasses.replace(model.spec, **changes)
 
 
 def noisy(model: VideoClassifier, seed: int = 0) -> VideoClassifier:
-    """The model with adapters, norms, LayerScale, biases and temporal embedding randomised: identity would prove nothing."""
+    """The model in eval mode, with random adapters, norms, scales, biases and temporal embedding.
+
+    A weight that is an identity or a zero would prove nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim < 2 or parameter is model.temporal_embedding:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
         for parameter in (*model.adapters.parameters(), *model.classifier.parameters()):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
@@ -47,7 +51,7 @@ def noisy(model: VideoClassifier, seed: int = 0) -> VideoClassifier:
 def small_model(
     tower: str, *, num_classes: int = 5, frames: int = FRAMES, **settings: Any
 ) -> VideoClassifier:
-    """`create_model` on a small version of the tower, with random weights."""
+    """A model on a small version of the tower, with random weights."""
     torch.manual_seed(0)
     return create_model(
         tower, num_classes=num_classes, frames=frames, tower_options=TOWERS[tower], **settings
@@ -55,7 +59,7 @@ def small_model(
 
 
 def random_clip(model: VideoClassifier, clips: int = 2, seed: int = 1) -> Tensor:
-    """A clip that fits the model, in the model's own dtype."""
+    """Random clips of the shape that the model takes, in the dtype of the model."""
     size = model.image_size
     dtype = next(model.parameters()).dtype
     return torch.randn(
@@ -70,14 +74,14 @@ def random_clip(model: VideoClassifier, clips: int = 2, seed: int = 1) -> Tensor
 
 
 def gather_inputs(module: nn.Module) -> list[Tensor]:
-    """A list that every later call of the module adds its input to."""
+    """A list to which every later call of the module adds its input."""
     seen: list[Tensor] = []
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
 
 
 def new_call(clips: int, frames: int, adapters: Any = ()) -> Call:
-    """The call that a model of these adapters would begin for so many clips of T frames."""
+    """The call that a model with these adapters would begin for clips of T frames."""
     return Call(
         clips=clips,
         frames=frames,

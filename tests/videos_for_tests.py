@@ -1,4 +1,4 @@
-"""Videos whose every frame tells its number, encoded in any way, and a slow decoder to compare with."""
+"""Videos whose frames tell their numbers, in any encoding, and a slow decoder to compare with."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def every(num_frames: int) -> range:
 
 
 def sequential(path: Path) -> Iterator[av.VideoFrame]:
-    """The slow second route: one thread, from start to end."""
+    """The frames of a video from a plain decoding: one thread, from start to end."""
     with av.open(f"file:{path}") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -31,14 +31,14 @@ def sequential(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def upright(frame: av.VideoFrame) -> Tensor:
-    """Its pixels (3, H, W), turned as the container says."""
+    """The pixels (3, H, W) of a frame, turned as the container says."""
     return torch.from_numpy(
         np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).copy()
     ).permute(2, 0, 1)
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
-    """A picture that tells its number: a gradient that moves, and a bright bar that grows."""
+    """A picture (H, W, 3) that tells its number by a moving gradient and a growing bright bar."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack(
         [2 * x + 5 * number, 255 * y // height, np.full_like(x, 3 * number)], -1
@@ -76,6 +76,7 @@ def encode(
     container_format: str | None = None,
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
 ) -> Path:
+    """A video of pictures 0, 1, ..; `prepare` may change the stream before the first frame."""
     width, height = size
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})

@@ -1,4 +1,7 @@
-"""What does zeroi2v offer? The public names; each is imported when it is first used, so `import zeroi2v` takes no time."""
+"""Which public names has zeroi2v?
+
+The module of a name is imported when the name is first used, so `import zeroi2v` takes no time.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -41,7 +44,11 @@ else:
     }
 
     def __getattr__(name):
-        """A public name, from its home, or `__version__`, from the installed package; kept, so that this runs once for each."""
+        """The value of a public name, or the version of the installed package as `__version__`.
+
+        Python calls this function for a name that the module does not hold. The value is stored in
+        the module, so the function runs once for each name.
+        """
         if name == "__version__":
             from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""`python -m zeroi2v` is the command line."""
+"""How is zeroi2v run as a module? `python -m zeroi2v` runs the command line."""
 
 import sys
 

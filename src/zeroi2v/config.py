@@ -1,6 +1,7 @@
-"""Which settings are there, and which values may each of them have?
+"""Which settings are there, and which values may each setting have?
 
-Every setting is a field of a frozen dataclass, which checks the value when it is built. `recipes.py` reads settings from files.
+Every setting is a field of a frozen dataclass. The dataclass checks the values of its fields when
+an instance is made. `recipes.py` reads settings from files.
 """
 
 from __future__ import annotations
@@ -15,51 +16,43 @@ OffsetList = tuple[int, ...]
 Decoder = Literal["pyav", "torchcodec"]
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
+def _require(condition: bool, message: str) -> None:
+    """ConfigError with the message unless the condition is true."""
+    if not condition:
         raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which tower, and what is done to it. The number of frames belongs to `ClipConfig`."""
+    """The tower, and how the tower is adapted. The number of frames belongs to `ClipConfig`."""
 
     tower: str = "zeroi2v_tiny"
     pretrained: bool = True
-    weights: str | None = (
-        None  # a file or folder of them instead of the pretrained ones (docs/weights.md)
-    )
-    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = (
-        None  # None: Table 6a's for this tower
-    )
-    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = (
-        "stdha"  # the rows of Table 1a
-    )
-    ratio: float | None = (
-        None  # share of the channels that move, half each way; stdha, hr_qkv: instead of heads
-    )
-    strategy: str = "zeroi2v"  # a row of Table 2, or a method that the paper compares with
-    sites: tuple[str, ...] | None = (
-        None  # where the adapters sit; None: where the strategy has them
-    )
-    adapted_blocks: int | None = (
-        None  # how many blocks have them, the last ones; nothing below trains; None: all
-    )
-    adapter_ratio: float | None = (
-        None  # bottleneck width / channels of the tower; None: the strategy's, mostly 0.25
-    )
-    adapter_scale: float | None = (
-        None  # factor of the adapter's branch; None: the strategy's, mostly 1
-    )
-    adapter_dropout: float = 0.0  # between the adapter's two linears
+    # A file or folder of weights to use instead of the pretrained weights (docs/weights.md).
+    weights: str | None = None
+    # Head layouts (`method/heads.py`). None: the layout of Table 6a.
+    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None
+    # A row of Table 1a.
+    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"
+    # Share of the channels that read another frame: half of them t - 1, half t + 1. With operators
+    # stdha and hr_qkv, `ratio` replaces `heads`.
+    ratio: float | None = None
+    strategy: str = "zeroi2v"  # a row of Table 2, or a peer
+    # Sites of the adapters. None: the sites of the strategy.
+    sites: tuple[str, ...] | None = None
+    # Only the last so many blocks have adapters, and nothing below them trains. None: all blocks.
+    adapted_blocks: int | None = None
+    # Bottleneck width / channels of the tower. None: the strategy's ratio, mostly 0.25.
+    adapter_ratio: float | None = None
+    # Factor of the adapter's branch. None: the strategy's scale, mostly 1.
+    adapter_scale: float | None = None
+    adapter_dropout: float = 0.0  # between the two linear layers of an adapter
     classifier_dropout: float = 0.0
-    temporal_embedding: Literal["trained", "zero"] = (
-        "trained"  # zero: the heads alone can tell the order of frames
-    )
-    tubelet: int = (
-        1  # neighbouring frames that the patch embedding makes one of (Swin in Table 11: 2)
-    )
-    tower_options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
+    # "zero": the temporal embedding stays zero, so only the heads can tell the order of frames.
+    temporal_embedding: Literal["trained", "zero"] = "trained"
+    # Neighbouring frames that the patch embedding makes one picture of. Swin in Table 11: 2.
+    tubelet: int = 1
+    tower_options: dict[str, Any] = field(default_factory=dict)  # arguments for timm
 
     def __post_init__(self) -> None:
         moves_heads = self.operator in ("stdha", "hr_qkv")
@@ -71,7 +64,8 @@ class ModelConfig:
         )
         _require(
             self.heads is None or (moves_heads and self.ratio is None),
-            f"heads goes with operator stdha or hr_qkv without ratio, got operator {self.operator}, ratio {self.ratio}",
+            "heads goes with operator stdha or hr_qkv without ratio, "
+            f"got operator {self.operator}, ratio {self.ratio}",
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
         _require(
@@ -93,17 +87,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How the videos of a data set and their labels are found (docs/data.md)."""
+    """How zeroi2v finds the videos of a data set, and their labels (docs/data.md)."""
 
-    format: str = "auto"  # a row of FORMATS (data/formats/registry.py); auto: the first that fits
-    split: Literal[1, 2, 3] = 1  # which of the official splits, where a data set has several
-    videos: str | None = None  # folder of the videos, if they are not beside the lists
-    classes: str | None = (
-        None  # file of class names, one a line, for lists and tar files that hold numbers
-    )
-    multi_label: bool = (
-        False  # a video may have several labels; each class is then a question of its own
-    )
+    # A row of FORMATS (data/formats/registry.py). "auto": the first format that fits the data set.
+    format: str = "auto"
+    split: Literal[1, 2, 3] = 1  # number of the official split, where a data set has several
+    videos: str | None = None  # folder of the videos, if the videos are not beside the lists
+    # File of class names, one name a line, for lists and tar files whose labels are numbers.
+    classes: str | None = None
+    # Whether a video may have several labels. The model then judges each class by itself.
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
@@ -112,16 +105,14 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """How one clip is cut out of a video, in time."""
+    """Which frames of a video make a clip."""
 
     frames: int = 8
-    sampling: Literal["segment", "dense"] = (
-        "segment"  # one frame of each of T equal segments, or T frames `stride` apart
-    )
-    stride: int = 16  # dense only: video frames between two frames of the clip
-    decoder: Decoder = (
-        "pyav"  # what decodes video files; torchcodec must be installed (docs/videos.md)
-    )
+    # "segment": one frame of each of T equal segments. "dense": T frames, `stride` apart.
+    sampling: Literal["segment", "dense"] = "segment"
+    stride: int = 16  # video frames from one frame of a dense clip to the next
+    # The library that decodes video files. torchcodec must be installed (docs/videos.md).
+    decoder: Decoder = "pyav"
 
     def __post_init__(self) -> None:
         _require(self.frames >= 1, f"frames must be at least 1, got {self.frames}")
@@ -130,24 +121,22 @@ class ClipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
-    """How the frames of a training clip are cropped, flipped, augmented and erased; all frames of a clip alike."""
+    """How the frames of a training clip are cropped, flipped, augmented and erased.
 
-    crop_area: tuple[float, float] = (
-        0.08,
-        1.0,
-    )  # share of the frame's area that a random crop keeps
-    crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of that crop
+    All frames of a clip are treated alike.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the frame's area that a crop keeps
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
     flip: float = 0.5  # probability of a left-right flip
-    flip_pairs: tuple[tuple[str, str], ...] = ()  # labels that a flip exchanges
-    augment_operations: int = (
-        0  # RandAugment's n, how many of its 14 operations are drawn; the paper: 4
-    )
+    flip_pairs: tuple[tuple[str, str], ...] = ()  # pairs of labels that a flip exchanges
+    # RandAugment's n, the number of operations that are drawn from its 14 operations. The paper: 4.
+    augment_operations: int = 0
     augment_magnitude: float = 7.0  # RandAugment's m, of 10
     augment_jitter: float = 0.5  # standard deviation of m
-    augment_probability: float = 0.5  # of each operation that was drawn
-    augment_place: Literal["before_crop", "after_flip"] = (
-        "before_crop"  # official: Something-Something after the flip
-    )
+    augment_probability: float = 0.5  # of applying each operation that was drawn
+    # When frames are augmented. The authors' code for Something-Something: after the flip.
+    augment_place: Literal["before_crop", "after_flip"] = "before_crop"
     erase: float = 0.0  # probability that a rectangle is erased
     erase_fill: Literal["noise", "grey"] = "noise"
     erase_area: tuple[float, float] = (0.02, 1 / 3)  # share of the view's area that is erased
@@ -175,19 +164,19 @@ class PixelsConfig:
         _require(0 <= number <= 14, f"augment_operations must be 0 to 14, got {number}")
         _require(0 <= magnitude <= 10, f"augment_magnitude must be 0 to 10, got {magnitude}")
         _require(jitter >= 0, f"augment_jitter must be at least 0, got {jitter}")
-        named = [label for pair in self.flip_pairs for label in pair]
+        labels = [label for pair in self.flip_pairs for label in pair]
         _require(
-            len(named) == len(set(named)),
+            len(labels) == len(set(labels)),
             f"flip_pairs must name each label once, got {self.flip_pairs}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How many views of a video are evaluated; their scores are averaged."""
+    """How many views of a video are evaluated. The scores of the views are averaged."""
 
     clips: int = 1
-    crops: Literal[1, 3] = 1  # the centre, or three along the longer side
+    crops: Literal[1, 3] = 1  # of a clip: the centre, or three along the longer side
 
     def __post_init__(self) -> None:
         _require(self.clips >= 1, f"clips must be at least 1, got {self.clips}")
@@ -195,46 +184,44 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The training schedule: AdamW, linear warm-up, cosine to zero."""
+    """How a model is trained: AdamW, with a linear warm-up and a cosine down to zero."""
 
     epochs: int = 30
     batch_size: int = 16  # clips of a step, of all processes together
-    accumulate: int = 1  # parts that each process's clips of a step are taken in, one after the other: less memory, same result
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05  # not applied to norms and embeddings
+    # A process takes its clips of a step in so many parts, one after the other. More parts need
+    # less memory and give the same gradient.
+    accumulate: int = 1
+    learning_rate: float = 1e-3  # the highest of the run
+    weight_decay: float = 0.05  # not for norms and embeddings
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
-    gradient_clip: float = (
-        0.0  # longest gradient, all weights as one vector, that a step may take; 0: any
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
-        "auto"  # auto: bf16 where the processor multiplies it natively
-    )
-    checkpointing: bool = (
-        False  # keep each block's input alone and work out the rest again: less memory, more time
-    )
+    # A step shortens a gradient, all weights as one vector, that is longer than this. 0: never.
+    gradient_clip: float = 0.0
+    # Of matrix products. "auto": bf16 where the processor multiplies bf16 natively, else fp32.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # Whether a step keeps the input of each block alone and computes the rest again for the
+    # gradient: less memory, more time.
+    checkpointing: bool = False
     token_share: float = 1.0  # of a clip's patches that a step sees, the same in all frames
-    few_frames: int = 0  # frames of a clip in the first few_frames_epochs; 0: as many as later
+    few_frames: int = 0  # frames of a clip in the first `few_frames_epochs`; 0: `clip.frames`
     few_frames_epochs: int = 0
-    workers: int = -1  # processes that decode; -1: one per core beyond the first, at most 8
+    # Processes that decode videos. -1: one for each core beyond the first, at most 8.
+    workers: int = -1
     seed: int = 0
-    exclude: str | None = (
-        None  # file that lists videos to leave out, as `zeroi2v data check --out` writes it
-    )
-    broken: Literal["stop", "skip"] = (
-        "stop"  # a video that cannot be read ends the run, or is left out and listed
-    )
+    # A file that lists videos to leave out, as `zeroi2v data check --out` writes the file.
+    exclude: str | None = None
+    # "stop": a video that cannot be read ends the run. "skip": it is left out and listed.
+    broken: Literal["stop", "skip"] = "stop"
     validate_every: int = 1  # epochs
-    patience: int = 0  # end after so many validations without a better one; 0: never
-    save_every_minutes: float = (
-        10.0  # where the run stands, within an epoch too; 0: after each epoch alone
-    )
-    start_from: str | None = None  # the folder of an earlier run, whose weights these start as
-    sharding: Literal["none", "full"] = (
-        "none"  # full: of several processes each keeps a part of the weights (FSDP)
-    )
-    tensorboard: bool = False  # write the figures of each epoch into RUN/tensorboard too
+    # The run ends after so many validations without a new best epoch. 0: never early.
+    patience: int = 0
+    # Minutes between two saves of the run's state within an epoch. 0: only after each epoch.
+    save_every_minutes: float = 10.0
+    start_from: str | None = None  # the folder of an earlier run whose weights this run starts from
+    # "full": each of several processes keeps a part of the weights (FSDP).
+    sharding: Literal["none", "full"] = "none"
+    tensorboard: bool = False  # whether the figures of each epoch also go to RUN/tensorboard
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
@@ -271,20 +258,21 @@ class TrainConfig:
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
         _require(
             self.sharding == "none" or self.precision != "fp16",
-            "sharding goes with precision fp32 or bf16: the scale of fp16's gradients is not shared",
+            "sharding goes with precision fp32 or bf16: processes cannot share the scale of fp16",
         )
         _require(
             self.sharding == "none" or self.accumulate == 1,
-            f"sharding goes with accumulate 1, or processes with fewer clips would not meet the others; got {self.accumulate}",
+            "sharding goes with accumulate 1, because all processes must take their clips in "
+            f"equally many parts; got {self.accumulate}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReencodeConfig:
-    """How `zeroi2v data reencode` writes its copies; no part of a recipe."""
+    """How `zeroi2v data reencode` writes copies of videos. These settings are in no recipe."""
 
-    short_side: int = 256  # pixels; a video that is smaller keeps its size
-    keyframes: int = 16  # frames from one key frame to the next, at most
+    short_side: int = 256  # pixels; a smaller video keeps its size
+    keyframes: int = 16  # most frames from one key frame to the next
     crf: int = 20  # 0: lossless, 51: worst
 
     def __post_init__(self) -> None:
@@ -296,7 +284,7 @@ class ReencodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a training run is told, apart from where the data lies and the folder it writes."""
+    """All settings of a training run, apart from the path of the data and the folder of the run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -316,14 +304,17 @@ class Recipe:
         smoothed = self.data.multi_label and self.train.label_smoothing > 0
         _require(
             not smoothed,
-            "label_smoothing is for one label a video: with data.multi_label it must be 0",
+            "label_smoothing must be 0 with data.multi_label: it is for one label a video",
         )
 
     def clip_in_epoch(self, epoch: int) -> ClipConfig:
-        """How a training clip is cut in an epoch, from 1 on: at first, if asked for, fewer frames of as long a stretch of the video."""
+        """The settings of training clips in an epoch. The first epoch is 1.
+
+        In the first `train.few_frames_epochs` epochs a clip has fewer frames. Its stride is longer
+        in proportion, so the clip spans the same stretch of the video.
+        """
         if epoch > self.train.few_frames_epochs:
             return self.clip
-        few, whole = self.train.few_frames, self.clip.frames
-        return dataclasses.replace(
-            self.clip, frames=few, stride=round(self.clip.stride * whole / few)
-        )
+        few, all_frames = self.train.few_frames, self.clip.frames
+        stride = round(self.clip.stride * all_frames / few)
+        return dataclasses.replace(self.clip, frames=few, stride=stride)

@@ -1,6 +1,7 @@
 """Which errors does zeroi2v raise?
 
-Every error whose cause lies outside the code is one of these, and its text is one line: what, where, what to do.
+Every error whose cause lies outside the code is one of these classes. The text of an error is one
+line: what is wrong, where, and what to do.
 
     ZeroI2VError
     ├── ConfigError       a setting, an option or a recipe is wrong
@@ -10,7 +11,8 @@ Every error whose cause lies outside the code is one of these, and its text is o
     ├── MergeError        a model holds something that no linear layer can absorb
     ├── DatasetError      a folder or manifest of videos is wrong
     ├── VideoError        a video cannot be read; `.path` names it
-    └── FileError         a file cannot be written
+    ├── FileError         a file cannot be written
+    └── WorkerError       a process that decodes videos ended before its work was done
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Iterable, Sequence
 
 
 class ZeroI2VError(Exception):
-    """The root of the tree; catch it to catch everything that is not a defect of the code."""
+    """The root of the tree. Who catches this class catches every error that is no code defect."""
 
 
 class ConfigError(ZeroI2VError, ValueError):
@@ -49,12 +51,10 @@ class DatasetError(ZeroI2VError):
 
 
 class VideoError(ZeroI2VError):
-    """A video cannot be read. `path` is the file or folder, `reason` one clause that says why."""
+    """A video cannot be read. `path` is the file or folder; `reason` is a clause that says why."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(
-            os.fspath(path), reason
-        )  # both arguments, so that the error survives pickling
+        super().__init__(os.fspath(path), reason)  # pickling needs both arguments
         self.path = os.fspath(path)
         self.reason = reason
 
@@ -66,13 +66,28 @@ class FileError(ZeroI2VError):
     """A file cannot be written."""
 
 
+class WorkerError(ZeroI2VError):
+    """A process that decodes videos ended before its work was done."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The clause of an error that names the known words nearest to a wrong one: ', did you mean ...?'; '' if none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
+    """The end of an error's text that suggests the known word nearest to a wrong word.
+
+    For example ", did you mean 'epochs'?"; an empty text if no known word is similar.
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 def first_names(names: Sequence[object]) -> str:
-    """The part of an error that lists the first three of several things, and counts the others."""
+    """The part of an error's text that lists the first three of several names.
+
+    For example "a, b, c and 2 more".
+    """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(str, names[:3])) + more
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message; the exception's name if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

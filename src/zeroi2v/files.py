@@ -1,7 +1,8 @@
-"""How is a file written whole? Every file that zeroi2v writes appears complete under its name, or does not appear.
+"""How is a file written whole? A file appears complete under its name, or does not appear at all.
 
-`write_files` writes several files together, `write_text` one text; `check_writable` asks before the work is done, not after.
-A file of JSON lines grows by one line at a time.
+Every file that zeroi2v writes is written by this module. `write_files` writes several files
+together, `write_text` a text, `write_json` a JSON value. `append_json` adds one line to a file of
+JSON lines. `check_writable` tells before long work whether the file of its result can be written.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ Writer: TypeAlias = Callable[[Path], object]
 
 
 def write_files(files: Mapping[Path, Writer]) -> None:
-    """Call each writer with the path of a temporary file; when all files are on the disk, give each its name.
+    """Write several files whole. `files` maps the path of each file to a function that writes it.
 
-    A writer reports a failure as OSError or UnicodeError. FileError names the files; the earlier files stay as they were.
+    Each writer gets the path of a temporary file. When all temporary files are on the disk, each is
+    renamed to its final path. A writer reports a failure as OSError or UnicodeError.
+
+    FileError names the files that cannot be written; earlier files at these paths stay.
     """
     partials = {path: _partial(path) for path in files}
     try:
@@ -32,7 +36,7 @@ def write_files(files: Mapping[Path, Writer]) -> None:
             partials[path].touch()
             mode = partials[path].stat().st_mode
             write(partials[path])
-            partials[path].chmod(mode)  # some writers let nobody else read their file
+            partials[path].chmod(mode)  # some writers make a file that only its owner can read
             with partials[path].open("rb") as file:
                 os.fsync(file.fileno())
         for path, partial in partials.items():
@@ -50,7 +54,10 @@ def write_files(files: Mapping[Path, Writer]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole. File names in the text may hold bytes that are no text. FileError as `write_files`."""
+    """Write a text file whole. FileError as `write_files`.
+
+    File names in the text may hold bytes that are not UTF-8; these bytes are written unchanged.
+    """
 
     def write(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
@@ -91,7 +98,10 @@ def _without_infinities(value: object) -> object:
 
 
 def check_writable(path: Path) -> None:
-    """FileError if a file cannot be written at this path. Ask before the work whose result the file is to hold."""
+    """FileError if no file can be written at this path.
+
+    Call this before the work whose result goes into the file. Missing folders are made.
+    """
     probe = _partial(path)
     try:
         if path.is_dir():
@@ -106,17 +116,17 @@ def check_writable(path: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a path is that of a temporary file, which a killed process may have left behind."""
+    """Whether a path is that of a temporary file. A killed process may leave such a file behind."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _partial(path: Path) -> Path:
-    """The temporary file beside a path: two processes that write the same file do not share one."""
+    """The path of the temporary file for a file. Each process has its own temporary file."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a file and see the line onto the disk."""
+    """Add one line of JSON to a file, and wait until the line is on the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
         file.flush()
@@ -124,7 +134,10 @@ def append_json(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries that `append_json` wrote. A last line that a crash cut short is left out."""
+    """The entries that `append_json` wrote; none if the file is missing.
+
+    If a crash cut the last line short, that line is left out.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -132,7 +145,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_json_lines(path: Path, count: int) -> None:
-    """Drop the entries after the first `count`, and a line that a crash cut short."""
+    """Keep the first `count` entries of a file, and drop later entries and a line cut short."""
     if path.exists():
         write_text(
             path, "".join(json.dumps(entry) + "\n" for entry in read_json_lines(path)[:count])
@@ -143,19 +156,19 @@ def keep_json_lines(path: Path, count: int) -> None:
 def claimed(folder: Path, user: str) -> Iterator[None]:
     """Within the block no other process can claim the folder.
 
-    The folder is made if it is missing, and removed if it was made and is empty in the end.
-    ConfigError says that `user`, such as "another training", has the folder now, or that the folder
-    cannot be made.
+    A missing folder is made, and removed at the end of the block if it is still empty. `user` names
+    a process that may claim the folder, such as "another training". ConfigError says that `user`
+    has claimed the folder, or that the folder cannot be made.
     """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot make the folder: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
                 f"{folder}: {user} is running there; wait for it, or choose another --out"
@@ -167,4 +180,4 @@ def claimed(folder: Path, user: str) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # the folder holds something now
                     folder.rmdir()
     finally:
-        os.close(held)
+        os.close(descriptor)

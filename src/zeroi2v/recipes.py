@@ -1,7 +1,8 @@
-"""How does a recipe, a TOML file, become settings? How do settings become plain values, and back?
+"""How does a recipe, a TOML file, become settings, and how do settings become a recipe?
 
-A recipe has one table per dataclass of `config.py`. `read_recipe` reads a file; `changed` gives
-settings other values; `override` does the same with `key=value` texts.
+A recipe has one table for each dataclass of `config.py` that `Recipe` holds. `read_recipe` reads a
+file; `changed` gives settings other values; `override` does the same with `key=value` texts.
+`to_dict` and `from_dict` convert any dataclass to plain values and back.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RECIPE_FILE: Final = "recipe.toml"  # in a run folder: every setting that the ru
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file. ConfigError names the file, and the table and key that is wrong."""
+    """The recipe in a TOML file. ConfigError names the file, and the setting that is wrong."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -40,7 +41,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as TOML, every setting included, so that `read_recipe` gives it back."""
+    """Write every setting of a recipe to a TOML file, which `read_recipe` can read."""
     lines = []
     for table, settings in to_dict(recipe).items():
         lines.append(f"[{table}]")
@@ -50,9 +51,10 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with every path absolute, so that the recipe means the same in another working folder.
+    """The recipe with every path made absolute, so that it means the same in any working folder.
 
-    `model.weights` and `train.start_from` may be no paths but names on the Hub: they change only where the path exists.
+    `model.weights` and `train.start_from` may be names on the Hub instead of paths. These two
+    settings change only if a file or folder of that path exists.
     """
 
     def absolute(value: str | None, *, may_be_name: bool = False) -> str | None:
@@ -75,19 +77,16 @@ def absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _toml(value: Any) -> str:
+    """A plain value as TOML."""
     if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
-            + "}"
-        )
-    if value is None:  # a block's heads, or an option of the tower: TOML has no word for none
+        items = ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        return "{" + items + "}"
+    if value is None:  # the heads of a block, or a tower option: TOML has no null
         return '"none"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # which TOML does not take as it is
+    # JSON leaves the control character DEL as it is, and TOML forbids it.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
@@ -102,10 +101,11 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 
 
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with the settings that `--set key=value` texts give other values.
+    """The recipe with the settings changed that `--set key=value` texts name. The value is TOML.
 
-    A key is `table.name`, or the name alone where only one table has that name. The value is TOML;
-    text that is no TOML is taken as it is. ConfigError as `changed`, and for a text without "=".
+    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
+    setting of this name. The key may go on with keys inside a setting, such as
+    `tower_options.img_size`. ConfigError names a text that is wrong.
     """
     tables = to_dict(recipe)
     for assignment in assignments:
@@ -132,7 +132,7 @@ def full_name(key: str) -> str:
     head, _, rest = key.partition(".")
     table, name = (head, rest) if head in tables else (owners.get(head, [""])[0], key)
     if name.partition(".")[0] not in tables.get(table, {}):
-        known = [*owners, *(f"{table}.{name}" for table in tables for name in tables[table])]
+        known = [*owners, *(f"{table}.{setting}" for table in tables for setting in tables[table])]
         raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
     return f"{table}.{name}"
 
@@ -171,7 +171,7 @@ def data_settings(assignments: Sequence[str], *, run: str | None = None) -> Data
 
 
 def _value(text: str) -> object:
-    """The value that a text stands for: TOML, "none", or the text itself."""
+    """The value that a TOML text stands for. A bare word is text; the bare word none is None."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -179,13 +179,16 @@ def _value(text: str) -> object:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dictionaries and lists, ready for JSON or TOML."""
+    """The fields of a dataclass as plain dictionaries and lists, ready for JSON or TOML."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a dataclass from plain values. ConfigError names a key that is unknown, or a value of the wrong type."""
+    """Make a dataclass of class `kind` from plain values. `where` comes before keys in messages.
+
+    ConfigError names a key that is unknown, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
@@ -196,29 +199,30 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if value == "none" and types.NoneType in inner:
+    """A plain value, converted to the type `hint`. ConfigError if the value does not fit."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value == "none" and types.NoneType in arguments:
         return None
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_dict(hint, value, where + ".")
     if origin is Literal:
-        if value not in inner or isinstance(value, bool):
-            choices = ", ".join(map(repr, inner))
-            raise ConfigError(
-                f"{where} must be one of {choices}, got {value!r}{nearest(str(value), map(str, inner))}"
-            )
+        if value not in arguments or isinstance(value, bool):
+            choices = ", ".join(map(repr, arguments))
+            suggestion = nearest(str(value), map(str, arguments))
+            raise ConfigError(f"{where} must be one of {choices}, got {value!r}{suggestion}")
         return value
     if origin in (types.UnionType, typing.Union):
-        for option in inner:
+        for option in arguments:
             try:
                 return _convert(option, value, where)
             except ConfigError:
                 continue
     elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        if inner[-1] is Ellipsis:
-            return tuple(_convert(inner[0], item, where) for item in value)
-        if len(value) == len(inner):
-            return tuple(_convert(one, item, where) for one, item in zip(inner, value, strict=True))
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, where) for item in value)
+        if len(value) == len(arguments):
+            pairs = zip(arguments, value, strict=True)
+            return tuple(_convert(item_hint, item, where) for item_hint, item in pairs)
     elif (
         hint is float
         and isinstance(value, int | float)
@@ -229,7 +233,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         if not _is_plain(value):
             raise ConfigError(
-                f"{where} must hold numbers, text, true or false, lists and tables alone, got {value!r}"
+                f"{where} must hold nothing but numbers, text, true or false, lists and tables, "
+                f"got {value!r}"
             )
         return {key: None if item == "none" else item for key, item in value.items()}
     elif (
@@ -243,7 +248,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was, but for tuples."""
+    """Whether JSON can store a value and give the same value back; tuples come back as lists."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -256,7 +261,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    """The words of a message for a type, such as "a whole number"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     plain = {
         int: "a whole number",
         float: "a number",
@@ -265,11 +271,9 @@ def _in_words(hint: Any) -> str:
         types.NoneType: "none",
     }
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_in_words, inner)))
+        return " or ".join(dict.fromkeys(map(_in_words, arguments)))
     if origin is tuple:
-        return (
-            f"a list of {_in_words(inner[0])}"
-            if inner[-1] is Ellipsis
-            else f"a list of {len(inner)}"
-        )
+        if arguments[-1] is Ellipsis:
+            return f"a list of {_in_words(arguments[0])}"
+        return f"a list of {len(arguments)}"
     return plain.get(hint, "a table")

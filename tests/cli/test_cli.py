@@ -232,6 +232,8 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
         ("--broken", "skip"): ("train", {"broken": "skip"}),
         ("--set", "label_smoothing=0.1"): ("train", {"label_smoothing": 0.1}),
         ("--set", "views.crops=3"): ("views", {"crops": 3}),
+        ("--workers", "0"): ("train", {"workers": 0}),
+        ("--tower", 'no "such\x7f'): ("model", {"tower": 'no "such\x7f'}),
     }
     for words, (table, settings) in flags.items():
         assert (
@@ -253,8 +255,12 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
 
     assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]) == 0
     assert given[-1] == (earlier, run, True)
-    assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--seed", "5"]) == 1
-    assert len(given) == 8
+    resumed = ["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]
+    assert main([*resumed, "--seed", "5"]) == 1
+    assert len(given) == 10
+    assert main([*resumed, "--workers", "3"]) == 0
+    with_workers = dataclasses.replace(earlier.train, workers=3)
+    assert given[-1] == (dataclasses.replace(earlier, train=with_workers), run, True)
 
 
 def test_eval_takes_the_views_frames_and_size_that_it_is_told(

@@ -1,4 +1,4 @@
-"""Is RandAugment pytorchvideo's: its operations, how often, how strongly, and alike in all frames?"""
+"""Is RandAugment pytorchvideo's: its operations, how often, how strong, alike in all frames?"""
 
 import math
 import re
@@ -38,7 +38,10 @@ CHI_SQUARE_4 = 18.5
 
 
 def photographs(count: int = 2, height: int = 96, width: int = 128) -> Tensor:
-    """Frames with soft light, hard edges, grain and neither black nor white: uint8 (count, 3, height, width)."""
+    """Frames with soft light, hard edges and grain, neither black nor white.
+
+    They are uint8 (count, 3, height, width).
+    """
     generator = torch.Generator().manual_seed(0)
     light = torch.rand(count, 3, 6, 8, generator=generator)
     soft = torch.nn.functional.interpolate(light, size=(height, width), mode="bicubic").clamp(0, 1)
@@ -157,7 +160,7 @@ def test_an_operation_at_magnitude_7_is_pillows(name: str, sign: int) -> None:
         if name in ("equalize", "invert", "solarize", "posterize"):
             assert off.max() == 0
         elif name in PLACES:
-            # Pillow does not blend a picture's edge with what lies outside, and rounds the sampling point.
+            # Pillow rounds the sampling point, and blends no edge of a picture with its outside.
             assert np.mean(off > 2) < 0.03
         else:
             assert off.max() <= 2

@@ -17,7 +17,7 @@ from zeroi2v.errors import VideoError
 def numbered(
     path: Path, times: list[int], *, size: tuple[int, int] = (96, 64), time_base: int = 1000
 ) -> Path:
-    """A video in which frame i is a grey of 3 i, shown at `times[i]` / `time_base` seconds."""
+    """A video whose frame i has the grey level 3 i and is shown at `times[i]` / `time_base` s."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=30)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv444p"
@@ -81,6 +81,42 @@ def test_key_frames_are_no_farther_apart_than_asked(tmp_path: Path) -> None:
         keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
     assert keys[0] == 0
     assert max(b - a for a, b in zip(keys, [*keys[1:], 70], strict=True)) <= 16
+
+
+@pytest.mark.parametrize(
+    ("codec", "ending", "pixels"),
+    [
+        ("libx264rgb", "mkv", "bgr24"),
+        ("ffv1", "mkv", "bgra"),
+        ("png", "avi", "rgb24"),
+        ("rawvideo", "avi", "bgr24"),
+        ("libvpx-vp9", "webm", "gbrp"),
+        ("ffv1", "mkv", "gray"),
+        ("ffv1", "mkv", "yuv444p"),
+        ("mjpeg", "avi", "yuvj420p"),
+    ],
+)
+def test_a_copy_names_colours_that_yuv_can_have_and_shows_the_same(
+    tmp_path: Path, codec: str, ending: str, pixels: str
+) -> None:
+    """Large areas of strong colours, whose edges H.264 at half the resolution keeps."""
+    colours = np.array([[[200, 40, 30], [20, 180, 60]], [[90, 90, 220], [240, 230, 120]]], np.uint8)
+    source = tmp_path / f"x.{ending}"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(colours.repeat(32, 0).repeat(48, 1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    write_frames(tmp_path / "y.mp4", all_frames(source), short_side=256, keyframes=16, crf=4)
+    with av.open(str(tmp_path / "y.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name.startswith("yuv")
+    assert frame.colorspace != 0  # RGB, which players would believe
+    shown, expected = (read_clip(path, range).float() for path in (tmp_path / "y.mp4", source))
+    assert (shown - expected).abs()[..., 4:28, 4:44].mean() < 3
+    assert (shown - expected).abs().mean() < 4
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
-"""Is a copied data set the same data set, and does a second run go on where the first one stopped?"""
+"""Is a copied data set the same data set, and does a second run go on where the first stopped?"""
 
+import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def video(path: Path, frames: int = 5) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two classes of five videos, one of them broken, one a folder of images, one of another container."""
+    """Two classes of five videos: one of them is broken, and one is in another container."""
     folder = tmp_path / "data"
     for number in range(5):
         video(folder / "a" / f"{number}.mp4", 5 + number)
@@ -33,10 +35,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def listed(dataset: VideoDataset, root: Path) -> dict[str, dict[str, str]]:
+    """The name and class of each video, by split."""
     return {
         split: {
-            str(one.path.relative_to(root).with_suffix("")): dataset.classes[one.label]
-            for one in videos
+            str(video.path.relative_to(root).with_suffix("")): dataset.classes[video.label]
+            for video in videos
         }
         for split, videos in dataset.splits.items()
     }
@@ -47,7 +50,7 @@ def test_the_copy_opens_as_the_same_data_set(source: Path, tmp_path: Path, worke
     dataset = open_dataset(source)
     out = tmp_path / "copy"
     results = dict(reencode(dataset, out, SMALL, workers=workers))
-    assert {*results} == {one.path for one in dataset.for_check}
+    assert {*results} == {video.path for video in dataset.for_check}
     assert [path for path, error in results.items() if error] == [source / "b b" / "3.mp4"]
     expected = listed(dataset, source)
     for videos in expected.values():
@@ -75,6 +78,68 @@ def test_splits_and_labels_of_a_manifest_are_kept(source: Path, tmp_path: Path) 
     ]
     copied = open_dataset(tmp_path / "copy" / "manifest.csv")
     assert listed(copied, tmp_path / "copy") == listed(dataset, source)
+
+
+def test_further_columns_of_a_manifest_are_kept(source: Path, tmp_path: Path) -> None:
+    rows = [
+        "subject,path,label,split,source",
+        "7,a/0.mp4,x,train,the lab",
+        "8,a/1.mp4,y,train,",
+        "7,b b/3.mp4,y,train,broken",
+        '9,b b/0.mp4,x,val,"a, b"',
+    ]
+    (source / "list.csv").write_text("\n".join(rows))
+    dataset = open_dataset(source / "list.csv")
+    for _ in reencode(dataset, tmp_path / "copy", SMALL, workers=0):
+        pass
+    with (tmp_path / "copy" / "manifest.csv").open(newline="") as file:
+        copied = [*csv.DictReader(file)]
+    assert [(row["path"], row["subject"], row["source"]) for row in copied] == [
+        ("a/0.mp4", "7", "the lab"),
+        ("a/1.mp4", "8", ""),
+        ("b b/0.mp4", "9", "a, b"),
+    ]
+    again = tmp_path / "copy of a copy"
+    for _ in reencode(open_dataset(tmp_path / "copy" / "manifest.csv"), again, SMALL, workers=0):
+        pass
+    assert (again / "manifest.csv").read_bytes() == (
+        tmp_path / "copy" / "manifest.csv"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"caf\xe9.mp4",
+        b"\xff\xfe/\xe9\xe8.mp4",
+        "naïve 視頻.mp4".encode(),
+        b'a,b "c".mp4',
+        b" spaces / x .mp4",
+        b"lines\nand\rreturns.mp4",
+        b"#hash;semi|bar.mp4",
+    ],
+)
+def test_the_manifest_of_a_copy_can_be_read_whatever_the_names(tmp_path: Path, name: bytes) -> None:
+    folder = tmp_path / "data"
+    for number, label in enumerate("ab"):
+        try:
+            video(folder / label / os.fsdecode(name))
+        except OSError:
+            pytest.skip("the file system does not have such names")
+        video(folder / label / f"{number}.mp4")
+    text = "path,label\n" + "".join(
+        f'"{label}/{inner}",{label}\n'.replace('b "c"', 'b ""c""')
+        for label in "ab"
+        for inner in (os.fsdecode(name), f"{'ab'.index(label)}.mp4")
+    )
+    (folder / "list.csv").write_bytes(os.fsencode(text))
+    dataset = open_dataset(folder / "list.csv", val_share=0)
+    assert len(dataset.train) == 4
+    results = dict(reencode(dataset, tmp_path / "copy", SMALL, workers=0))
+    assert not any(results.values())
+    copied = open_dataset(tmp_path / "copy" / "manifest.csv", val_share=0)
+    assert listed(copied, tmp_path / "copy") == listed(dataset, folder)
+    assert all(scan(one.path).frames == 5 for one in copied.train)
 
 
 def test_a_second_run_does_only_what_is_missing(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from zeroi2v.config import ClipConfig
 from zeroi2v.data.sampling import clip_indices, dense_indices, segment_indices
 
 
-# Worked out by hand from the official formulas. (9, 16) has every second segment start on a half: they round to even.
+# Worked out by hand from the official formulas. Of (9, 16), every second segment starts on a half,
+# which is rounded to an even number.
 @pytest.mark.parametrize(
     ("num_frames", "frames", "clip", "clips", "expected"),
     [
@@ -50,7 +51,8 @@ def test_a_dense_clip_starts_where_the_official_code_starts_it(
     assert dense_indices(num_frames, 8, 16, clip=clip, clips=clips) == expected
 
 
-# The official formulas, as exact fractions. Training draws a frame of each range; an evaluation has a list for each clip.
+# The official formulas as exact fractions. Training draws a frame of each range; an evaluation has
+# a list for each clip.
 
 
 def exact_segments(num_frames: int, frames: int) -> list[range]:
@@ -126,7 +128,8 @@ def test_a_training_draw_of_every_length_has_the_official_bounds(frames: int) ->
             assert clip_indices(num_frames, dense, rng=rng) == [looped[start::stride][:frames]]
 
 
-# A clip of 300 frames (ten seconds of Kinetics) at the paper's three lengths: 128 frames are spanned, or nearly.
+# 300 frames are ten seconds of Kinetics. At the paper's three lengths a clip spans 128 frames, or
+# nearly.
 @pytest.mark.parametrize(
     ("frames", "stride", "starts", "span"),
     [(8, 16, [0, 94, 187], 112), (16, 8, [0, 90, 179], 120), (32, 4, [0, 88, 175], 124)],

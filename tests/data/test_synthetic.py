@@ -1,4 +1,4 @@
-"""Motion videos: deterministic, with their reversals, and without a tell-tale in any single frame."""
+"""Are motion videos deterministic, and does only the order of their frames tell the class?"""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ def test_the_main_object_does_what_the_class_says(
 def test_distractors_and_background_drift_steadily_each_its_own_way(
     motion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that motion somewhere in the picture tells nothing: at most a fifth of the side, or of a period, in any direction."""
+    """So that motion somewhere in the picture tells nothing.
+
+    They drift by at most a fifth of the side, or of a period, in any direction.
+    """
     scenes: list[Scene] = []
 
     def spying(

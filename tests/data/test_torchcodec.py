@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.videos_for_tests import GOP, encode
 from zeroi2v.config import ClipConfig, ViewsConfig
 from zeroi2v.data import decode
 from zeroi2v.data.datasets import Video
@@ -30,7 +31,10 @@ def usable() -> None:
 def test_frames_of_real_videos_are_those_of_pyav(
     shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unscaled 8-bit frames to rounding; where colours are interpolated, which the two do in different ways, on the average."""
+    """Unscaled frames of 8 bits are equal to rounding, the others on the average.
+
+    The two interpolate colours in different ways.
+    """
     by_torchcodec = 0
 
     def counting(*arguments: object, **options: object) -> torch.Tensor | None:
@@ -88,6 +92,59 @@ def test_the_loader_decodes_with_what_the_settings_say(
 
 
 @pytest.mark.parametrize(
+    ("name", "flips", "used"),
+    [
+        ("indexed.mp4", False, True),
+        ("indexed.mkv", False, True),
+        ("indexed.avi", False, True),
+        ("sought_by_bytes.ts", False, False),
+        ("sought_by_bytes.mpg", False, False),
+        ("mirrored.mp4", True, False),
+        ("mirrored.mkv", True, False),
+    ],
+)
+def test_pyav_decodes_what_torchcodec_would_show_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flips: bool, used: bool
+) -> None:
+    """Key frames that torchcodec does not find, since it seeks by bytes, and mirrored frames."""
+    codec = {"avi": "mpeg4", "mpg": "mpeg2video"}.get(name.rpartition(".")[2], "libx264")
+    path = encode(
+        tmp_path / name,
+        codec,
+        GOP if codec == "libx264" else {"g": "12"},
+        prepare=lambda stream: stream.set_display_rotation(0, hflip=flips),
+    )
+    calls = []
+
+    def noting(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+
+    monkeypatch.setattr(decode, "torchcodec_clip", noting)
+    order = [59, 0, 30]
+    by_torchcodec = read_clip(path, lambda _: order, decoder="torchcodec")
+    assert bool(calls) == used
+    assert torch.equal(by_torchcodec, read_clip(path, lambda _: order))
+
+
+@pytest.mark.usefixtures("usable")
+@pytest.mark.parametrize("name", ["hevc.ts", "h264.ts", "mpeg2.mpg", "h264.mkv", "mirrored.mp4"])
+def test_every_frame_is_pyavs_in_any_container(tmp_path: Path, name: str) -> None:
+    stem = name.partition(".")[0]
+    codec = {"hevc": "libx265", "mpeg2": "mpeg2video"}.get(stem, "libx264")
+    hevc = {"x265-params": "keyint=12:log-level=none", "preset": "ultrafast"}
+    path = encode(
+        tmp_path / name,
+        codec,
+        hevc if codec == "libx265" else {"g": "12", "bf": "2"},
+        prepare=lambda stream: stream.set_display_rotation(0, vflip=stem == "mirrored"),
+    )
+    for number in range(0, 60, 3):
+        expected = read_clip(path, lambda _, number=number: [number])
+        frame = read_clip(path, lambda _, number=number: [number], decoder="torchcodec")
+        assert (frame.int() - expected.int()).abs().max() <= 1, number
+
+
+@pytest.mark.parametrize(
     ("module", "message"),
     [
         (None, "torchcodec is not installed: pip install torchcodec, or choose pyav"),
@@ -101,7 +158,7 @@ def test_a_decoder_that_cannot_be_used_is_one_clear_error(
         monkeypatch.delitem(sys.modules, name)
     if module is None:
         monkeypatch.setattr(
-            sys, "path", [one for one in sys.path if not (Path(one) / "torchcodec").is_dir()]
+            sys, "path", [path for path in sys.path if not (Path(path) / "torchcodec").is_dir()]
         )
     else:
         (tmp_path / "torchcodec.py").write_text(module)

@@ -1,4 +1,4 @@
-"""Are the pixels of a view those of the frames, cropped and scaled as torchvision does it, all frames of a clip alike?"""
+"""Are the pixels of a view the frames', cropped and scaled as by torchvision, all frames alike?"""
 
 import math
 from collections.abc import Iterable
@@ -231,7 +231,8 @@ def test_clips_are_erased_with_their_probability() -> None:
     assert erase(frames, PixelsConfig(), rng) is frames
 
 
-# Where the crops of 48 pixels begin along the longer side, by the official CenterCrop and ThreeCrop; of an odd rest one pixel is left over.
+# Where crops of 48 pixels begin along the longer side, by the official CenterCrop and ThreeCrop. Of
+# an odd rest, one pixel is left over.
 @pytest.mark.parametrize(
     ("longer", "starts"),
     [(48, [0, 0, 0]), (49, [0, 0, 0]), (50, [0, 1, 2]), (85, [0, 18, 36]), (90, [0, 21, 42])],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from zeroi2v.method.adapters import LinearAdapter
-from zeroi2v.method.gradients import add_linear, keeping_source, quick_gelu, remember_source
+from zeroi2v.method.gradients import add_linear, keep_norm_input, quick_gelu, remember_norm_input
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -48,7 +48,7 @@ def normed(channels: int = 8) -> tuple[nn.LayerNorm, Tensor]:
     """A frozen norm that remembers, and an input that wants a gradient."""
     torch.manual_seed(0)
     norm = nn.LayerNorm(channels).requires_grad_(False)
-    norm.register_forward_hook(remember_source)
+    norm.register_forward_hook(remember_norm_input)
     return norm, torch.randn(2, 3, channels, requires_grad=True)
 
 
@@ -84,7 +84,7 @@ def test_a_norms_input_that_was_changed_in_between_is_an_error_not_a_wrong_gradi
     x = torch.randn(2, 3, 8)  # without a gradient of its own, nothing else would notice
     linear = nn.Linear(8, 2)
     output = norm(x)
-    with keeping_source(output):
+    with keep_norm_input(output):
         total = linear(output).sum()
     x += 1
     with pytest.raises(RuntimeError, match="changed in place"):
@@ -96,7 +96,7 @@ def test_a_norms_output_that_was_changed_is_kept_as_it_is() -> None:
     linear = nn.Linear(8, 2)
     output = norm(x)
     output += 1
-    with keeping_source(output):
+    with keep_norm_input(output):
         total = linear(output).sum()
     total.backward()
     changed = nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps) + 1

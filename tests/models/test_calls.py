@@ -1,4 +1,4 @@
-"""What travels with a call: several threads, copies, replicas and graphs of one model give what the model gives."""
+"""Do threads, copies, replicas and graphs of a model give what the model gives?"""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def model_of(tower: str, **settings: Any) -> VideoClassifier:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Several threads of torch's own may add in another order, which has nothing to do with calls."""
+    """PyTorch uses a single thread, because several threads may add numbers in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,7 +65,7 @@ def one_thread() -> Iterator[None]:
 
 @torch.no_grad()
 def in_threads(model: VideoClassifier, threads: int, calls: int) -> None:
-    """Every thread calls the model with batches of 1 to 5 clips, and gets what a call by itself gives."""
+    """Threads call a model with batches of 1 to 5 clips, and get the logits of a single call."""
     clips = [random_clip(model, clips=count, seed=count) for count in range(1, 6)]
     expected = [model(clip) for clip in clips]
 
@@ -81,7 +81,9 @@ def in_threads(model: VideoClassifier, threads: int, calls: int) -> None:
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("tower", KINDS)
 @pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
-def test_threads_of_different_batch_sizes_get_what_one_gets(tower: str, merged: bool) -> None:
+def test_threads_of_different_batch_sizes_get_what_one_thread_gets(
+    tower: str, merged: bool
+) -> None:
     model = model_of(tower, heads="-1*1, 1*1/2")
     in_threads(model.merge() if merged else model, threads=8, calls=10)
 
@@ -89,7 +91,7 @@ def test_threads_of_different_batch_sizes_get_what_one_gets(tower: str, merged: 
 @pytest.mark.slow
 @pytest.mark.parametrize("tower", KINDS)
 @pytest.mark.filterwarnings("ignore")
-def test_eight_threads_of_fifty_calls_get_what_one_gets(tower: str) -> None:
+def test_eight_threads_of_fifty_calls_get_what_one_thread_gets(tower: str) -> None:
     in_threads(model_of(tower, heads="-1*1, 1*1/2").merge(), threads=8, calls=50)
 
 
@@ -99,18 +101,23 @@ def test_every_strategy_can_be_called_from_threads(settings: dict[str, Any]) -> 
 
 
 def replica_of(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """What `torch.nn.parallel.replicate` makes for one device: the same Python objects, other weights, no parameters."""
-    copies = {id(inner): inner._replicate_for_data_parallel() for inner in module.modules()}
+    """The copy that `torch.nn.parallel.replicate` makes of a module for one device.
+
+    The copy shares all Python objects with the module, but has other weights and no parameters.
+    """
+    copies: dict[int, nn.Module] = {
+        id(inner): inner._replicate_for_data_parallel() for inner in module.modules()
+    }
     names = {id(inner): name for name, inner in module.named_modules()}
     for inner in module.modules():
-        made = copies[id(inner)]
+        inner_copy: Any = copies[id(inner)]
         prefix = f"{names[id(inner)]}." if names[id(inner)] else ""
         for name, child in inner._modules.items():
-            made._modules[name] = None if child is None else copies[id(child)]
+            inner_copy._modules[name] = None if child is None else copies[id(child)]
         for name in (*inner._parameters, *inner._buffers):
             if getattr(inner, name) is not None:
-                made._buffers.pop(name, None)
-                setattr(made, name, weights.get(prefix + name, getattr(inner, name)))
+                inner_copy._buffers.pop(name, None)
+                setattr(inner_copy, name, weights.get(prefix + name, getattr(inner, name)))
     return copies[id(module)]
 
 
@@ -120,7 +127,7 @@ def test_a_replica_uses_its_own_weights(settings: dict[str, Any]) -> None:
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape)
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     weights = {name: tensor.clone() for name, tensor in other.named_parameters()}
     replica: Any = replica_of(model, weights)
     clip = random_clip(model)
@@ -136,7 +143,7 @@ def test_copies_and_pickles_are_models_of_their_own(settings: dict[str, Any]) ->
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 1
+            parameter.add_(1)
     for copied in copies:
         assert torch.equal(copied(clip), expected)
         assert copied.spec == model.spec

@@ -1,4 +1,4 @@
-"""A saved folder is enough, and a damaged one is named."""
+"""Does a saved folder rebuild its model, and does an error name a damaged file?"""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def models() -> dict[str, VideoClassifier]:
     with torch.no_grad():
         for name, parameter in pretrained.named_parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(
-                    parameter.shape, generator=torch.Generator().manual_seed(len(name))
-                )
+                generator = torch.Generator().manual_seed(len(name))
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return {
         "adapters alone": pretrained.eval(),
         "with its tower": noisy(
@@ -166,25 +165,27 @@ def test_a_damaged_folder_gives_one_line_that_names_the_file(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_flipped_bit_anywhere_is_found(name: str, tmp_path: Path) -> None:
-    """Wherever the bit lies, the folder is refused in one line or, in a figure of how well it did, gives the same model."""
+def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
+    """A folder with a flipped bit is refused in one line, or still gives the same model.
+
+    The same model comes only from a bit in a figure of the results.
+    """
     model = models()["adapters alone"].eval()
     model.save_pretrained(tmp_path)
     clip = torch.randn(1, model.frames, 3, model.image_size, model.image_size)
     whole = (tmp_path / name).read_bytes()
     messages = []
-    places = Random(0).sample(range(len(whole)), 40)
-    for place in places:
+    for position in Random(0).sample(range(len(whole)), 40):
         flipped = bytearray(whole)
-        flipped[place] ^= 1
+        flipped[position] ^= 1
         (tmp_path / name).write_bytes(flipped)
         try:
-            found = zeroi2v.load(tmp_path)
+            loaded = zeroi2v.load(tmp_path)
         except CheckpointError as error:
             messages.append(str(error))
         else:
-            assert torch.equal(found(clip), model(clip))
-            assert found.labels == model.labels
+            assert torch.equal(loaded(clip), model(clip))
+            assert loaded.labels == model.labels
     assert len(messages) >= 35
     assert not any("\n" in message for message in messages)
 

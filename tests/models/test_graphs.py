@@ -1,4 +1,7 @@
-"""Merged models are clean graphs: torch.compile without a break, torch.export with a dynamic batch, for every way of writing attention."""
+"""Can a merged model be compiled without a graph break, and exported with a dynamic batch?
+
+The tests ask for every way in which timm writes attention.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ pytestmark = [
 
 @pytest.fixture
 def merged(request: pytest.FixtureRequest) -> Iterator[VideoClassifier]:
-    """A small merged model on the tower of this name, every weight made to matter."""
+    """A small merged model on a tower, with every weight made to matter."""
     torch.manual_seed(0)
     with small_tower(request.param) as (options, size):
         model = zeroi2v.create_model(
@@ -54,7 +57,7 @@ def merged(request: pytest.FixtureRequest) -> Iterator[VideoClassifier]:
 
 
 def clips(model: VideoClassifier) -> tuple[Tensor, Tensor]:
-    """Two clips, and then three."""
+    """A batch of two clips, and a batch of three."""
     size = model.image_size
     return torch.randn(2, FRAMES, 3, size, size), torch.randn(3, FRAMES, 3, size, size)
 
@@ -72,8 +75,7 @@ def test_a_merged_model_exports_with_a_dynamic_batch(merged: VideoClassifier) ->
 @torch.no_grad()
 def test_a_merged_model_compiles_without_a_graph_break(merged: VideoClassifier) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(
-        merged, fullgraph=True, backend="eager"
-    )  # the tracer; no C++ compiler is asked for
+    # The backend "eager" needs no C++ compiler: only the tracer of torch.compile runs.
+    compiled = torch.compile(merged, fullgraph=True, backend="eager")
     for clip in clips(merged):
         torch.testing.assert_close(compiled(clip), merged(clip))

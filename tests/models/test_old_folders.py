@@ -1,4 +1,7 @@
-"""Folders that version 0.1.0 wrote still load, and its runs go on. The logits are those that 0.1.0 gave."""
+"""Do folders that version 0.1.0 wrote still load, and do runs of 0.1.0 go on?
+
+The expected logits come from version 0.1.0.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import torch
 
 import zeroi2v
 from zeroi2v.data.datasets import open_dataset
-from zeroi2v.engine.run import RECIPE_FILE, train
-from zeroi2v.recipes import override, read_recipe
+from zeroi2v.engine.run import train
+from zeroi2v.recipes import RECIPE_FILE, override, read_recipe
 
 SAVED = Path(__file__).with_name("saved")
 

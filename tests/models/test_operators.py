@@ -1,4 +1,7 @@
-"""The operators of Table 1a in a whole model: the first block of the embedded tower, against a slow one written channel by channel.
+"""Do the operators of Table 1a move the right channels in a whole model?
+
+The tests compare the first block of the embedded tower with a slow block, which computes channel by
+channel.
 
 Shapes: B clips, T frames, N tokens, H = 12 heads of D = 8 channels.
 """
@@ -16,34 +19,39 @@ from torch import Tensor
 from tests.towers_for_tests import noisy, random_clip, small_model
 
 HEADS, WIDTH, FRAMES, CLIPS = 12, 8, 4, 2
-OffsetOf = Callable[[int, int], int]  # head, channel of it -> offset
+OffsetOf = Callable[[int, int], int]  # (head, channel of the head) -> offset
 
 
 def of_heads(*offsets: int) -> OffsetOf:
-    """Whole heads, the first ones."""
+    """The first heads have these offsets; the others have offset 0."""
     return lambda head, channel: offsets[head] if head < len(offsets) else 0
 
 
 def of_all_channels(ratio: float) -> OffsetOf:
-    """A share of all channels, counted through the heads: half of it from the frame before, half from the one after."""
+    """A share of all channels, counted through the heads, reads the neighbouring frames.
+
+    Half of the share reads the frame before, half the frame after.
+    """
     return lambda head, channel: back_or_ahead(head * WIDTH + channel, ratio * HEADS * WIDTH)
 
 
 def of_every_head(ratio: float) -> OffsetOf:
-    """The same share of each head's own channels."""
+    """The same share of the channels of every head reads the neighbouring frames."""
     return lambda head, channel: back_or_ahead(channel, ratio * WIDTH)
 
 
-def back_or_ahead(place: int, moved: float) -> int:
-    return -1 if place < moved / 2 else 1 if place < moved else 0
+def back_or_ahead(channel: int, moved: float) -> int:
+    """The offset of a channel where the first `moved` channels move, half of them each way."""
+    return -1 if channel < moved / 2 else 1 if channel < moved else 0
 
 
 def source(frame: int, offset: int) -> int:
+    """The frame that a head of this frame reads: its own where the offset leaves the clip."""
     return frame + offset if 0 <= frame + offset < FRAMES else frame
 
 
 def moved_tokens(normed: Tensor, ratio: float) -> Tensor:
-    """The class token's channels (B, T, N, C), a share of them from the neighbouring frames."""
+    """Tokens (B, T, N, C); a share of the class token's channels comes from neighbouring frames."""
     result = normed.clone()
     for channel in range(normed.shape[-1]):
         for frame in range(FRAMES):
@@ -55,7 +63,10 @@ def moved_tokens(normed: Tensor, ratio: float) -> Tensor:
 def slow_block(
     block: Any, x: Tensor, parts: str, offset_of: OffsetOf, class_token: float
 ) -> Tensor:
-    """A pre-norm block: x (B, T, N, C) to the same. `parts`: which of q, k and v move."""
+    """The output (B, T, N, C) of a pre-norm block for tokens x (B, T, N, C).
+
+    `parts` names which of q, k and v move.
+    """
     normed = moved_tokens(block.norm1(x), class_token)
     projected = (normed @ block.attn.qkv.weight.T + block.attn.qkv.bias).unflatten(
         -1, (3, HEADS, WIDTH)
@@ -118,14 +129,12 @@ def test_the_first_block_does_what_table_1a_says(
     model(random_clip(model, clips=CLIPS))
     for hook in hooks:
         hook.remove()
-    for inner in (
-        block.modules()
-    ):  # the slow block uses the norms and the MLP, without what the model has hooked to them
+    for inner in block.modules():  # the slow block calls the norms and the MLP without hooks
         inner._forward_pre_hooks.clear()
         inner._forward_hooks.clear()
-    x, found = (tensor.unflatten(0, (CLIPS, FRAMES)) for tensor in seen)
+    x, output = (tensor.unflatten(0, (CLIPS, FRAMES)) for tensor in seen)
     class_token = settings["ratio"] if settings.get("operator") == "cls_shift" else 0.0
-    torch.testing.assert_close(found, slow_block(block, x, parts, offset_of, class_token))
+    torch.testing.assert_close(output, slow_block(block, x, parts, offset_of, class_token))
     if parts or class_token:
-        still = slow_block(block, x, "", of_heads(), 0.0)
-        assert (found - still).abs().max() > 1e-3, "or nothing would have to move"
+        unmoved = slow_block(block, x, "", of_heads(), 0.0)
+        assert (output - unmoved).abs().max() > 1e-3, "moved channels change the output"

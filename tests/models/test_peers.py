@@ -1,4 +1,4 @@
-"""The methods that we are compared with: does each do what its paper says, with nothing but its own weights moving?"""
+"""Does each peer compute what its paper says, and do only its own weights train?"""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError, MergeError, TowerError
 
-PEERS: dict[
-    str, tuple[dict[str, Any], set[str]]
-] = {  # settings, and the parts of the model that train beside the classifier
+# Settings, and the parts of the model that train beside the classifier.
+PEERS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "evl": ({"strategy": "evl"}, {"adapters"}),
     "aim": ({"strategy": "aim"}, {"adapters", "temporal_embedding", "tower.norm"}),
     "aim, four adapters": (
@@ -38,10 +37,10 @@ PEERS: dict[
     "joint": ({"strategy": "joint"}, {"tower", "temporal_embedding"}),
 }
 KINDS = [
-    "zeroi2v_tiny",
-    "vit_base_patch16_siglip_224",
-    "vit_small_patch14_reg4_dinov2",
-]  # class token, none, registers
+    "zeroi2v_tiny",  # has a class token
+    "vit_base_patch16_siglip_224",  # has no class token
+    "vit_small_patch14_reg4_dinov2",  # has a class token and registers
+]
 B, T = 2, 4
 
 
@@ -75,7 +74,7 @@ def mlp(block: Any, x: Tensor) -> Tensor:
 
 
 def second_block(model: VideoClassifier) -> tuple[Any, Tensor, Tensor]:
-    """The second block, what comes to it before any of its hooks, and what leaves it: (B, T, N, D) each."""
+    """The second block, its input before any hook, and its output: (B, T, N, D) each."""
     block: Any = model.tower.get_submodule("blocks.1")
     seen: list[Tensor] = []
     block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]), prepend=True)
@@ -94,11 +93,11 @@ def test_an_aim_block_attends_over_time_then_space_and_adapts_the_mlp(name: str)
     with torch.no_grad():
         expected = x.clone()
         for clip in range(B):
-            for place in range(x.shape[2]):
-                y = normed(block.norm1, x[clip, :, place])
+            for token in range(x.shape[2]):
+                y = normed(block.norm1, x[clip, :, token])
                 if "temporal_in" in adapters:
                     y = y + bottleneck(adapters["temporal_in"], y)
-                expected[clip, :, place] += bottleneck(
+                expected[clip, :, token] += bottleneck(
                     adapters["temporal"], attention(block.attn, y)
                 )
             for frame in range(T):
@@ -127,7 +126,8 @@ def test_st_adapters_sit_on_the_residual_stream_and_see_three_frames(name: str) 
                     mixed[:, frame] += kernel[:, step + 1] * inner[:, frame + step]
         more = adapter.up(gelu(mixed))
         more[:, :, 0] = 0
-        return x + more
+        out: Tensor = x + more
+        return out
 
     with torch.no_grad():
         expected = adapted(adapters["block"], x)
@@ -192,11 +192,9 @@ def test_evl_decodes_the_last_four_blocks_of_all_frames() -> None:
     memories: list[Tensor] = []
     for layer in decoder.layers:
         layer.token_norm.register_forward_pre_hook(lambda _, inputs: memories.append(inputs[0]))
-        for name in (
-            "before",
-            "after",
-        ):  # without these, what a layer adds needs nothing but the tokens
-            nn.init.zeros_(getattr(layer, name))
+        # Without cross attention, a layer adds only a function of the tokens.
+        nn.init.zeros_(layer.before)
+        nn.init.zeros_(layer.after)
     clip = random_clip(model)
     with torch.no_grad():
         features = model.features(clip)
@@ -239,7 +237,7 @@ def test_adapters_of_peers_start_as_nothing(name: str, tower: str) -> None:
     torch.testing.assert_close(model.features(clip), plain.features(clip), rtol=1e-5, atol=1e-5)
     changed = noisy(model).features(clip)
     assert not torch.allclose(changed, plain.features(clip), rtol=1e-2, atol=1e-2), (
-        "or they would prove nothing"
+        "other weights change the features"
     )
 
 

@@ -1,4 +1,4 @@
-"""Other frame counts and image sizes: what changes, what stays, and that a saved folder brings it all back."""
+"""Does a model take other frame counts and image sizes, also after it was saved and loaded?"""
 
 from __future__ import annotations
 

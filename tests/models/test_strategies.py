@@ -1,4 +1,7 @@
-"""Every row of Table 2, and every operator of Table 1a, on towers of several kinds: attached, trained, merged."""
+"""Can every row of Table 2 and every operator of Table 1a be attached, trained and merged?
+
+The tests use towers of several kinds.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ NOT_LINEAR: list[dict[str, Any]] = [
     {"strategy": "st_adapter", "sites": ("qkv", "up")},
 ]
 KINDS = [
-    "zeroi2v_tiny",
-    "vit_small_plus_patch16_dinov3_qkvb",
-]  # [cls] token; SwiGLU halves, registers, q and v biases apart
+    "zeroi2v_tiny",  # [cls] token
+    "vit_small_plus_patch16_dinov3_qkvb",  # SwiGLU in two halves, registers, separate biases
+]
 
 
 def small(tower: str, **settings: Any) -> VideoClassifier:
@@ -83,20 +86,19 @@ def test_adapters_start_as_nothing_train_alone_and_are_saved(
     bare = small_model(tower, strategy="linear_probe", heads=settings.get("heads"))
     bare.tower.load_state_dict(model.tower.state_dict())
     torch.testing.assert_close(model.tokens(clip), bare.eval().tokens(clip), rtol=1e-5, atol=1e-5)
-    adapters = list(
-        model.adapters[:-1].parameters()
-    )  # the last block's patch tokens may reach no output
+    # The patch tokens of the last block may reach no output, so its adapters are left out.
+    adapters = list(model.adapters[:-1].parameters())
     assert adapters
 
     model.train()
     before = copy.deepcopy(model.state_dict())
-    for _ in range(2):  # what U starts from moves first, what D starts from then
+    for _ in range(2):  # U starts at zero: the first step moves U alone, the second also D
         model.zero_grad()
         model(clip).square().sum().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter -= 10 * parameter.grad
+                    parameter.sub_(parameter.grad, alpha=10)
     moved = {
         name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
     }
@@ -139,8 +141,10 @@ def test_the_norm_before_the_frame_feature_trains(
     model = zeroi2v.create_model(
         tower, num_classes=2, frames=2, strategy=strategy, tower_options=options
     )
-    found = {name for name, parameter in model.tower.named_parameters() if parameter.requires_grad}
-    assert found == ({f"{norm}.weight", f"{norm}.bias"} if trains and norm else set())
+    trained = {
+        name for name, parameter in model.tower.named_parameters() if parameter.requires_grad
+    }
+    assert trained == ({f"{norm}.weight", f"{norm}.bias"} if trains and norm else set())
 
 
 @pytest.mark.parametrize("site", ["q", "k", "v"])

@@ -1,4 +1,8 @@
-"""Swin as in Tables 6b and 11: 32 frames become 16 in a 3-D patch embedding, then every stage has temporal heads and adapters."""
+"""Is Swin adapted as in Tables 6b and 11?
+
+A 3-D patch embedding makes 16 pictures of 32 frames, and every stage has temporal heads and
+adapters.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +53,13 @@ def test_the_patch_embedding_is_the_inflated_3d_convolution() -> None:
     image_weights = next(model.tower.get_submodule("patch_embed.proj").parameters())[:, :3] * 2
     inflated = (image_weights / 2).unsqueeze(2).repeat(1, 1, 2, 1, 1)  # (D, 3, 2, 4, 4)
     clip = random_clip(model, clips=2)
-    bias = model.tower.get_submodule("patch_embed.proj").bias
-    expected = F.conv3d(clip.transpose(1, 2), inflated, bias, stride=(2, 4, 4))  # (B, D, T, H, W)
-    found = model.tower.get_submodule("patch_embed.proj")(model.tower_input(clip))
+    projection: Any = model.tower.get_submodule("patch_embed.proj")
+    expected = F.conv3d(
+        clip.transpose(1, 2), inflated, projection.bias, stride=(2, 4, 4)
+    )  # (B, D, T, H, W)
+    tokens = projection(model.tower_input(clip))
     torch.testing.assert_close(
-        found.unflatten(0, (2, 4)), expected.transpose(1, 2), rtol=1e-12, atol=1e-12
+        tokens.unflatten(0, (2, 4)), expected.transpose(1, 2), rtol=1e-12, atol=1e-12
     )
 
 
@@ -97,11 +103,11 @@ def test_merged_saved_and_loaded(tmp_path: Path) -> None:
             model.double().merge()(clip.double()), model(clip.double()), rtol=1e-8, atol=1e-8
         )
         model.float()
-        for kind, one in (("adapted", model), ("merged", model.merge())):
-            one.save_pretrained(tmp_path / kind)
+        for kind, saved in (("adapted", model), ("merged", model.merge())):
+            saved.save_pretrained(tmp_path / kind)
             again = zeroi2v.load(tmp_path / kind)
             assert again.frames == 8
-            assert torch.equal(again(clip), one(clip))
+            assert torch.equal(again(clip), saved(clip))
     tower = {f"tower.{key}" for key in new_tower(model).state_dict()}
     assert set(model.merge().state_dict()) == tower | {
         "temporal_embedding",
@@ -127,7 +133,11 @@ def test_other_lengths(tmp_path: Path) -> None:
 
 
 def test_table_11() -> None:
-    """32 x 3 x 1 views; 741 GFLOPs; 89 M parameters are printed, 86.9 is the image model's; 14 M trained by ZeroI2V."""
+    """Swin-B with 32 x 3 x 1 views.
+
+    Table 11 prints 741 GFLOPs, 89 M parameters (the image model has 86.9 M), and 14 M parameters
+    that ZeroI2V trains.
+    """
     adapted, full = swin_b(), swin_b(strategy="full")
     assert 3 * cost(full).gmacs == pytest.approx(741, rel=0.005)
     assert cost(full).params == pytest.approx(86.9e6, abs=0.1e6)
@@ -135,4 +145,4 @@ def test_table_11() -> None:
     assert sum(parameter.numel() for parameter in adapted.adapters.parameters()) == pytest.approx(
         14e6, abs=1e6
     )
-    assert [len(one) for one in adapted.adapters] == [4] * 24
+    assert [len(list(block.children())) for block in adapted.adapters] == [4] * 24

@@ -1,4 +1,7 @@
-"""Which towers are supported is what their structure says, and every attention implementation keeps the promises."""
+"""Does the structure of a tower decide whether the tower is supported?
+
+And does every supported way of writing attention keep the promises?
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,10 @@ from torch import nn
 import zeroi2v
 from tests.tower_checks import IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, check_tower
 from zeroi2v.errors import TowerError
-from zeroi2v.models.towers import (
-    TINY_NAME,
-    survey,
-    tiny_tower,
-)
+from zeroi2v.models.survey import survey
+from zeroi2v.models.towers import TINY_NAME, tiny_tower
 
-PARTLY_COVERED = {  # and how many attention blocks of their small versions stay spatial
+PARTLY_COVERED = {  # name -> number of attention blocks of a small version that stay spatial
     "convit_tiny": 1,
     "crossvit_tiny_240": 2,
     "davit_tiny": 4,
@@ -132,9 +132,10 @@ def test_what_cannot_be_done_right_is_refused_with_the_reason(
 def test_the_embedded_tower_is_small_and_knows_pictures() -> None:
     tower = tiny_tower(pretrained=True)
     assert 0.5e6 < sum(parameter.numel() for parameter in tower.parameters()) < 3e6
-    assert all(block.attn.num_heads == 12 for block in tower.blocks)
-    untrained = tiny_tower(pretrained=False)
-    assert not torch.equal(tower.blocks[0].attn.qkv.weight, untrained.blocks[0].attn.qkv.weight)
+    attentions: list[Any] = [tower.get_submodule(f"blocks.{number}.attn") for number in range(6)]
+    assert all(attention.num_heads == 12 for attention in attentions)
+    untrained: Any = tiny_tower(pretrained=False).get_submodule("blocks.0.attn")
+    assert not torch.equal(attentions[0].qkv.weight, untrained.qkv.weight)
     anatomy = survey(tower, TINY_NAME)
     assert anatomy.has_class_token
     assert anatomy.prefix == 1

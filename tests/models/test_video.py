@@ -1,4 +1,4 @@
-"""What a video model promises, for every kind of plain tower."""
+"""Does a video model keep its promises on every kind of plain tower?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_offsets_of_zero_give_the_image_tower_frame_by_frame(tower: str) -> None
         nn.init.zeros_(parameter)
     nn.init.zeros_(model.temporal_embedding)
     clip = random_clip(model)
-    image_tower = plain_tower(model)
+    image_tower: Any = plain_tower(model)
     one_by_one = torch.stack(
         [torch.stack([image_tower(frame[None])[0] for frame in frames]) for frames in clip]
     )
@@ -91,7 +91,7 @@ def test_merging_changes_no_output_and_leaves_a_plain_tower(tower: str) -> None:
     assert set(merged.state_dict()) == keys
     assert (
         merged(clip) - noisy(small_model(tower, heads=[]))(clip.float()).double()
-    ).abs().max() > 1e-3, "and does something"
+    ).abs().max() > 1e-3, "the temporal heads and adapters matter"
 
 
 @every_tower
@@ -102,12 +102,12 @@ def test_merging_costs_nothing(tower: str) -> None:
     shapes = {f"tower.{key}": tensor.shape for key, tensor in image_tower.state_dict().items()}
     merged_model = model.merge()
     merged = zeroi2v.cost(merged_model)
-    found = {
+    merged_shapes = {
         key: tensor.shape
         for key, tensor in merged_model.state_dict().items()
         if key.startswith("tower.")
     }
-    assert found == shapes
+    assert merged_shapes == shapes
     tower_params = sum(parameter.numel() for parameter in image_tower.parameters())
     assert merged.extra_gmacs == 0
     assert (
@@ -141,9 +141,8 @@ def test_one_step_moves_what_trains_and_nothing_else(tower: str) -> None:
 
 def test_an_extra_layer_is_not_free() -> None:
     merged = small_model("zeroi2v_tiny").merge()
-    merged.tower.blocks[0].mlp.fc2 = nn.Sequential(
-        merged.tower.blocks[0].mlp.fc2, nn.Linear(96, 96)
-    )
+    mlp: Any = merged.tower.get_submodule("blocks.0.mlp")
+    mlp.fc2 = nn.Sequential(mlp.fc2, nn.Linear(96, 96))
     cost = zeroi2v.cost(merged)
     assert cost.extra_gmacs == pytest.approx(4 * 37 * 96 * 96 / 1e9)
     assert cost.new_params == 96 * 97 + merged.temporal_embedding.numel()
@@ -215,7 +214,7 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
     ],
 )
 def test_a_wrong_setting_is_named(
-    settings: dict[str, object], error: type[Exception], message: str
+    settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
         zeroi2v.create_model(**{"tower": "zeroi2v_tiny", "num_classes": 3, **settings})
@@ -237,11 +236,12 @@ def test_another_length_and_another_size_of_frame(tower: str, tmp_path: Path) ->
     old = model.temporal_embedding.detach().clone()
     size = 2 * model.image_size
     model.resize(frames=8, image_size=size)
-    # Linear between the middles of the segments: new frame i lies at (i + 1/2) / 2 - 1/2 of the old ones.
+    # Linear between the middles of the segments: the new frame i lies at the position
+    # (i + 1/2) / 2 - 1/2 among the old frames.
     for new in range(8):
-        place = min(max((new + 0.5) / 2 - 0.5, 0), 3)
-        low = min(int(place), 2)
-        expected = old[low] + (place - low) * (old[low + 1] - old[low])
+        position = min(max((new + 0.5) / 2 - 0.5, 0), 3)
+        low = min(int(position), 2)
+        expected = old[low] + (position - low) * (old[low + 1] - old[low])
         torch.testing.assert_close(model.temporal_embedding[new], expected)
     assert (model.frames, model.image_size, model.clip.frames) == (8, size, 8)
     clip = random_clip(model)

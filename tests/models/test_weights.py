@@ -1,7 +1,11 @@
-"""A CLIP tower's weights give the same features from whichever library's file they come, and a file that does not fit is named."""
+"""Does a CLIP tower give the same features, whichever library wrote the file of its weights?
+
+And does an error name a file that does not fit?
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import zipfile
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 import zeroi2v
 from zeroi2v.errors import CheckpointError
 from zeroi2v.models.archives import read_archive
+from zeroi2v.models.pictures import image_size
 from zeroi2v.models.towers import build_tower
 from zeroi2v.models.weights import load_tower_weights
 
@@ -29,7 +34,7 @@ OPTIONS = {
     "img_size": SIZE,
 }
 QUICK, PLAIN = "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_clip_224"
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+assert_close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 def tower_of(name: str, **options: Any) -> nn.Module:
@@ -37,7 +42,10 @@ def tower_of(name: str, **options: Any) -> nn.Module:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """The module with every weight made to matter: as they start, most norms and biases do nothing."""
+    """The module in eval mode, with noise added to every weight.
+
+    Without noise, most norms and biases would do nothing.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -90,7 +98,8 @@ def test_transformers(kind: str, quick: bool, tmp_path: Path) -> None:
         )
     else:
         model = getattr(transformers, kind)(transformers.CLIPVisionConfig(**vision))
-    randomised(model).save_pretrained(tmp_path)
+    randomised(model)
+    model.save_pretrained(tmp_path)
     if kind == "a pickle":
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
@@ -98,14 +107,16 @@ def test_transformers(kind: str, quick: bool, tmp_path: Path) -> None:
         theirs = getattr(model, "vision_model", model)(pixel_values=pictures()).pooler_output
     tower = tower_of(QUICK if quick else PLAIN)
     load_tower_weights(tower, tmp_path)
-    torch.testing.assert_close(features(tower), theirs, **TOLERANCE)
+    assert_close(features(tower), theirs)
     with pytest.raises(
-        CheckpointError, match="take one with quickgelu" if quick else "take one without quickgelu"
+        CheckpointError,
+        match="take a tower with quickgelu" if quick else "take a tower without quickgelu",
     ):
         load_tower_weights(tower_of(PLAIN if quick else QUICK), tmp_path)
 
 
-def open_clip_model(*, quick: bool, own_text: bool = False) -> nn.Module:
+def open_clip_model(*, quick: bool, own_text: bool = False) -> Any:
+    """A small CLIP of open_clip, with every weight made to matter."""
     model = pytest.importorskip(
         "open_clip.model", reason="open_clip, which is to write the file, is not installed"
     )
@@ -118,15 +129,12 @@ def open_clip_model(*, quick: bool, own_text: bool = False) -> nn.Module:
     }
     text = {"context_length": 8, "vocab_size": 9, "width": 32, "heads": 2, "layers": 1}
     kind = model.CustomTextCLIP if own_text else model.CLIP
-    built: nn.Module = randomised(
-        kind(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick)
-    )
-    return built
+    return randomised(kind(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick))
 
 
 @torch.no_grad()
 def open_clip_features(model: Any) -> Tensor:
-    """What open_clip projects to the space of texts, before it does."""
+    """The feature of open_clip's image encoder, before the projection to the space of texts."""
     model.visual.proj = None
     out: Tensor = model.visual(pictures())
     return out
@@ -158,7 +166,7 @@ def test_open_clip(kind: str, quick: bool, tmp_path: Path) -> None:
             torch.save(state, path)
     tower = tower_of(QUICK if quick else PLAIN)
     load_tower_weights(tower, path)
-    torch.testing.assert_close(features(tower), open_clip_features(model), **TOLERANCE)
+    assert_close(features(tower), open_clip_features(model))
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": {"quick_gelu": quick}})
     )
@@ -168,9 +176,9 @@ def test_open_clip(kind: str, quick: bool, tmp_path: Path) -> None:
 
 
 class Archived(nn.Module):
-    """OpenAI's archives hold a CLIP and three numbers, all as buffers and parameters of a TorchScript module."""
+    """A module like those in OpenAI's archives: a CLIP and three numbers."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         self.visual, self.transformer, self.ln_final = clip.visual, clip.transformer, clip.ln_final
         self.token_embedding, self.logit_scale = clip.token_embedding, clip.logit_scale
@@ -185,8 +193,8 @@ class Archived(nn.Module):
         return image + 0  # nothing is run
 
 
-def write_archive(path: Path, *, half: bool = False) -> nn.Module:
-    """A TorchScript archive like OpenAI's, which are fp16; and the CLIP that it holds."""
+def write_archive(path: Path, *, half: bool = False) -> Any:
+    """Write a TorchScript archive like OpenAI's, whose weights are fp16; give the CLIP in it."""
     model = open_clip_model(quick=True)
     archived = Archived(model)
     torch.jit.trace(archived.half() if half else archived, pictures()).save(path)
@@ -202,14 +210,14 @@ def test_openai_archives(half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.jit, "load", None)
     tower = tower_of(QUICK)
     load_tower_weights(tower, path)
-    torch.testing.assert_close(features(tower), open_clip_features(model), **TOLERANCE)
-    with pytest.raises(CheckpointError, match="take one with quickgelu"):
+    assert_close(features(tower), open_clip_features(model))
+    with pytest.raises(CheckpointError, match="take a tower with quickgelu"):
         load_tower_weights(tower_of(PLAIN), path)
     torch.save(state, path)
     again = tower_of(QUICK)
     load_tower_weights(again, path)
     assert torch.equal(features(again), features(tower))
-    with pytest.raises(CheckpointError, match="take one with quickgelu"):
+    with pytest.raises(CheckpointError, match="take a tower with quickgelu"):
         load_tower_weights(tower_of(PLAIN), path)
 
 
@@ -272,8 +280,9 @@ def test_timm(tower: str, kind: str, tmp_path: Path) -> None:
         torch.save({"state_dict": state, "epoch": 9} if kind == "training run" else state, path)
     ours = build_tower(tower, pretrained=False, options=options)
     load_tower_weights(ours, path)
-    clip = torch.randn(1, 3, *ours.patch_embed.img_size, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(ours(clip), theirs(clip))
+    size = image_size(ours)
+    picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(ours(picture), theirs(picture))
 
 
 def timm_file(path: Path) -> nn.Module:
@@ -344,7 +353,8 @@ def with_config(text: str) -> Callable[[Path], object]:
         ),
         (
             damaged(lambda s: s.update(class_embedding=torch.ones(WIDTH))),
-            "missing positional_embedding, conv1.weight, ln_pre.weight and 27 more; not known blocks.0.",
+            "missing positional_embedding, conv1.weight, ln_pre.weight and 27 more; "
+            "not known blocks.0.",
         ),
         (lambda path: path.write_bytes(b"no tensors"), "not a file of weights"),
         (with_config("{"), "config.json: cannot be read"),

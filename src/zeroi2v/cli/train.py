@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from zeroi2v.cli.group import SharedArguments, shared
 from zeroi2v.cli.options import (
+    DECODING,
     Commands,
     command_line,
     data_argument,
@@ -18,6 +19,7 @@ from zeroi2v.cli.options import (
     print_json,
     set_action,
     set_option,
+    workers_option,
 )
 from zeroi2v.errors import ConfigError, VideoError
 
@@ -46,6 +48,7 @@ class TrainArguments(SharedArguments):
     resume: bool
     start_from: str | None
     settings: list[str]
+    workers: int
 
 
 def add(commands: Commands) -> None:
@@ -73,11 +76,12 @@ def add(commands: Commands) -> None:
         metavar="RUN",
         help="folder to write, outside of DATA (default: %(default)s)",
     )
-    text = "go on with the run in RUN, with its own settings"
+    text = "go on with the run in RUN, with its own settings; only --workers may change"
     parser.add_argument("--resume", action="store_true", help=text)
     text = "begin with the weights, and the model, of an earlier run"
     parser.add_argument("--start-from", type=nonempty, metavar="RUN", help=text)
     set_option(parser, "change a setting of docs/training.md, as often as you like")
+    workers_option(parser, DECODING)
     set_action(parser, TrainArguments, run)
 
 
@@ -121,12 +125,16 @@ def _recipe(arguments: TrainArguments) -> Recipe:
             raise ConfigError(
                 "--resume goes on with the settings of the run; give it DATA and --out alone"
             )
-        return read_recipe(arguments.out / RECIPE_FILE)
-    if arguments.recipe:
-        recipe = read_recipe(arguments.recipe)
+        recipe = read_recipe(arguments.out / RECIPE_FILE)
     else:
-        recipe = model_recipe(arguments.start_from)
-    return override(changed(recipe, flags), arguments.settings)
+        if arguments.recipe:
+            recipe = read_recipe(arguments.recipe)
+        else:
+            recipe = model_recipe(arguments.start_from)
+        recipe = override(changed(recipe, flags), arguments.settings)
+    if arguments.workers < 0:
+        return recipe
+    return changed(recipe, {"train.workers": arguments.workers})
 
 
 def _trained(arguments: TrainArguments, recipe: Recipe, dataset: VideoDataset) -> Run:

@@ -1,9 +1,10 @@
-"""What does RandAugment do to the frames of a training clip? All frames of a clip alike.
+"""What does RandAugment do to the frames of a training clip? It changes all frames alike.
 
 Shapes: T frames, H, W pixels. Frames are uint8 (T, 3, H, W).
 
-Operations, probability, jitter and largest strengths are those of pytorchvideo's RandAugment, which the official configurations
-name: its magnitude is a share of 10, where torchvision's is a share of 30 and every operation is applied.
+The operations, their probability, their jitter and their largest strengths are pytorchvideo's. The
+official configurations name pytorchvideo's RandAugment, whose magnitude is a share of 10;
+torchvision's magnitude is a share of 30, and torchvision applies every operation.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from zeroi2v.config import PixelsConfig
 
-GREY = 128  # what stands where there is no picture
+GREY = 128  # the value of pixels that lie outside the frame
 
 Operation: TypeAlias = Callable[[Tensor, float], Tensor]
 
 
 def draw_operations(pixels: PixelsConfig, rng: Random) -> list[tuple[str, float]]:
-    """The operations that one clip gets, in order, with their strengths of -1 to 1.
+    """The operations that a clip gets, in their order, each with a strength of -1 to 1.
 
-    n different operations are drawn and each is kept with its probability. A strength is m / 10 with its jitter, held within
-    0 to 1, and as often negative; the sign matters to those operations only that have two directions.
+    n different operations are drawn, and each is kept with its probability. A strength is the
+    magnitude m / 10 plus jitter, held within 0 to 1, and negative in half of the draws. The sign
+    matters only to operations that have two directions.
     """
     kept = []
     for name in rng.sample([*OPERATIONS], pixels.augment_operations):
@@ -42,7 +44,10 @@ def draw_operations(pixels: PixelsConfig, rng: Random) -> list[tuple[str, float]
 
 
 def augment(frames: Tensor, operations: Iterable[tuple[str, float]]) -> Tensor:
-    """The frames after these operations, one after the other. Means and histograms are each frame's own."""
+    """The frames after these operations, one after the other.
+
+    An operation that uses a mean or a histogram uses each frame's own.
+    """
     for name, strength in operations:
         frames = OPERATIONS[name](frames.contiguous(), strength)
     return frames
@@ -51,7 +56,10 @@ def augment(frames: Tensor, operations: Iterable[tuple[str, float]]) -> Tensor:
 def _affine(
     frames: Tensor, *, shear: tuple[float, float] = (0, 0), translate: tuple[float, float] = (0, 0)
 ) -> Tensor:
-    """Pixel (x, y) of the result shows (x + a y + c, y + b x + d), for shear (a, b) and translate (c, d) in pixels; one is 0."""
+    """Pixel (x, y) of the result shows pixel (x + a y + c, y + b x + d) of the frames.
+
+    `shear` is (a, b), `translate` is (c, d) in pixels. Either a or b is 0.
+    """
     moved: Tensor = F.affine(
         frames,
         angle=0,

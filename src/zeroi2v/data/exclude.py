@@ -1,6 +1,7 @@
-"""Which videos are left out of a data set? A list of paths, one a line, or a CSV file with the column path.
+"""Which videos are left out of a data set?
 
-A path in it is absolute, or starts at the data set's folder: DATA itself, or the folder that the manifest lies in.
+The videos of a list: a text file with one path a line, or a CSV file with the column path. A path
+is absolute or starts at the data set's folder: DATA itself, or the folder of the manifest.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ from zeroi2v.errors import DatasetError, nearest
 from zeroi2v.files import write_text
 
 
-def leave_out(dataset: VideoDataset, listed: Path) -> tuple[VideoDataset, list[Path]]:
-    """The data set without the listed videos, and these in its own order. DatasetError if a listed one is not in it."""
+def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, list[Path]]:
+    """The data set without the listed videos, and the paths of the videos that were left out.
+
+    The paths are in the data set's order. DatasetError if a listed video is not in the data set.
+    """
     folder = _folder(dataset)
-    own = {_absolute(video.path): video.path for video in dataset.for_check}
-    names = _read(listed)
-    wanted = {_absolute(folder / name): name for name in names}
-    for path, name in wanted.items():
-        if path not in own:
-            near = nearest(name, (os.path.relpath(one, folder) for one in own))
-            raise DatasetError(f"{listed}: {name} is not in {dataset.source}{near}")
+    paths = {_absolute(video.path): video.path for video in dataset.for_check}
+    names = _read(list_file)
+    excluded = {_absolute(folder / name): name for name in names}
+    for path, name in excluded.items():
+        if path not in paths:
+            near = nearest(name, (os.path.relpath(known, folder) for known in paths))
+            raise DatasetError(f"{list_file}: {name} is not in {dataset.source}{near}")
     splits = {
-        split: tuple(video for video in videos if _absolute(video.path) not in wanted)
+        split: tuple(video for video in videos if _absolute(video.path) not in excluded)
         for split, videos in dataset.splits.items()
     }
-    return replace(dataset, splits=splits), [path for key, path in own.items() if key in wanted]
+    left_out = [paths[path] for path in paths if path in excluded]
+    return replace(dataset, splits=splits), left_out
 
 
 def check_list_path(path: Path) -> None:
-    """DatasetError if no list can be written there; asked before hours of work."""
+    """DatasetError if no list can be written at this path; ask before hours of work."""
     if path.suffix.lower() not in (".txt", ".csv"):
         raise DatasetError(f"{path}: a list of videos is a .txt or .csv file")
     if not path.parent.is_dir():
@@ -43,43 +48,46 @@ def check_list_path(path: Path) -> None:
 
 
 def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -> None:
-    """Write the videos, the keys of `reasons`, as a list that `leave_out` reads; .csv with the reasons. All of it, or nothing."""
+    """Write a list that `leave_out` reads: the videos that are the keys of `reasons`.
+
+    A .csv file has the reasons too. FileError if the file cannot be written.
+    """
     folder = _absolute(_folder(dataset))
     names = {os.path.relpath(_absolute(video), folder): reason for video, reason in reasons.items()}
     text = io.StringIO()
     if path.suffix.lower() == ".csv":
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerows([("path", "error"), *names.items()])
+        csv.writer(text).writerows([("path", "error"), *names.items()])
     else:
-        split = next(
-            (name for name in names if name != name.strip() or len(name.splitlines()) > 1), None
-        )
-        if split is not None:
-            raise DatasetError(
-                f"{path}: the name {split!r} does not fit into a line; write a .csv file"
-            )
+        for name in names:
+            if name != name.strip() or len(name.splitlines()) > 1:
+                raise DatasetError(
+                    f"{path}: the name {name!r} does not fit into a line; write a .csv file"
+                )
         text.writelines(f"{name}\n" for name in names)
     write_text(path, text.getvalue())
 
 
-def _read(listed: Path) -> list[str]:
+def _read(list_file: Path) -> list[str]:
+    """The paths in a list, as they are written there."""
     try:
-        with listed.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if listed.suffix.lower() != ".csv":
+        with list_file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if list_file.suffix.lower() != ".csv":
                 return [line.strip() for line in file if line.strip()]
             reader = csv.DictReader(file, strict=True)
             if "path" not in (reader.fieldnames or ()):
-                raise DatasetError(f"{listed}: no column 'path'")
+                raise DatasetError(f"{list_file}: no column 'path'")
             return [row["path"] for row in reader if row["path"]]
     except OSError as error:
-        raise DatasetError(f"{listed}: cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{list_file}: cannot be read: {error.strerror}") from error
     except csv.Error as error:
-        raise DatasetError(f"{listed}: not a CSV file: {error}") from error
+        raise DatasetError(f"{list_file}: not a CSV file: {error}") from error
 
 
 def _folder(dataset: VideoDataset) -> Path:
+    """The folder at which the relative paths of a list start."""
     return dataset.source if dataset.source.is_dir() else dataset.source.parent
 
 
 def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # symbolic links stay: they are names of their own
+    """The absolute path. A symbolic link stays in it: the link is a name of its own."""
+    return os.path.abspath(path)

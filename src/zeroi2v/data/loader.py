@@ -5,23 +5,17 @@ Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side,
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
-from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
@@ -29,6 +23,7 @@ from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.sampling import clip_indices, frames_of_clips
 from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels, view_pixels
+from zeroi2v.data.workers import WorkerLoader, worker_loader
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
 _RESIZED = (
@@ -99,7 +94,7 @@ class TrainLoader:
         self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
         self.clip = samples.clip
         self._batches, self._stop = batches, stop
-        self._loader = _loader(
+        self._loader = worker_loader(
             samples,
             workers,
             batch_sampler=batches,
@@ -207,7 +202,7 @@ def view_loader(
     batch_size: int,
     workers: int,
     share: tuple[int, int] = (0, 1),
-) -> DataLoader[Any]:
+) -> WorkerLoader[Views]:
     """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos.
 
     `share` (k, n): only every n-th batch, from the k-th on; so n processes share the videos. ConfigError if the clip's decoder cannot be
@@ -219,7 +214,7 @@ def view_loader(
         [*range(start, min(start + batch_size, len(videos)))]
         for start in range(0, len(videos), batch_size)
     ]
-    return _loader(
+    return worker_loader(
         _ViewSamples(videos, clip, views, size),
         workers,
         batch_sampler=batches[own::shares],
@@ -270,7 +265,7 @@ def check_videos(
     paths: Sequence[Path], *, workers: int
 ) -> Iterator[tuple[Path, VideoInfo | VideoError]]:
     """Decode every video, in order, and say what it holds or what is wrong with it."""
-    yield from zip(paths, _loader(_Scans(paths), workers, batch_size=None), strict=True)
+    yield from zip(paths, worker_loader(_Scans(paths), workers, batch_size=None), strict=True)
 
 
 @dataclass(frozen=True)
@@ -285,39 +280,3 @@ class _Scans(Dataset[VideoInfo | VideoError]):
             return scan(self.paths[index])
         except VideoError as error:
             return error
-
-
-def _loader(samples: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
-    # A generator of its own: a DataLoader draws from the global one, more often without workers than with them.
-    return DataLoader(
-        samples,
-        num_workers=workers,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-        **options,
-    )
-
-
-def start_worker(_: int) -> None:
-    """What every worker process does first.
-
-    Ctrl-C is for the process that started the workers, which ends them; they say nothing if it leaves while they talk to it, and
-    end with it, however it ends.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _report_unless_left
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _report_unless_left(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    if not issubclass(kind, ConnectionError | EOFError):
-        sys.__excepthook__(kind, error, traceback)

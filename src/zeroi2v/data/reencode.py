@@ -1,8 +1,9 @@
-"""How does a data set become one that decodes fast? A copy of all its videos: small, in H.264, with many key frames.
+"""How does a data set become a copy that decodes fast? Small videos in H.264 with many key frames.
 
-OUT/...           the videos, in folders as in the source; each appears when it is whole
-OUT/manifest.csv  path, label and split of each: opens as the same data set; written last
-OUT/.reencode.json  what the videos are made with, so that a second run goes on with the same
+OUT/...             the videos, in folders as in the source; each appears when it is whole
+OUT/manifest.csv    path, label, split and the source's further columns; it opens as the same data
+                    set, and is written last
+OUT/.reencode.json  the settings, so that a second run goes on with the same settings
 """
 
 from __future__ import annotations
@@ -11,34 +12,35 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from zeroi2v.config import ReencodeConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
-from zeroi2v.data.loader import start_worker
 from zeroi2v.data.output_folder import require_outside
+from zeroi2v.data.workers import worker_loader
 from zeroi2v.errors import DatasetError, VideoError
-from zeroi2v.files import claimed, write_text
+from zeroi2v.files import claimed, is_partial, write_text
 
-MANIFEST_FILE = "manifest.csv"
-_SETTINGS_FILE = ".reencode.json"
+MANIFEST_FILE: Final = "manifest.csv"
+_SETTINGS_FILE: Final = ".reencode.json"
 
 
 def reencode(
     dataset: VideoDataset, out: Path, settings: ReencodeConfig, *, workers: int
 ) -> Iterator[tuple[Path, VideoError | None]]:
-    """Copy every video, and give each with what is wrong with it; then write the manifest of those that could be copied.
+    """Copy every video and give its path, and the error if the video is broken.
 
-    A video whose copy is there is not copied again. VideoError that names the copy if it cannot be written, for instance on a full
-    disk; DatasetError if OUT holds something else, or two videos would have one name.
-
+    The manifest of the copies is written at the end. A video that has a copy is not copied again.
+    VideoError, with the path of the copy, if a copy cannot be written, for instance on a full
+    disk. DatasetError if OUT holds something else, or if two videos would have one name.
     ConfigError if another process is copying into OUT now.
     """
     copies = _copies(dataset, out)
@@ -56,38 +58,26 @@ def _copy_all(
     """Copy every video to its place in `copies`, and write the manifest in the end."""
     _claim(out, settings)
     pairs = [*copies.items()]
-    broken = set()
-    tasks = DataLoader(
-        _Copies(pairs, settings),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=start_worker,
-        in_order=workers == 0,
+    broken: set[Path] = set()
+    results = worker_loader(
+        _Copies(pairs, settings), workers, batch_size=None, in_order=workers == 0
     )
-    for index, error in tasks:
+    for index, error in results:
         source, copy = pairs[index]
         if error is not None:
             if error.path == str(copy):
-                raise VideoError(
-                    copy,
-                    f"{error.reason}; what is finished stays: mend that and give the same command again",
-                )
+                advice = "what is finished stays: mend that and give the same command again"
+                raise VideoError(copy, f"{error.reason}; {advice}")
             broken.add(source)
         yield source, error
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "split"))
-    for split, videos in dataset.splits.items():
-        for video in videos:
-            if video.path not in broken:
-                labels = LABEL_SEPARATOR.join(dataset.classes[label] for label in video.labels)
-                rows.writerow((copies[video.path].relative_to(out), labels, split))
-    write_text(out / MANIFEST_FILE, text.getvalue())
+    write_text(out / MANIFEST_FILE, _manifest(dataset, copies, broken, out))
 
 
 @dataclass(frozen=True)
 class _Copies(Dataset[tuple[int, VideoError | None]]):
-    pairs: list[tuple[Path, Path]]
+    """Item i makes the copy of the i-th video, and says what is wrong with the video."""
+
+    pairs: list[tuple[Path, Path]]  # each video and its copy
     settings: ReencodeConfig
 
     def __len__(self) -> int:
@@ -95,50 +85,70 @@ class _Copies(Dataset[tuple[int, VideoError | None]]):
 
     def __getitem__(self, index: int) -> tuple[int, VideoError | None]:
         source, copy = self.pairs[index]
-        if copy.exists():
-            return index, None
-        try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            write_frames(copy, all_frames(source), **asdict(self.settings))
-        except VideoError as error:
-            return index, error
-        except OSError as error:
-            return index, VideoError(copy, f"cannot be written: {error.strerror}")
+        if not copy.exists():
+            try:
+                write_frames(copy, all_frames(source), **asdict(self.settings))
+            except VideoError as error:
+                return index, error
         return index, None
 
 
 def _copies(dataset: VideoDataset, out: Path) -> dict[Path, Path]:
-    """Where each video goes: its path below the data set's folder, or below the folder that all of them share, as .mp4."""
+    """The copy of each video: its path below the data set's folder, with the ending .mp4.
+
+    If some videos lie elsewhere, it is the path below the folder that all videos share.
+    """
     sources = {video.path: Path(os.path.abspath(video.path)) for video in dataset.for_check}
-    root = Path(
-        os.path.abspath(dataset.source if dataset.source.is_dir() else dataset.source.parent)
-    )
+    folder = dataset.source if dataset.source.is_dir() else dataset.source.parent
+    root = Path(os.path.abspath(folder))
     if not all(path.is_relative_to(root) for path in sources.values()):
         root = Path(os.path.commonpath([path.parent for path in sources.values()]))
     if dataset.source.is_dir():
         require_outside(out, root)
     copies: dict[Path, Path] = {}
-    taken: dict[Path, Path] = {}
+    source_of: dict[Path, Path] = {}
     for source, path in sources.items():
         inner = path.relative_to(root)
-        name = (
-            inner.name if path.is_dir() else inner.stem
-        )  # a folder of images may have a dot in its name
+        # A dot in the name of a folder of images begins no ending.
+        name = inner.name if path.is_dir() else inner.stem
         copy = out / inner.with_name(f"{name}.mp4")
-        if copy in taken:
-            raise DatasetError(f"{taken[copy]} and {source} would both become {copy}; rename one")
-        taken[copy] = source
+        if copy in source_of:
+            raise DatasetError(
+                f"{source_of[copy]} and {source} would both become {copy}; rename one"
+            )
+        source_of[copy] = source
         copies[source] = copy
     return copies
 
 
+def _manifest(
+    dataset: VideoDataset, copies: Mapping[Path, Path], broken: Collection[Path], out: Path
+) -> str:
+    """The text of the manifest that lists the copies of the videos that are not broken."""
+    further = [*dict.fromkeys(name for columns in dataset.columns.values() for name in columns)]
+    text = io.StringIO()
+    rows = csv.writer(text)  # ends lines by \r\n: so it puts a name that holds \r in quotes
+    rows.writerow(("path", "label", "split", *further))
+    for split, videos in dataset.splits.items():
+        for video in videos:
+            if video.path in broken:
+                continue
+            name = str(copies[video.path].relative_to(out))
+            if name != name.lstrip():
+                name = os.path.join(os.curdir, name)  # a reader drops spaces before a path
+            labels = LABEL_SEPARATOR.join(dataset.classes[label] for label in video.labels)
+            columns = dataset.columns.get(video.path, {})
+            rows.writerow((name, labels, split, *(columns.get(column, "") for column in further)))
+    return text.getvalue()
+
+
 def _claim(out: Path, settings: ReencodeConfig) -> None:
-    """Make the folder, or make sure that an earlier run with the same settings did."""
-    made = out / _SETTINGS_FILE
+    """Make the folder, or make sure that an earlier run with the same settings made it."""
+    settings_file = out / _SETTINGS_FILE
     wanted = asdict(settings)
     try:
-        if made.exists():
-            earlier = json.loads(made.read_text(encoding="utf-8"))
+        if settings_file.exists():
+            earlier = json.loads(settings_file.read_text(encoding="utf-8"))
             if earlier != wanted:
                 raise DatasetError(
                     f"{out}: holds copies made with {earlier}, not {wanted}; choose another folder"
@@ -146,13 +156,12 @@ def _claim(out: Path, settings: ReencodeConfig) -> None:
         elif out.exists() and any(out.iterdir()):
             raise DatasetError(f"{out}: already there and not empty; choose another folder")
         else:
-            out.mkdir(parents=True, exist_ok=True)
-            write_text(made, json.dumps(wanted))
-        for leftover in out.rglob(".*.partial"):  # of a run that was killed
+            write_text(settings_file, json.dumps(wanted))
+        for leftover in filter(is_partial, out.rglob("*.partial")):  # of a run that was killed
             leftover.unlink()
     except OSError as error:
         raise DatasetError(f"{out}: cannot be used: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise DatasetError(
-            f"{made}: not what an earlier run wrote; choose another folder"
+            f"{settings_file}: not what an earlier run wrote; choose another folder"
         ) from error

@@ -1,7 +1,8 @@
 """Which frames: which frame numbers make up a clip of a video? Index arithmetic only.
 
-n frames in the video, T frames in the clip. Both samplers are the official implementation's, rounding (half to even) included.
-A generator given as `rng` asks for a training clip, a random draw; without one it is clip `clip` of `clips` for evaluation.
+n frames in the video, T frames in the clip. Both samplers are the official implementation's,
+rounding (half to even) included. A sampler that is given a generator `rng` draws a training clip;
+without `rng` it gives clip `clip` of the `clips` clips of an evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from zeroi2v.config import ClipConfig
 def clip_indices(
     num_frames: int, clip: ClipConfig, *, clips: int = 1, rng: Random | None = None
 ) -> list[list[int]]:
-    """The frame numbers of `clips` clips of one video, T each; each clip is a draw of its own if `rng` is given."""
+    """The frame numbers of `clips` clips of a video, T each. With `rng`, each clip is drawn."""
     if clip.sampling == "segment":
         return [
             segment_indices(num_frames, clip.frames, clip=k, clips=clips, rng=rng)
@@ -35,10 +36,11 @@ def frames_of_clips(num_frames: int, clip: ClipConfig, clips: int) -> list[int]:
 def segment_indices(
     num_frames: int, frames: int, *, clip: int = 0, clips: int = 1, rng: Random | None = None
 ) -> list[int]:
-    """One frame of each of T equal segments ("UniformSample"); a video with fewer than T frames repeats some.
+    """One frame of each of T equal segments ("UniformSample").
 
-    With s = (n - 1) / T, segment i is round(s i) .. round(s (i + 1)), both included. Training draws one of its frames; clip k of
-    K takes round(s i) + floor(s (k + 1) / (K + 1)).
+    A video with fewer than T frames repeats some of them. With s = (n - 1) / T, segment i
+    is round(s i) .. round(s (i + 1)), both included. Training draws one frame of each segment;
+    clip k of K takes round(s i) + floor(s (k + 1) / (K + 1)).
     """
     segment = (num_frames - 1) / frames
     starts = [round(segment * i) for i in range(frames + 1)]
@@ -56,14 +58,16 @@ def dense_indices(
     clips: int = 1,
     rng: Random | None = None,
 ) -> list[int]:
-    """T frames `stride` apart from one offset on ("SampleFrames"); past its end the video starts over (modulo n).
+    """T frames `stride` apart, from a first frame on ("SampleFrames").
 
-    Training draws the offset from 0 .. n - T stride. With room m = n - ((T - 1) stride + 1) for the offset, the only clip of an
-    evaluation starts at floor(m / 2) and clip k of K at round(k m / (K - 1)). Where there is no room the offset is 0.
+    Past its end the video starts over (modulo n). Training draws the first frame from
+    0 .. n - T stride. An evaluation has m = n - ((T - 1) stride + 1) frames of room: the only clip
+    starts at floor(m / 2), and clip k of K at round(k m / (K - 1)). Without room, a clip starts at
+    frame 0.
     """
     if rng is not None:
-        offset = rng.randrange(max(num_frames - frames * stride + 1, 1))
+        first = rng.randrange(max(num_frames - frames * stride + 1, 1))
     else:
         room = max(num_frames - ((frames - 1) * stride + 1), 0)
-        offset = room // 2 if clips == 1 else round(clip * (room / (clips - 1)))
-    return [(offset + i * stride) % num_frames for i in range(frames)]
+        first = room // 2 if clips == 1 else round(clip * (room / (clips - 1)))
+    return [(first + i * stride) % num_frames for i in range(frames)]

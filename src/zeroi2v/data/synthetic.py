@@ -1,11 +1,12 @@
-"""What do the embedded motion videos show, and the still pictures that the embedded tower learned from?
+"""What do the drawn motion videos show, and the still pictures that pretrained the embedded tower?
 
-A picture is a main object with a light and a dark half, two plain distractors and a textured background, on a torus: what
-leaves on one side comes in on the other. A motion video moves the main object in one of eight ways; four are the time
-reversals of the other four, and every video is written with its own time reversal, so that only the order of its frames tells
-the two apart.
+A picture shows a main object with a light and a dark half, two plain distractors and a textured
+background. An object that leaves the picture on one side comes in on the other. A motion video
+moves the main object in one of eight ways. Four of the ways are the time reversals of the other
+four. Every video is written together with its own time reversal, so that only the order of the
+frames tells the two videos apart.
 
-Shapes: N pictures or frames, K objects (0 is the main one), S pixels a side.
+Shapes: N pictures or frames, K objects (object 0 is the main object), S pixels a side, T frames.
 """
 
 from __future__ import annotations
@@ -20,43 +21,42 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from zeroi2v.data.encode import write_video
-from zeroi2v.data.loader import start_worker
-from zeroi2v.errors import DatasetError, VideoError
+from zeroi2v.data.encode import encode_video
+from zeroi2v.data.workers import worker_loader
+from zeroi2v.errors import DatasetError
 
 MOTIONS = ("left", "right", "up", "down", "nearer", "farther", "clockwise", "anticlockwise")
-PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))  # each the other's time reversal
-REVERSE = dict(PAIRS) | {other: one for one, other in PAIRS}
+PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))  # motions and their time reversals
+REVERSE = dict(PAIRS) | {second: first for first, second in PAIRS}
 FORWARD = ("right", "down", "nearer", "clockwise")  # x, y, size and angle grow
-MIRROR = (
-    ("left", "right"),
-    ("clockwise", "anticlockwise"),
-)  # labels that a left-right flip exchanges
+MIRROR = (("left", "right"), ("clockwise", "anticlockwise"))  # a left-right flip exchanges them
 SHAPES = ("disc", "square", "triangle", "cross", "bar", "half-disc", "star", "ring")
-PLACE_RANGE = (0.12, 0.88)  # x and y of the main object's centre as a share of the picture's side
-SIZE_RANGE = (0.08, 0.30)  # its radius
-STEADY_SIZE_RANGE = (
-    0.15,
-    0.30,
-)  # the same where the motion is not one of size: a turn must be seen
-TILT_RANGE = (-1.4, 1.4)  # its angle in a rotation, radians
+
+# Of the main object. Lengths are shares of the picture's side.
+PLACE_RANGE = (0.12, 0.88)  # x and y of the centre
+SIZE_RANGE = (0.08, 0.30)  # the radius
+STEADY_SIZE_RANGE = (0.15, 0.30)  # the radius where the size stays: a rotation must be visible
+TILT_RANGE = (-1.4, 1.4)  # the angle while it rotates, in radians
 
 
 @dataclass(frozen=True)
 class Scene:
-    """N pictures of K objects each. Lengths are shares of the side, angles radians (clockwise on the screen), colours 0..1."""
+    """N pictures of K objects each.
+
+    Lengths are shares of the side, angles are radians (clockwise on the screen), colours 0..1.
+    """
 
     shape: Tensor  # (N, K) int64, index into SHAPES
-    place: Tensor  # (N, K, 2) x to the right, y down
+    place: Tensor  # (N, K, 2) of the centre, x to the right, y down
     radius: Tensor  # (N, K)
     angle: Tensor  # (N, K)
-    colours: Tensor  # (N, K, 2, 3): of the two halves
-    stripes: Tensor  # (N, K) stripes across the object; 0: two halves
+    colours: Tensor  # (N, K, 2, 3) of the two halves
+    stripes: Tensor  # (N, K) number of stripes across the object; 0: two halves
     ground: Tensor  # (N, 2, 3) the two colours of the background
     waves: Tensor  # (N, 2, 2) whole periods of the background's two gratings along x and y
-    phase: Tensor  # (N, 2) their phases, in periods
+    phase: Tensor  # (N, 2) phases of the two gratings, in periods
     noise: Tensor  # (N,) standard deviation of the pixel noise
 
 
@@ -71,7 +71,7 @@ def _log_uniform(
 
 
 def random_scene(count: int, generator: torch.Generator) -> Scene:
-    """`count` independent pictures: the distribution that the embedded tower is pretrained on."""
+    """`count` independent pictures, distributed as in the pretraining of the embedded tower."""
     objects = 3
     radius = _uniform((count, objects), 0.04, 0.09, generator)
     radius[:, 0] = _log_uniform((count,), SIZE_RANGE, generator)
@@ -79,9 +79,8 @@ def random_scene(count: int, generator: torch.Generator) -> Scene:
     ground[:, 1] = ground[:, 0] + _uniform((count, 3), -0.3, 0.3, generator)
     colours = torch.rand((count, objects, 2, 3), generator=generator)
     swing = _uniform((count, 1, 3), 0.15, 0.5, generator)
-    colours[:, 0] = 0.5 + torch.cat(
-        [swing, -swing], 1
-    )  # the first half is the lighter one, so that the angle has a meaning
+    # The first half is the lighter half, so that the angle has a meaning.
+    colours[:, 0] = 0.5 + torch.cat([swing, -swing], 1)
     colours[:, 1:, 1] = colours[:, 1:, 0]  # distractors are plain
     stripes = torch.randint(0, 2, (count, objects), generator=generator) * 2
     place = torch.rand((count, objects, 2), generator=generator)
@@ -102,7 +101,10 @@ def random_scene(count: int, generator: torch.Generator) -> Scene:
 
 
 def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
-    """Signed distance (about; negative inside) from points (u, v) to the outline of a shape of unit size."""
+    """About the signed distance from points (u, v) to the outline of a shape of unit size.
+
+    It is negative inside the shape.
+    """
     length, wide, high = torch.sqrt(u * u + v * v + 1e-9), u.abs(), v.abs()
     match SHAPES[shape]:
         case "disc":
@@ -126,27 +128,27 @@ def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
 
 
 def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the scenes: pictures uint8 (N, 3, S, S), and how much of each pixel is the main object, float (N, S, S)."""
+    """Draw the scenes: pictures uint8 (N, 3, S, S), and the share of the main object in each pixel.
+
+    The shares are float (N, S, S).
+    """
     grid = (torch.arange(size) + 0.5) / size
     periods = torch.einsum(
         "ngd,dhw->nghw", scene.waves.float(), torch.stack(torch.meshgrid(grid, grid, indexing="xy"))
     )
-    mix = 0.5 + 0.25 * torch.sin(2 * math.pi * (periods + scene.phase[..., None, None])).sum(
-        1
-    )  # (N, S, S)
+    waves = torch.sin(2 * math.pi * (periods + scene.phase[..., None, None]))
+    mix = 0.5 + 0.25 * waves.sum(1)  # (N, S, S)
     picture = torch.lerp(
         scene.ground[:, 0, :, None, None], scene.ground[:, 1, :, None, None], mix[:, None]
     )
 
     offset = grid - scene.place[..., None]  # (N, K, 2, S)
-    offset = offset - torch.round(offset)  # the shorter way round the torus
+    offset = offset - torch.round(offset)  # the shorter way, perhaps across the picture's edge
     x, y = offset[:, :, 0, None, :], offset[:, :, 1, :, None]
     cos, sin = torch.cos(scene.angle)[..., None, None], torch.sin(scene.angle)[..., None, None]
     radius = scene.radius[..., None, None]
-    u, v = (
-        (x * cos + y * sin) / radius,
-        (y * cos - x * sin) / radius,
-    )  # (N, K, S, S) in the object's own frame
+    # (N, K, S, S) in the coordinates of the object
+    u, v = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius
     distance = torch.empty_like(u)
     for shape in range(len(SHAPES)):
         drawn = scene.shape == shape
@@ -159,9 +161,8 @@ def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor,
         colours = scene.colours[:, k, :, :, None, None]
         fill = torch.lerp(colours[:, 0], colours[:, 1], tone[:, k, None])
         picture = torch.lerp(picture, fill, cover[:, k, None])
-    picture = (
-        picture + torch.randn(picture.shape, generator=generator) * scene.noise[:, None, None, None]
-    )
+    noise = torch.randn(picture.shape, generator=generator) * scene.noise[:, None, None, None]
+    picture = picture + noise
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8), cover[:, 0]
 
 
@@ -172,22 +173,21 @@ def _within(bounds: tuple[float, float], share: Tensor) -> Tensor:
 def motion_frames(
     motion: str, generator: torch.Generator, *, frames: int = 17, size: int = 64
 ) -> Tensor:
-    """One video of the class: uint8 (T, 3, S, S). Played backwards, it is a video of the class `REVERSE[motion]`.
+    """One video of a class: uint8 (T, 3, S, S). Backwards, it is a video of `REVERSE[motion]`.
 
-    The main object crosses 50 to 90 % of its range of place, log size or tilt, at a steady pace with a shake, about a random
-    middle; it drifts a little across its way, and the background and the distractors drift anywhere. There are 17 frames because
-    segment sampling of 8 out of 17 takes the frames 1, 3, .. 15, its own mirror image, so that a video and its reversal show the
-    same frames.
+    The main object crosses 50 to 90 % of its range of place, log size or tilt about a random
+    middle, at a steady pace with a shake. It drifts a little across its way. The background and
+    the distractors drift in any direction. Of 17 frames, segment sampling takes 8 as the frames
+    1, 3, .. 15: the same frames as of the reversed video.
     """
     start = random_scene(1, generator)
     still = {name: value.repeat_interleave(frames, 0) for name, value in vars(start).items()}
-    time = (torch.arange(frames) - (frames - 1) / 2) / (
-        frames - 1
-    )  # -0.5 .. 0.5: reversing time only changes its sign
+    # -0.5 .. 0.5, so that a reversal changes the sign and nothing else
+    time = (torch.arange(frames) - (frames - 1) / 2) / (frames - 1)
     forward = 1 if motion in FORWARD else -1
     share = float(_uniform((), 0.5, 0.9, generator))
     middle = float(_uniform((), share / 2, 1 - share / 2, generator))
-    path = middle + forward * share * time  # 0..1 of the range
+    progress = middle + forward * share * time  # 0..1 of the range
     slant = float(_uniform((), -0.25, 0.25, generator)) * share
 
     place, angle, radius, phase = (
@@ -201,69 +201,67 @@ def motion_frames(
         radius[:, 0] = _log_uniform((), STEADY_SIZE_RANGE, generator)
     if motion in ("left", "right", "up", "down"):
         axis = 0 if motion in ("left", "right") else 1
-        place[:, 0, axis] += _within(PLACE_RANGE, path) - start.place[0, 0, axis]
+        place[:, 0, axis] += _within(PLACE_RANGE, progress) - start.place[0, 0, axis]
         place[:, 0, 1 - axis] += time * slant
     elif motion in ("nearer", "farther"):
-        radius[:, 0] = torch.exp(_within((math.log(SIZE_RANGE[0]), math.log(SIZE_RANGE[1])), path))
+        smallest, largest = map(math.log, SIZE_RANGE)
+        radius[:, 0] = torch.exp(_within((smallest, largest), progress))
     else:
-        angle[:, 0] += _within(TILT_RANGE, path) - start.angle[0, 0]
-    return render(
-        Scene(**{**still, "place": place, "angle": angle, "radius": radius, "phase": phase}),
-        size,
-        generator,
-    )[0]
+        angle[:, 0] += _within(TILT_RANGE, progress) - start.angle[0, 0]
+    moving = {"place": place, "angle": angle, "radius": radius, "phase": phase}
+    return render(Scene(**{**still, **moving}), size, generator)[0]
 
 
-class _Writer(Dataset["str | VideoError"]):
-    """Item i of a split is a video and its time reversal, drawn from (seed, split, i) alone, and written when asked for."""
+class _Writer(Dataset["str | OSError"]):
+    """Item i of a split writes a video and its time reversal, and gives their motion.
+
+    The two are drawn from (seed, split, i) alone.
+    """
 
     def __init__(self, folder: Path, split: str, seed: int) -> None:
         self.folder, self.split, self.seed = folder, split, seed
 
-    def __getitem__(self, index: int) -> str | VideoError:
+    def __getitem__(self, index: int) -> str | OSError:
         digest = hashlib.sha256(f"{self.seed}/{self.split}/{index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
         motion = MOTIONS[index % len(MOTIONS)]
         frames = motion_frames(motion, generator)
-        backwards = self.folder / self.split / REVERSE[motion] / f"{index:05d}_reversed.mp4"
+        classes = self.folder / self.split
         try:
-            write_video(self.folder / self.split / motion / f"{index:05d}.mp4", frames, fps=8)
-            write_video(backwards, frames.flip(0), fps=8)
-        except VideoError as error:
-            return error  # raised in the process that asked
+            encode_video(classes / motion / f"{index:05d}.mp4", frames, fps=8)
+            reversed_path = classes / REVERSE[motion] / f"{index:05d}_reversed.mp4"
+            encode_video(reversed_path, frames.flip(0), fps=8)
+        except OSError as error:
+            return error  # raised in the process that asked for the item
         return motion
 
 
 def write_motion_videos(
     folder: Path, counts: Mapping[str, int], *, seed: int, workers: int = 0
 ) -> Iterator[str]:
-    """Write `counts[split]` videos into folder/split/motion/*.mp4, two at a time: a video and its time reversal.
+    """Write `counts[split]` videos into folder/split/motion/*.mp4, each with its time reversal.
 
-    Gives the motion of each pair as it is written. The folder appears when the last is done. Same seed, same bytes.
-    DatasetError if the folder is there already, or a count is not an even number of at least 16.
+    Gives the motion of each pair when the pair is written. The folder appears when the last pair
+    is written. The same seed gives the same bytes. DatasetError if the folder is already there or
+    cannot be written, or a count is not an even number of at least 16.
     """
     if folder.exists():
         raise DatasetError(f"{folder}: already there; choose another folder, or remove it")
     for split, count in counts.items():
         if count < 2 * len(MOTIONS) or count % 2:
             raise DatasetError(
-                f"{split}: {count} videos asked for; it takes an even number, at least {2 * len(MOTIONS)}"
+                f"{split}: {count} videos asked for; the number of videos must be an even number, "
+                f"at least {2 * len(MOTIONS)}"
             )
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         for split, count in counts.items():
             for motion in MOTIONS:
                 (unfinished / split / motion).mkdir(parents=True)
-            pairs = range(count // 2)
             writer = _Writer(unfinished, split, seed)
-            for written in DataLoader(
-                writer,
-                batch_size=None,
-                sampler=pairs,
-                num_workers=workers,
-                worker_init_fn=start_worker,
-            ):
-                if isinstance(written, VideoError):
+            pairs = range(count // 2)
+            for written in worker_loader(writer, workers, batch_size=None, sampler=pairs):
+                if isinstance(written, OSError):
                     raise written
                 yield written
         unfinished.rename(folder)

@@ -1,4 +1,6 @@
-"""How does torchcodec decode the frames of a clip? For those who have it and set `clip.decoder`; the numbers of frames are decode.py's.
+"""How does torchcodec decode the frames of a clip?
+
+torchcodec is an extra, used where `clip.decoder` says so. decode.py numbers the frames.
 
 Shapes: n frames asked for, H, W pixels as displayed.
 """
@@ -8,14 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor
 
+from zeroi2v.data.display import scaled_size
 from zeroi2v.errors import ConfigError
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.stream import VideoStream
+
+# Containers with an index of their packets. In the others torchcodec seeks by bytes: it may begin
+# behind the key frame, and the decoder then shows grey where the key frame is missing.
+_INDEXED: Final = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"))
 
 
 def require_decoder(decoder: str) -> None:
@@ -26,13 +34,20 @@ def require_decoder(decoder: str) -> None:
         import torchcodec  # noqa: F401  # whether it loads is the question
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"clip.decoder is torchcodec, but {error.name} is not installed: pip install torchcodec, or choose pyav"
+            f"clip.decoder is torchcodec, but {error.name} is not installed: "
+            "pip install torchcodec, or choose pyav"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:  # its message is a page long
         raise ConfigError(
-            "clip.decoder is torchcodec, which finds no FFmpeg that it can use, or another torch than its own: install FFmpeg "
-            "(apt install ffmpeg, conda install ffmpeg) and the torchcodec made for this torch, or choose pyav"
+            "clip.decoder is torchcodec, which finds no FFmpeg that it can use, or was made for "
+            "another torch: install FFmpeg (apt install ffmpeg, conda install ffmpeg) and the "
+            "torchcodec made for this torch, or choose pyav"
         ) from error
+
+
+def seeks_exactly(container: InputContainer) -> bool:
+    """Whether torchcodec finds the key frames of a container; PyAV decodes the other containers."""
+    return container.format.name in _INDEXED
 
 
 def torchcodec_clip(
@@ -44,41 +59,37 @@ def torchcodec_clip(
     *,
     short_side: int | None,
 ) -> Tensor | None:
-    """The numbered frames: uint8 (n, 3, H, W); None if torchcodec cannot decode them, or decodes others.
+    """The frames with the numbers in `order`: uint8 (n, 3, H, W).
 
-    Frame i is shown at `times[i]`, in the stream's units. Frames whose shorter side is above `short_side` are scaled down to it.
+    None if torchcodec cannot decode them, or decodes other frames. Frame i is shown at `times[i]`,
+    in the stream's units. Frames whose shorter side is above `short_side` are scaled down to it.
     """
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
-    from zeroi2v.data.decode import scaled_size
-
     ends = [*times[1:], times[-1] + 1]
-    shown = [
+    frames = [
         {"pts": start, "duration": end - start, "key_frame": start in key_times}
         for start, end in zip(times, ends, strict=True)
     ]
     options: dict[str, Any] = {
         "stream_index": stream.index,
         "num_ffmpeg_threads": stream.codec_context.thread_count,
+        # spares torchcodec its own reading of all packets
+        "custom_frame_mappings": json.dumps({"frames": frames}),
     }
-    options["custom_frame_mappings"] = json.dumps(
-        {"frames": shown}
-    )  # spares torchcodec its own reading of all packets
     try:
         decoder = VideoDecoder(f"file:{path}", **options)
         width, height = decoder.metadata.width, decoder.metadata.height
         if short_side is not None and short_side < min(width, height):
             resize = Resize(scaled_size(width, height, short_side)[::-1])
             decoder = VideoDecoder(f"file:{path}", transforms=[resize], **options)
-        found = decoder.get_frames_at([*order])
+        batch = decoder.get_frames_at([*order])
     except (RuntimeError, ValueError):
         return None
     tick = float(stream.time_base or 0)
-    if any(
-        abs(s - times[i] * tick) > tick / 2
-        for s, i in zip(found.pts_seconds.tolist(), order, strict=True)
-    ):
-        return None
-    data: Tensor = found.data
+    for seconds, number in zip(batch.pts_seconds.tolist(), order, strict=True):
+        if abs(seconds - times[number] * tick) > tick / 2:
+            return None
+    data: Tensor = batch.data
     return data

@@ -1,4 +1,6 @@
-"""Which pixels: how are the frames of one clip cropped, scaled, flipped, erased and normalised? All frames of a clip alike.
+"""Which pixels: how are the frames of a clip cropped, scaled, flipped, erased and normalised?
+
+All frames of a clip are treated alike.
 
 Shapes: T frames, H, W pixels of the frames as decoded, S pixels a side of a view, C crops.
 """
@@ -15,22 +17,23 @@ from torch import Tensor
 
 from zeroi2v.config import PixelsConfig
 from zeroi2v.data.augment import GREY, augment, draw_operations
-from zeroi2v.data.decode import scaled_size
+from zeroi2v.data.display import scaled_size
 
 
 def train_pixels(
     frames: Tensor, size: int, pixels: PixelsConfig, rng: Random
 ) -> tuple[Tensor, bool]:
-    """A random crop of uint8 (T, 3, H, W), scaled to (T, 3, S, S), perhaps flipped, augmented and erased; and whether it was flipped.
+    """A training view of uint8 (T, 3, H, W): uint8 (T, 3, S, S), and whether it was flipped.
 
-    What is drawn for one of the four depends on no setting of the others but the crop's, nor on the place of the augmentation.
+    The view is a random crop, scaled, perhaps flipped, augmented and erased. The draws for one of
+    these steps depend on no setting of another step except the crop's, and not on
+    `augment_place`.
     """
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)
     flipped = rng.random() < pixels.flip
-    erasing = Random(
-        rng.getrandbits(64)
-    )  # its own, for the augmentation draws as often as it likes
+    # A generator of its own, since the number of the augmentation's draws varies.
+    erasing = Random(rng.getrandbits(64))
     operations = draw_operations(pixels, rng)
     if pixels.augment_place == "before_crop":
         frames = augment(frames, operations)
@@ -45,9 +48,10 @@ def train_pixels(
 def random_crop(
     height: int, width: int, pixels: PixelsConfig, rng: Random
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop of random area and aspect (log-uniform), as torchvision's RandomResizedCrop draws it.
+    """Top, left, height and width of a crop, drawn as torchvision's RandomResizedCrop draws it.
 
-    If ten draws do not fit into the frame: the largest centred crop whose aspect is allowed.
+    Its area is uniform and its aspect log-uniform within their ranges. If none of ten draws fits
+    into the frame, it is the largest centred crop whose aspect is allowed.
     """
     for _ in range(10):
         crop_height, crop_width = _random_sides(
@@ -66,17 +70,19 @@ def random_crop(
 
 
 def erase(frames: Tensor, pixels: PixelsConfig, rng: Random) -> Tensor:
-    """With its probability, the frames with one rectangle of them all filled: with noise, new in each frame, or with grey.
+    """The frames, with probability `pixels.erase` with a rectangle that is filled in all of them.
 
-    Its area and aspect (log-uniform) are random; a side too long for the frame is cut to the frame's, and none is below a pixel.
+    The rectangle holds noise, new in each frame, or grey. Its area is random, and so is its aspect
+    (log-uniform). A side that is longer than the frame's is cut to the frame's, and no side is
+    shorter than a pixel.
     """
     if rng.random() >= pixels.erase:
         return frames
     height, width = frames.shape[-2:]
-    wanted = _random_sides(height * width, pixels.erase_area, pixels.erase_aspect, rng)
-    erased_height, erased_width = (
-        min(max(one, 1), side) for one, side in zip(wanted, (height, width), strict=True)
+    drawn_height, drawn_width = _random_sides(
+        height * width, pixels.erase_area, pixels.erase_aspect, rng
     )
+    erased_height, erased_width = min(max(drawn_height, 1), height), min(max(drawn_width, 1), width)
     top, left = rng.randint(0, height - erased_height), rng.randint(0, width - erased_width)
     frames = frames.clone()
     rectangle = frames[..., top : top + erased_height, left : left + erased_width]
@@ -91,29 +97,36 @@ def erase(frames: Tensor, pixels: PixelsConfig, rng: Random) -> Tensor:
 def _random_sides(
     frame_area: int, share: tuple[float, float], aspect: tuple[float, float], rng: Random
 ) -> tuple[int, int]:
-    """Height and width of a rectangle: uniform in its share of the frame's area, log-uniform in width / height."""
+    """Height and width of a rectangle whose size and aspect are drawn.
+
+    Its share of the frame's area is uniform, and width / height log-uniform, within their bounds.
+    """
     area = frame_area * rng.uniform(*share)
     ratio = math.exp(rng.uniform(*map(math.log, aspect)))
     return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
 
 
 def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
-    """Views for evaluation: uint8 (T, 3, H, W), its shorter side scaled to S, to (C, T, 3, S, S).
+    """The views of an evaluation: of uint8 (T, 3, H, W), scaled to a shorter side of S.
 
-    One crop is the centre; three lie at the start, the centre and the end of the longer side, evenly spaced: where that leaves
-    one pixel over, it is the last ("ThreeCrop").
+    They are uint8 (C, T, 3, S, S). One crop is the centre. Three crops lie along the longer side,
+    at its start, its centre and its end, evenly spaced; if a pixel is left over, it is the last
+    pixel of the side ("ThreeCrop").
     """
     height, width = frames.shape[-2:]
     if min(height, width) != size:
         width, height = scaled_size(width, height, size)
         frames = F.resize(frames, [height, width], antialias=True)
-    places = (1,) if crops == 1 else (0, 1, 2)  # halves of the way from start to end
-    corners = [((height - size) // 2 * place, (width - size) // 2 * place) for place in places]
+    halves = (1,) if crops == 1 else (0, 1, 2)  # of the way from the first to the last corner
+    corners = [((height - size) // 2 * half, (width - size) // 2 * half) for half in halves]
     return torch.stack([frames[..., top : top + size, left : left + size] for top, left in corners])
 
 
 def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x / 255 - mean) / std of uint8 (..., 3, S, S), per channel: float32 on the same device, in two passes over memory."""
+    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
+
+    It passes over memory twice.
+    """
     mean_255, std_255 = (
         255 * torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std)
     )

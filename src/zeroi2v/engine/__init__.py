@@ -1,1 +1,1 @@
-"""How is a model trained, resumed and evaluated?"""
+"""How is a model trained, and how is a training resumed?"""

@@ -1,4 +1,8 @@
-"""What is minimised, and how do the weights move? AdamW on what trains, linear warm-up, cosine to zero (Table 7, the official code)."""
+"""Which loss is minimised, and how do the weights move?
+
+The optimiser is AdamW. The learning rate rises linearly during the warm-up, then falls along a
+cosine to zero. Both follow Table 7 and the authors' code.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,17 @@ from torch import Tensor, nn
 
 from zeroi2v.models.video import VideoClassifier
 
-DECAYED = (
-    nn.Linear,
-    nn.Conv2d,
-    nn.Conv3d,
-)  # weight decay is for these and for adapters; norms and embeddings have none
+# Layers with weight decay. Adapters have weight decay too; norms and embeddings have none.
+DECAYED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """Cross-entropy with labels (B,), or where a video may have several (B, K), binary cross-entropy, the mean over K; summed over B."""
+    """The loss of each clip, summed over the B clips of a batch, from logits (B, K).
+
+    Labels (B,) are class numbers, and the loss of a clip is the cross-entropy. Labels (B, K) are
+    for videos with several labels: 1 for each class that the video has, else 0. The loss of a clip
+    is then the binary cross-entropy, the mean over the K classes.
+    """
     if labels.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
@@ -27,7 +33,10 @@ def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Te
 def build_optimizer(
     model: VideoClassifier, *, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999) on every parameter that trains; weight decay on adapters, linear and convolution layers, biases included."""
+    """AdamW with betas (0.9, 0.999) for every parameter that trains.
+
+    Weight decay applies to adapters, linear layers and convolutions, and to their biases.
+    """
     adapters = {*model.adapters.modules()}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for module in model.modules():
@@ -42,21 +51,29 @@ def build_optimizer(
 
 
 def learning_rate_share(step: int, *, steps: int, warmup_steps: int, warmup_start: float) -> float:
-    """The share of the learning rate at a step: from `warmup_start` up to 1 over the warm-up, then a cosine down to 0."""
+    """The learning rate at a step, as a share of the highest learning rate.
+
+    The share rises from `warmup_start` to 1 during the warm-up, then falls along a cosine to 0.
+    Steps are counted from 0.
+    """
     if step < warmup_steps:
         return warmup_start + (1 - warmup_start) * step / warmup_steps
-    done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)  # 0 to 1
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of the matrix products in training, or None for fp32. "auto" is bf16 where the processor multiplies it natively."""
+    """The dtype of matrix products in training; None for fp32.
+
+    `precision` "auto" is bf16 where the processor multiplies bf16 numbers natively, else fp32.
+    """
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the processor of a device multiplies bf16 numbers natively."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -1,6 +1,7 @@
-"""How do the processes of a group meet, and share a training? They are started by torchrun or `accelerate launch`.
+"""How do the processes of a group meet, and how do they share a training?
 
-A process on its own meets nobody, and needs no library for it.
+torchrun or `accelerate launch` starts the processes of a group. A process that was started alone
+has no group, and then this file does not need accelerate.
 """
 
 from __future__ import annotations
@@ -20,27 +21,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one task, seen from this one."""
+    """The process group, as this process sees the group."""
 
-    device: torch.device
-    rank: int = 0
-    size: int = 1
+    device: torch.device  # of this process
+    rank: int = 0  # number of this process in the group, from 0
+    size: int = 1  # number of processes in the group
     accelerator: Accelerator | None = None  # None: there is one process
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """Whether this process is the one that writes files and messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model on the device of this process; with several processes one that shares its gradients among them."""
+        """The model on the device of this process.
+
+        With several processes, the model is wrapped so that a backward pass averages the gradients
+        over the processes.
+        """
         if self.accelerator is None:
             return model.to(self.device)
         wrapped: nn.Module = self.accelerator.prepare_model(model)
         return wrapped
 
     def keep_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the block a backward pass does not share its gradients yet: another part of the batch follows."""
+        """Within the block a backward pass adds up gradients in this process alone.
+
+        The last part of a batch runs outside of the block, and averages over the processes.
+        """
         if self.accelerator is None:
             return nullcontext()
         context: AbstractContextManager[None] = self.accelerator.no_sync(model)
@@ -50,18 +58,21 @@ class Processes:
         """The sum of a number over the processes."""
         return value if self.size == 1 else sum(from_all([value]))
 
-    def agree(self, wanted: bool) -> bool:
-        """The wish of the first process, which all must follow."""
-        return wanted if self.size == 1 else bool(from_all([wanted])[0])
+    def agree(self, decision: bool) -> bool:
+        """The decision of the first process, so that all processes do the same."""
+        return decision if self.size == 1 else bool(from_all([decision])[0])
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes of the group have called this method."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
 
 def join_processes() -> Processes:
-    """Meet the other processes of the task. The device of each process is its GPU, or the CPU where there is none."""
+    """Meet the other processes of the group.
+
+    The device of each process is its GPU, or the CPU where the machine has no GPU.
+    """
     if started_group() is None:
         return Processes(best_device())
     from accelerate import Accelerator

@@ -1,7 +1,8 @@
-"""Where does a run stand? Everything that the rest of the run depends on, in one file that is replaced in one step.
+"""How is a run resumed? Its state is one file, which holds all that the rest of the run depends on.
 
-A run that goes on from this file ends, on a CPU, bit for bit like a run that never stopped. The pixels of a sample follow from
-seed, epoch and index, so the file keeps nothing of the loader but the position.
+On a CPU, a run that is resumed from the file ends with the weights, bit for bit, of a run that
+never stopped. The pixels of a training clip follow from the seed, the epoch and the index of the
+clip. So the file holds the position in the epoch, and nothing else of the loader.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
-from zeroi2v.engine.shard import gathered, scatter, whole
+from zeroi2v.engine.shard import full_tensors, gathered, scatter
 from zeroi2v.errors import CheckpointError, FileError, ZeroI2VError
 from zeroi2v.files import write_files
 from zeroi2v.machine import from_all
@@ -30,21 +31,27 @@ FORMAT: Final = 2
 
 @dataclass
 class Position:
-    """How far a run has come. Sums are over the epoch in progress, and over all processes."""
+    """How far a run has come.
 
-    epoch: int = 1  # the epoch in progress
-    batch: int = 0  # the batches of it that are done
-    loss: float = 0.0
+    Counts and sums are those of the epoch in progress, over all processes.
+    """
+
+    epoch: int = 1  # the epoch in progress, from 1
+    batch: int = 0  # batches that are done
+    loss: float = 0.0  # sum of the losses of all clips
     clips: int = 0
     skipped: int = 0  # steps that fp16 skipped
     seconds: float = 0.0
-    best_epoch: int = 0
-    best: float = -1.0  # the figure of that epoch, the higher the better
+    best_epoch: int = 0  # 0: no epoch is finished
+    best: float = -1.0  # figure of the best epoch, top-1 or mAP; -1: no epoch was validated
     validations_since_best: int = 0
-    broken: dict[str, str] = field(default_factory=dict)  # path -> reason
+    broken: dict[str, str] = field(default_factory=dict)  # path of a video -> reason
 
     def add(self, loss: float, clips: int, *, skipped: bool) -> None:
-        """Count one batch. The loss of a step that fp16 skipped says nothing where it overflowed too."""
+        """Count one batch.
+
+        A step that fp16 skipped may have a loss that overflowed. Such a loss is not counted.
+        """
         self.batch += 1
         self.skipped += skipped
         if not skipped or math.isfinite(loss):
@@ -58,7 +65,7 @@ class Position:
 
 
 class TrainingState:
-    """The parts of a run that move, and the file that keeps them."""
+    """The parts of a run that change in training, and the file that they are saved to."""
 
     def __init__(
         self,
@@ -66,27 +73,26 @@ class TrainingState:
         *,
         data: str,
         model: VideoClassifier,
-        learning: nn.Module,
+        trained: nn.Module,
         parts: dict[str, Any],
     ) -> None:
-        """`parts`: by name, what has a state_dict. `learning`: the model, or the model in parts. `data`: `data_key` of the videos."""
-        self.path, self.data, self.model, self.learning, self.parts = (
-            path,
-            data,
-            model,
-            learning,
-            parts,
-        )
+        """`path` is the file of the state. `data` is the `data_key` of the training videos.
+
+        `trained` is the model whose weights the optimiser moves: `model`, or a sharded copy of it.
+        `parts` are other objects with a `state_dict`, by name; "optimizer" must be among the names.
+        """
+        self.path, self.data = path, data
+        self.model, self.trained, self.parts = model, trained, parts
 
     def save(self, position: Position, *, writes: bool) -> None:
-        """Replace the file, in the process that `writes`; all processes must call this.
+        """Replace the file of the state. All processes must call this; the first process `writes`.
 
-        ZeroI2VError if the run has come to no finite loss or weights, CheckpointError if the file cannot be written; the file of
-        before stays.
+        ZeroI2VError if the loss or a weight is not finite. CheckpointError if the file cannot be
+        written. After an error the earlier file is still there.
         """
         generators = from_all([_generators()])
-        parts = {name: whole(part.state_dict()) for name, part in self.parts.items()}
-        with gathered(self.learning, self.model):
+        parts = {name: full_tensors(part.state_dict()) for name, part in self.parts.items()}
+        with gathered(self.trained, self.model):
             require_finite(position, self.model)
             if not writes:
                 return
@@ -103,26 +109,34 @@ class TrainingState:
             except FileError as error:
                 raise CheckpointError(str(error)) from error
 
-    def load(self, process: int, processes: int) -> Position:
-        """Put every part back to where it was. CheckpointError if the file is not of this run."""
+    def load(self, rank: int, size: int) -> Position:
+        """Restore the state of process `rank` of `size` from the file.
+
+        CheckpointError if the file cannot be read, or is the state of another run.
+        """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.path}: not there; only a run that was begun can be resumed"
+                f"{self.path}: not there, so this folder holds no run that can be resumed; "
+                "train without --resume"
             ) from error
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{self.path}: cannot be read: {reason}") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CheckpointError(f"{self.path}: not the state of a run")
+            raise CheckpointError(
+                f"{self.path}: not the state of a run, or of another version of zeroi2v"
+            )
         if state["data"] != self.data:
             raise CheckpointError(
-                f"{self.path}: the run was begun with other videos or labels; give it the same data"
+                f"{self.path}: the run was begun with other videos or labels; "
+                "give the data that the run was begun with"
             )
-        if len(state["generators"]) != processes:
+        if len(state["generators"]) != size:
             raise CheckpointError(
-                f"{self.path}: the run was begun on {len(state['generators'])} processes, not {processes}"
+                f"{self.path}: the run was begun on {len(state['generators'])} processes, "
+                f"not {size}; start as many processes"
             )
         weights = self.model.stored_tensors()
         with torch.no_grad():
@@ -130,8 +144,8 @@ class TrainingState:
                 weights[name].copy_(tensor)
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        scatter(self.model, self.learning, self.parts["optimizer"])
-        cpu, *gpu = state["generators"][process]
+        scatter(self.model, self.trained, self.parts["optimizer"])
+        cpu, *gpu = state["generators"][rank]
         torch.set_rng_state(cpu)
         if gpu:
             torch.cuda.set_rng_state(gpu[0])
@@ -140,29 +154,28 @@ class TrainingState:
 
 @torch.no_grad()
 def require_finite(position: Position, model: nn.Module) -> None:
-    """ZeroI2VError if the loss of the epoch, or a weight that trains, is no finite number."""
-    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    if math.isfinite(position.loss) and all(bool(one.isfinite().all()) for one in trained):
+    """ZeroI2VError if the loss of the epoch, or a weight that trains, is not a finite number."""
+    weights = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    if math.isfinite(position.loss) and all(bool(weight.isfinite().all()) for weight in weights):
         return
     raise ZeroI2VError(
-        f"epoch {position.epoch}, step {position.batch}: the loss or a weight is no finite number any more; "
-        "train with a lower train.learning_rate, or with train.gradient_clip"
+        f"epoch {position.epoch}, step {position.batch}: the loss or a weight is not a finite "
+        "number; train with a lower train.learning_rate, or with train.gradient_clip"
     )
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
+    """Write a state to a file. OSError if the disk does not take the file."""
     try:
         torch.save(state, path)
-    except (
-        RuntimeError
-    ) as error:  # how torch's writer of archives says that the disk did not take them
+    except RuntimeError as error:  # torch's writer of archives raises no OSError
         raise OSError(
-            f"the disk is full, or does not take it ({str(error).splitlines()[0]})"
+            f"the disk is full or cannot be written to ({str(error).splitlines()[0]})"
         ) from error
 
 
 def _generators() -> list[Tensor]:
-    """The states of this process's random generators."""
+    """The states of the random generators of this process: the CPU's, and the GPU's if any."""
     return [
         torch.get_rng_state(),
         *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else []),
@@ -170,7 +183,10 @@ def _generators() -> list[Tensor]:
 
 
 def data_key(classes: Sequence[str], videos: Iterable[Video]) -> str:
-    """A hash of the videos' names and labels, in order, and of the classes: the same when the folder has moved."""
+    """A hash of the class names, and of the file name and labels of each video, in order.
+
+    The hash does not change when the folder of the videos moves.
+    """
     digest = hashlib.sha256("\n".join(classes).encode(errors="surrogateescape"))
     for video in videos:
         labels = "|".join(map(str, video.labels))

@@ -1,17 +1,12 @@
-"""How does a model learn from videos? One run: epochs of AdamW, a validation after each, a folder that always loads.
+"""How does a model learn from videos? A run trains for some epochs and validates after each epoch.
 
-RUN/recipe.toml        every setting of the run, paths absolute     RUN/log.jsonl   one line per epoch
-RUN/config.json, RUN/model.safetensors, RUN/README.md   the model of the best epoch, which `zeroi2v.load(RUN)` gives
-RUN/last.safetensors   the weights of the last epoch                RUN/resume.pt   where the run stands (resume.py)
-RUN/tensorboard        the figures of the log, if `train.tensorboard`
+`folder.py` says what the folder of a run holds, `step.py` how the model learns from one batch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,47 +17,35 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
-from zeroi2v.engine.board import new_board, require_tensorboard, write_figures
+from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
 from zeroi2v.engine.optim import build_optimizer, learning_rate_share
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key, require_finite
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, take_step
-from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
-from zeroi2v.files import append_json, claimed, is_partial, keep_json_lines
+from zeroi2v.errors import DatasetError, ZeroI2VError
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import model_recipe, start_from
-from zeroi2v.models.saving import (
-    CARD_FILE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    write_model,
-    write_weights,
-)
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import RECIPE_FILE, absolute_paths, write_recipe
+from zeroi2v.recipes import absolute_paths
 
-LOG_FILE: Final = "log.jsonl"
-LAST_FILE: Final = "last.safetensors"
-BOARD_FOLDER: Final = "tensorboard"
-RESUME_FILE: Final = "resume.pt"
 PRECISIONS: Final = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run left behind."""
+    """The result of a training run."""
 
     folder: Path
     best_epoch: int
-    best: float | None  # top-1 of the best epoch, or mAP; None without validation videos
-    broken: Mapping[str, str]  # path -> reason of the videos left out
-    epochs: int
-    excluded: tuple[str, ...]  # paths of the videos that `train.exclude` left out
+    best: float | None  # top-1 or mAP of the best epoch; None without validation videos
+    broken: Mapping[str, str]  # path -> reason, of videos that cannot be read and were left out
+    epochs: int  # finished epochs
+    excluded: tuple[str, ...]  # paths of videos that `train.exclude` left out
     needs_tower: bool = False  # the folder loads only where the weights of its tower can be had
 
 
@@ -75,23 +58,26 @@ def train(
     processes: Processes | None = None,
     log: Log | None = None,
 ) -> Run:
-    """Train on `dataset.train` and validate on `dataset.val`, writing a run folder.
+    """Train a model on `dataset.train`, validate it on `dataset.val`, and write a run folder `out`.
 
-    With `resume` a run that stopped goes on in its folder, and ends on a CPU bit for bit like a run that never stopped. Ctrl-C
-    saves where the run stands and comes through as KeyboardInterrupt. A video that cannot be read raises its VideoError, or
-    with `broken = "skip"` is left out and listed in `Run.broken`. On a CPU the same recipe and videos give the same weights.
-    The `processes` of a group (`join_processes`) share every batch: `batch_size` counts the clips
-    of all of them. Without `processes` this process trains alone, whatever launched it.
+    On a CPU the same recipe and videos give the same weights. With `resume`, a run that stopped
+    goes on in its folder. On a CPU its weights are in the end, bit for bit, those of a run that
+    never stopped. Ctrl-C saves the state of the run and raises KeyboardInterrupt.
 
-    ConfigError if `out` holds something else, or another training is running there.
+    A video that cannot be read raises its VideoError. With `train.broken = "skip"` the video is
+    left out instead, and listed in `Run.broken`.
+
+    The `processes` of a group (`join_processes`) share every batch; `train.batch_size` counts the
+    clips of all processes. Without `processes` this process trains alone, whatever started it.
+
+    ConfigError if `out` holds other files, or if another training uses `out` now.
     """
     processes = processes or Processes(best_device())
-    log = log or Log(quiet=True)
-    if not processes.is_first:
-        log = Log(silent=True)
+    log = (log or Log(quiet=True)) if processes.is_first else Log(silent=True)
     recipe = absolute_paths(recipe)
+    folder = RunFolder(out, writes=processes.is_first)
     if not resume:
-        require_empty(out)
+        folder.require_free()
     if recipe.train.tensorboard:
         require_tensorboard()
     excluded: list[Path] = []
@@ -99,21 +85,19 @@ def train(
         dataset, excluded = leave_out(dataset, Path(recipe.train.exclude))
     model = new_model(recipe, dataset, out if resume else None)
     torch.manual_seed(recipe.train.seed + processes.rank)  # dropout differs between processes
-    training = Training(recipe, dataset, out, processes, model, log)
-    with claimed(out, "another training") if processes.is_first else nullcontext():
+    training = Training(recipe, dataset, folder, processes, model, log)
+    with folder.claimed():
         if resume:
-            training.go_on()
-        elif processes.is_first:
-            require_empty(out)  # another training may have come and gone since
-            training.begin()
-        training.warn()
+            training.restore()
+        else:
+            folder.begin(recipe, model)
+        training.say_settings()
         processes.wait()
         training.run()
     position = training.position
     for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
-    left_out = tuple(map(str, excluded))
-    if left_out:
+    if left_out := tuple(map(str, excluded)):
         listed = f"left out, as {recipe.train.exclude} lists them: {len(left_out)} videos"
         log.say(f"{listed}: {', '.join(left_out)}")
     return Run(
@@ -127,13 +111,16 @@ def train(
     )
 
 
-def new_model(recipe: Recipe, dataset: VideoDataset, resumed: Path | None) -> VideoClassifier:
-    """The model of a run, with the weights that it starts from; the weights of a run that is resumed are in its state.
+def new_model(
+    recipe: Recipe, dataset: VideoDataset, resumed_folder: Path | None
+) -> VideoClassifier:
+    """The model that a run trains, with the weights that the run starts from.
 
-    ConfigError names a setting that does not fit.
+    If the run in `resumed_folder` is resumed, that folder says how the model is built, and
+    `TrainingState.load` later reads the weights. ConfigError names a setting that does not fit.
     """
     torch.manual_seed(recipe.train.seed)
-    config = recipe.model if resumed is None else model_recipe(resumed).model
+    config = recipe.model if resumed_folder is None else model_recipe(resumed_folder).model
     model = build_model(
         config,
         labels=dataset.classes,
@@ -141,49 +128,50 @@ def new_model(recipe: Recipe, dataset: VideoDataset, resumed: Path | None) -> Vi
         views=recipe.views,
         multi_label=recipe.data.multi_label,
     )
-    if resumed is None and recipe.train.start_from is not None:
+    if resumed_folder is None and recipe.train.start_from is not None:
         start_from(model, recipe.train.start_from)
     check_spared(model.plan, model.tower, recipe.train)
     return model
 
 
 class Training:
-    """A run in progress: the model, what moves its weights, the videos, and how far it has come."""
+    """A run in progress: the model, its optimiser, the videos, and the position of the run."""
 
     def __init__(
         self,
         recipe: Recipe,
         dataset: VideoDataset,
-        out: Path,
+        folder: RunFolder,
         processes: Processes,
         model: VideoClassifier,
         log: Log,
     ) -> None:
-        self.recipe, self.dataset, self.out = recipe, dataset, out
+        self.recipe, self.dataset, self.folder = recipe, dataset, folder
         self.processes, self.model, self.log = processes, model, log
         settings = recipe.train
         self.loader = self.new_loader(1)  # the number of batches is the same in every epoch
         is_sharded = settings.sharding == "full" and processes.size > 1
-        self.learning = shard(model, processes.device) if is_sharded else model.to(processes.device)
-        self.rate = settings.learning_rate * model.plan.strategy.learning_rate_share
+        # The model whose weights the optimiser moves: `model`, or a sharded copy of it.
+        self.trained = shard(model, processes.device) if is_sharded else model.to(processes.device)
+        self.highest_rate = settings.learning_rate * model.plan.strategy.learning_rate_share
         optimizer = build_optimizer(
-            self.learning, learning_rate=self.rate, weight_decay=settings.weight_decay
+            self.trained, learning_rate=self.highest_rate, weight_decay=settings.weight_decay
         )
-        wrapped = self.learning if is_sharded else processes.wrap(model)
-        fp16 = settings.precision == "fp16"
-        scaler = torch.amp.GradScaler(processes.device.type, enabled=fp16)
+        wrapped = self.trained if is_sharded else processes.wrap(model)
+        is_fp16 = settings.precision == "fp16"
+        scaler = torch.amp.GradScaler(processes.device.type, enabled=is_fp16)
         self.learner = Learner(processes, wrapped, model.spec, optimizer, scaler, settings)
         self.state = TrainingState(
-            out / RESUME_FILE,
+            folder.path / RESUME_FILE,
             data=data_key(dataset.classes, dataset.train),
             model=model,
-            learning=wrapped,
+            trained=wrapped,
             parts={"optimizer": optimizer, "scaler": scaler},
         )
         self.position = Position()
 
     def new_loader(self, epoch: int) -> TrainLoader:
-        """The batches of an epoch: in the first epochs clips may have fewer frames."""
+        """The loader of training clips for an epoch. The epoch decides the frames of a clip."""
         settings = self.recipe.train
         return train_loader(
             self.dataset.train,
@@ -199,40 +187,38 @@ class Training:
             share=(self.processes.rank, self.processes.size),
         )
 
-    def begin(self) -> None:
-        """Write the folder, which loads from here on."""
-        write_recipe(self.recipe, self.out / RECIPE_FILE)
-        self.write_best({"epoch": 0}, epoch=0)
-
-    def go_on(self) -> None:
-        """Put everything back to where the run stood."""
+    def restore(self) -> None:
+        """Restore the state that the run had when it stopped, and say where the run goes on."""
         self.position = position = self.state.load(self.processes.rank, self.processes.size)
-        if self.processes.is_first:
-            keep_json_lines(self.out / LOG_FILE, position.epoch - 1)
+        self.folder.keep_entries(position.epoch - 1)
         epochs = self.recipe.train.epochs
         if position.epoch > epochs:
             self.log.say(
-                f"all {epochs} epochs are done; to train on, begin a run with --start-from {self.out}"
+                f"all {epochs} epochs are done; "
+                f"to train on, begin a run with --start-from {self.folder.path}"
             )
         else:
             batches = f"{position.batch} of its {len(self.loader)} batches"
             self.log.say(f"going on in epoch {position.epoch}, after {batches}")
 
-    def warn(self) -> None:
-        """Say what is trained, and which settings have an effect that may surprise."""
+    def say_settings(self) -> None:
+        """Say what is trained, and warn of settings whose effect may surprise."""
         settings, dataset, model = self.recipe.train, self.dataset, self.recipe.model
         facts = self.model.stored().facts
         self.log.say(
-            f"{len(dataset.train)} training and {len(dataset.val)} validation videos, {len(dataset.classes)} classes; "
-            f"{model.tower}, {model.strategy}: {facts.trained:,} of {facts.parameters:,} parameters train"
+            f"{len(dataset.train)} training and {len(dataset.val)} validation videos, "
+            f"{len(dataset.classes)} classes; {model.tower}, {model.strategy}: "
+            f"{facts.trained:,} of {facts.parameters:,} parameters train"
         )
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
-                f"the warm-up of {settings.warmup_epochs:g} epochs outlasts the training; see train.warmup_epochs"
+                f"the warm-up of {settings.warmup_epochs:g} epochs outlasts the training; "
+                "see train.warmup_epochs"
             )
         if settings.few_frames_epochs >= settings.epochs:
             self.log.warn(
-                f"no epoch of {settings.epochs} trains on all frames of a clip; see train.few_frames_epochs"
+                f"no epoch of {settings.epochs} trains on all frames of a clip; "
+                "see train.few_frames_epochs"
             )
         if not dataset.val:
             self.log.warn(
@@ -240,28 +226,27 @@ class Training:
             )
 
     def run(self) -> None:
-        """The epochs that are left."""
+        """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
-        board = None
-        if writes and settings.tensorboard:
-            board = new_board(self.out / BOARD_FOLDER, position.epoch)
+        if settings.tensorboard:
+            self.folder.open_board(position.epoch)
         try:
             while position.epoch <= settings.epochs and not self.out_of_patience():
                 self.train_epoch()
                 with gathered(self.learner.model, self.model):
-                    entry = self.close_epoch()
-                if board:
-                    write_figures(board, entry)
+                    self.finish_epoch()
                 self.state.save(position, writes=writes)
         except KeyboardInterrupt:
-            self.interrupted()
+            self.save_interrupted()
             raise
         finally:
-            if board:
-                board.close()
+            self.folder.close_board()
 
-    def interrupted(self) -> None:
-        """Save where the run stands, and say how to go on."""
+    def save_interrupted(self) -> None:
+        """Save the state of an interrupted run if the run has one process; say how to go on.
+
+        Several processes cannot save here, because each may be interrupted at another step.
+        """
         position = self.position
         if self.processes.size == 1:
             try:
@@ -274,19 +259,19 @@ class Training:
             else "no finished epoch yet"
         )
         self.log.warn(
-            f"interrupted in epoch {position.epoch}; {self.out} holds {best}; "
+            f"interrupted in epoch {position.epoch}; {self.folder.path} holds {best}; "
             "to go on: the same DATA and --out, and --resume"
         )
 
     def out_of_patience(self) -> bool:
-        """Whether too many validations have passed without a better one."""
+        """Whether the last `train.patience` validations were no better than an earlier one."""
         patience = self.recipe.train.patience
         return bool(patience) and self.position.validations_since_best >= patience
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs."""
+        """The learning rate of a step. Steps are counted from 0 over all epochs."""
         settings, batches = self.recipe.train, len(self.loader)
-        return self.rate * learning_rate_share(
+        return self.highest_rate * learning_rate_share(
             step,
             steps=settings.epochs * batches,
             warmup_steps=round(settings.warmup_epochs * batches),
@@ -294,13 +279,13 @@ class Training:
         )
 
     def train_epoch(self) -> None:
-        """The batches that are left of the epoch in progress."""
+        """Train on the batches of the epoch in progress that are not done yet."""
         position, settings, processes = self.position, self.recipe.train, self.processes
         if self.recipe.clip_in_epoch(position.epoch).frames != self.loader.clip.frames:
             self.loader = self.new_loader(position.epoch)
         self.learner.model.train()
-        saved = start = time.perf_counter()
-        seconds, batches = position.seconds, len(self.loader)
+        saved_at = started_at = time.perf_counter()
+        seconds_before, batches = position.seconds, len(self.loader)
         tracked = self.log.track(
             self.loader.epoch(position.epoch, start=position.batch),
             total=batches,
@@ -310,25 +295,26 @@ class Training:
             per_item=settings.batch_size,
             memory=lambda: peak_memory(processes.device),
         )
-        with spared(self.learning, settings):
+        with spared(self.trained, settings):
             for clips, labels in tracked:
                 rate = self.learning_rate((position.epoch - 1) * batches + position.batch)
                 step = take_step(self.learner, clips, labels, rate)
                 position.add(step.loss, step.clips, skipped=step.skipped)
                 position.broken |= self.loader.broken
-                position.seconds = seconds + time.perf_counter() - start
-                due = time.perf_counter() - saved > 60 * settings.save_every_minutes
-                if settings.save_every_minutes and processes.agree(due):
+                position.seconds = seconds_before + time.perf_counter() - started_at
+                is_due = time.perf_counter() - saved_at > 60 * settings.save_every_minutes
+                if settings.save_every_minutes and processes.agree(is_due):
                     self.state.save(position, writes=processes.is_first)
-                    saved = time.perf_counter()
+                    saved_at = time.perf_counter()
 
-    def close_epoch(self) -> dict[str, Any]:
-        """Validate, write the weights and the line of the log, which is returned, and go on to the next epoch."""
-        position, model = self.position, self.model
-        writes, epoch = self.processes.is_first, position.epoch
+    def finish_epoch(self) -> None:
+        """Validate the model, write its weights and the log line, and begin the next epoch.
+
+        The model of the run folder changes only if this epoch is the best so far.
+        """
+        position, epoch = self.position, self.position.epoch
         self.require_progress()
-        if writes:
-            write_weights(self.out / LAST_FILE, model.spec, model.stored(), {"epoch": str(epoch)})
+        self.folder.write_last(self.model, epoch=epoch)
         entry: dict[str, Any] = {
             "epoch": epoch,
             "loss": position.loss / position.clips,
@@ -343,36 +329,36 @@ class Training:
         validation = self.validate()
         if validation:
             entry |= validation.figures
-        if self.is_better(validation):
-            results = {} if validation is None else {**card_results(validation), "epoch": epoch}
-            if writes:
-                self.write_best(results, epoch=epoch)
+        if self.is_best(validation):
+            self.folder.write_best(self.model, card_figures(validation, epoch), epoch=epoch)
             position.best_epoch = epoch
         self.say_epoch(entry, validation)
         memory = peak_memory(self.processes.device)
         entry |= {"seconds": round(position.seconds, 3), "peak_memory": memory}
-        if writes:
-            append_json(self.out / LOG_FILE, entry)
+        self.folder.write_entry(entry)
         position.next_epoch()
-        return entry
 
     def require_progress(self) -> None:
-        """An error if nothing was learnt in the epoch in progress, or nothing that can be gone on from."""
+        """An error if the epoch in progress moved no weight, or ended with weights not finite.
+
+        ZeroI2VError if fp16 skipped every step, or if the loss or a weight is not finite.
+        DatasetError if no training video can be read.
+        """
         position = self.position
         if position.skipped and position.skipped == position.batch:
             raise ZeroI2VError(
-                f"epoch {position.epoch}: fp16 skipped all {position.batch} steps, because every gradient overflowed; "
-                "train with train.precision bf16 or fp32"
+                f"epoch {position.epoch}: fp16 skipped all {position.batch} steps, "
+                "because every gradient overflowed; train with train.precision bf16 or fp32"
             )
         if not position.clips:
             raise DatasetError("none of the training videos can be read")
         require_finite(position, self.model)
 
     def validate(self) -> Evaluation | None:
-        """The evaluation of the epoch in progress; None if there is none to be made."""
+        """Evaluate the model on the validation videos; None if no validation is due."""
         position, settings = self.position, self.recipe.train
-        due = position.epoch % settings.validate_every == 0 or position.epoch == settings.epochs
-        if not self.dataset.val or not due:
+        is_due = position.epoch % settings.validate_every == 0 or position.epoch == settings.epochs
+        if not self.dataset.val or not is_due:
             return None
         evaluation = evaluate(
             self.model,
@@ -386,29 +372,28 @@ class Training:
         position.broken |= {error.path: error.reason for error in evaluation.skipped}
         return evaluation
 
-    def is_better(self, evaluation: Evaluation | None) -> bool:
-        """Whether the epoch in progress is the best so far; the position remembers its figure."""
+    def is_best(self, validation: Evaluation | None) -> bool:
+        """Whether the epoch in progress is the best so far; its figure enters the position.
+
+        Of equal epochs the later one is the best. An epoch without a validation is the best only
+        as long as no epoch has been validated.
+        """
         position = self.position
-        if evaluation is None:
+        if validation is None:
             return not self.dataset.val or position.best < 0
-        figure = next(iter(evaluation.figures.values()))
+        figure = next(iter(validation.figures.values()))
         position.validations_since_best = (
             0 if figure > position.best else position.validations_since_best + 1
         )
-        is_better = figure >= position.best
+        is_best = figure >= position.best
         position.best = max(position.best, figure)
-        return is_better
+        return is_best
 
-    def write_best(self, results: Mapping[str, float], *, epoch: int) -> None:
-        """Write the model as it is now as the model of the best epoch."""
-        spec = dataclasses.replace(self.model.spec, results=results)
-        write_model(self.out, spec, self.model.stored(), {"epoch": str(epoch)})
-
-    def say_epoch(self, entry: Mapping[str, Any], evaluation: Evaluation | None) -> None:
-        """One line for people."""
+    def say_epoch(self, entry: Mapping[str, Any], validation: Evaluation | None) -> None:
+        """Say in one line how the epoch in progress went."""
         position, text = self.position, ""
-        if evaluation:
-            name, figure = next(iter(evaluation.figures.items()))
+        if validation:
+            name, figure = next(iter(validation.figures.items()))
             text = f", validation {FIGURE_NAMES[name]} {figure:.1%}"
         if position.skipped:
             text += f", {position.skipped} of {position.batch} steps skipped (fp16 overflow)"
@@ -419,25 +404,11 @@ class Training:
         )
 
 
-def card_results(evaluation: Evaluation) -> dict[str, float]:
-    """What the card of a model says of a validation."""
-    figures = evaluation.figures.items()
-    named = {f"validation {FIGURE_NAMES[name]}": value for name, value in figures}
-    return {**named, "validation videos": len(evaluation.videos)}
-
-
-def require_empty(folder: Path) -> None:
-    """ConfigError unless a folder is missing or empty, or holds a run that ended before there was anything to go on from."""
-    if not folder.exists():
-        return
-    own = {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE, BOARD_FOLDER}
-    names = (
-        {path.name for path in folder.iterdir() if not is_partial(path)}
-        if folder.is_dir()
-        else None
-    )
-    if names is not None and (not names or RECIPE_FILE in names <= own):
-        return
-    raise ConfigError(
-        f"{folder}: already there and not empty; choose another --out, remove it, or go on with --resume"
-    )
+def card_figures(validation: Evaluation | None, epoch: int) -> dict[str, float]:
+    """The figures of a validation as a model's card names them; none without a validation."""
+    if validation is None:
+        return {}
+    figures = {
+        f"validation {FIGURE_NAMES[name]}": value for name, value in validation.figures.items()
+    }
+    return {**figures, "validation videos": len(validation.videos), "epoch": epoch}

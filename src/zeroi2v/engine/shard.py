@@ -1,7 +1,9 @@
-"""How do several processes share the weights of one model? Each keeps a part of every tensor (FSDP), and all meet to use them.
+"""How do several processes share the weights of one model? By sharding (FSDP).
 
-The parts train. Beside them each process has the whole model on its CPU, which takes the parts' weights to be validated and saved, so a
-run folder is the same as of a model that every process holds whole.
+Of a sharded model, each process keeps a shard: a part of every tensor. The processes gather the
+tensors of a block when the block is called. The sharded model trains. Besides, each process keeps
+the unsharded model in main memory. To validate and to save, the unsharded model takes the weights
+of the sharded model, so a run folder does not show that the model was sharded in training.
 """
 
 from __future__ import annotations
@@ -22,37 +24,40 @@ from zeroi2v.models.video import VideoClassifier
 
 
 def shard(model: VideoClassifier, device: torch.device) -> VideoClassifier:
-    """A copy of the model in parts, one per process, on their devices: weights, gradients, and so what an optimiser keeps of them.
+    """A sharded copy of a model, on the device of each process.
 
-    A tower's block is gathered when its turn comes; what is beside the blocks, adapters too, for the whole of a step.
+    Weights and gradients are sharded, and therefore also the averages that an optimiser keeps. The
+    weights of a block are gathered for the time of its call. All other weights, those of adapters
+    included, are gathered for the time of a whole step.
     """
-    parts = copy.deepcopy(model).to(device)
+    sharded = copy.deepcopy(model).to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    owners = {parts.tower.get_submodule(plan.block.owner): None for plan in parts.plan.blocks}
+    owners = {sharded.tower.get_submodule(plan.block.owner): None for plan in sharded.plan.blocks}
     for module in owners:
         fully_shard(module, mesh=mesh)
-    fully_shard(parts, mesh=mesh)
-    return parts
+    fully_shard(sharded, mesh=mesh)
+    return sharded
 
 
 @contextmanager
-def gathered(learning: nn.Module, model: VideoClassifier) -> Iterator[None]:
-    """Within it the model has the weights of the one that learns, on its device. Nothing is done where they are the same weights.
+def gathered(trained: nn.Module, model: VideoClassifier) -> Iterator[None]:
+    """Within the block `model` has the weights of the trained model, and is on its device.
 
-    All processes must enter it.
+    If `trained` is not sharded, `model` has its weights in any case and nothing is done. All
+    processes must enter the block.
     """
-    if not isinstance(learning, FSDPModule):
+    if not isinstance(trained, FSDPModule):
         yield
         return
     with torch.no_grad():
-        own = dict(model.named_parameters())
-        for name, part in learning.named_parameters():
-            if part.requires_grad:
-                own[name].copy_(whole(part))
-        for mine, buffer in zip(model.buffers(), learning.buffers(), strict=True):
+        weights = dict(model.named_parameters())
+        for name, shard_of_weight in trained.named_parameters():
+            if shard_of_weight.requires_grad:
+                weights[name].copy_(full_tensors(shard_of_weight))
+        for target, buffer in zip(model.buffers(), trained.buffers(), strict=True):
             torch.distributed.broadcast(buffer, 0)
-            mine.copy_(buffer)
-    model.to(next(learning.parameters()).device)
+            target.copy_(buffer)
+    model.to(next(trained.parameters()).device)
     try:
         yield
     finally:
@@ -60,28 +65,38 @@ def gathered(learning: nn.Module, model: VideoClassifier) -> Iterator[None]:
 
 
 @torch.no_grad()
-def scatter(model: VideoClassifier, learning: nn.Module, optimizer: Any) -> None:
-    """Give the one that learns, and its optimiser's averages, the parts of the model's weights, and of whole averages."""
-    if not isinstance(learning, FSDPModule):
+def scatter(model: VideoClassifier, trained: nn.Module, optimizer: Any) -> None:
+    """Copy the weights of `model` into the sharded model, and shard the optimiser's averages.
+
+    The averages have been loaded unsharded. If `trained` is not sharded, nothing is done.
+    """
+    if not isinstance(trained, FSDPModule):
         return
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, part in [*learning.named_parameters(), *learning.named_buffers()]:
-        part.copy_(_part(own[name], part))
-    for part, averages in optimizer.state.items():
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, target in [*trained.named_parameters(), *trained.named_buffers()]:
+        target.copy_(_sharded_like(target, tensors[name]))
+    for weight, averages in optimizer.state.items():
         averages |= {
-            name: _part(average, part) for name, average in averages.items() if average.ndim
+            name: _sharded_like(weight, average)
+            for name, average in averages.items()
+            if average.ndim
         }
 
 
-def _part(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor in parts like another, if that is in parts."""
-    if not isinstance(like, DTensor):
+def _sharded_like(model_tensor: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor`, sharded as `model_tensor` is; unchanged where `model_tensor` is not sharded."""
+    if not isinstance(model_tensor, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    device, mesh = model_tensor.device, model_tensor.device_mesh
+    return distribute_tensor(tensor.to(device), mesh, model_tensor.placements)
 
 
-def whole(value: Any) -> Any:
-    """A tensor in parts as one, and so those in a dictionary. All processes must call it."""
-    if isinstance(value, Mapping):
-        return {key: whole(one) for key, one in value.items()}
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def full_tensors(state: Any) -> Any:
+    """A state with every sharded tensor replaced by the unsharded tensor.
+
+    `state` is a tensor, or a dictionary of states such as `state_dict` returns; any other value is
+    returned unchanged. The processes exchange their shards, so all processes must call this.
+    """
+    if isinstance(state, Mapping):
+        return {name: full_tensors(entry) for name, entry in state.items()}
+    return state.full_tensor() if isinstance(state, DTensor) else state

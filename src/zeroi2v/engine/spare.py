@@ -1,15 +1,20 @@
-"""What may a training step leave out? What the tower makes that no gradient and no feature needs; and, if asked, some more.
+"""Which tensors need a training step not compute or keep? `spared` installs these savings.
 
-`spared` installs everything on a model for as long as training lasts, and takes everything away again. Outside of training a
-model has none of it.
+Some savings change no result: a step keeps no tensor that can be computed again cheaply, and leaves
+out tokens that neither the feature nor a gradient needs. Settings ask for other savings:
+`train.checkpointing` and `train.token_share`.
 
-Shapes: B clips, T frames, N tokens per frame, the first P of them class and register tokens, D channels.
+The savings are installed when training begins and removed when training ends. Outside of training a
+model has none of them.
+
+Shapes: B clips, T frames, N tokens per frame, D channels. The first P tokens of a frame are the
+class token and the register tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,36 +27,42 @@ from torch.utils.checkpoint import checkpoint
 from zeroi2v.config import TrainConfig
 from zeroi2v.errors import ConfigError
 from zeroi2v.method.call import call_in_progress, in_call
-from zeroi2v.method.gradients import quick_gelu, remember_source
+from zeroi2v.method.gradients import quick_gelu, remember_norm_input
 from zeroi2v.models.plan import Plan
-from zeroi2v.models.towers import token_entry
 from zeroi2v.models.video import VideoClassifier
 
 
 def check_spared(plan: Plan, tower: nn.Module, settings: TrainConfig) -> None:
-    """ConfigError names a setting of the training that the tower or the strategy cannot do."""
+    """ConfigError if a saving that the settings ask for is impossible with the model.
+
+    The message names the setting, and the tower or the strategy that prevents the saving.
+    """
     name, strategy = plan.config.tower, plan.config.strategy
     if settings.few_frames and plan.strategy.peer is not None:
         raise ConfigError(f"few_frames: strategy {strategy} needs all frames of a clip")
     if settings.few_frames % plan.config.tubelet:
         raise ConfigError(
-            f"few_frames must be a multiple of tubelet ({plan.config.tubelet}), got {settings.few_frames}"
+            f"few_frames must be a multiple of tubelet ({plan.config.tubelet}), "
+            f"got {settings.few_frames}"
         )
     if settings.token_share < 1:
         if plan.strategy.peer is not None:
             raise ConfigError(f"token_share: strategy {strategy} needs all patches of a frame")
         if not _is_plain(tower):
             raise ConfigError(
-                f"token_share: {name} needs all of its patches: only a plain vision transformer does without some"
+                f"token_share: {name} needs all of its patches; "
+                "only a plain vision transformer can leave patches out"
             )
 
 
 @contextmanager
 def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
-    """Let the training steps within the block keep less for gradients, and leave out what nothing reads.
+    """Install the savings on a model for the training steps within the block.
 
-    Losses and gradients stay what they were. With `checkpointing` a step keeps the input of each block alone, and computes the
-    rest again. With `token_share` a step sees a part of the patches of each frame.
+    With `settings.checkpointing`, a step keeps the input of each transformer block alone, and
+    computes the other tensors of the block again for the gradient. With `settings.token_share`
+    below 1, a step sees a part of the patches of each frame. Losses and gradients change with
+    `token_share` alone.
     """
     tower, plan = model.tower, model.plan
     with ExitStack() as undo:
@@ -59,13 +70,12 @@ def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
             if isinstance(module, QuickGELU):
                 undo.enter_context(replaced_forward(module, quick_gelu))
             elif isinstance(module, nn.LayerNorm) and not settings.checkpointing:
-                undo.callback(module.register_forward_hook(remember_source).remove)
-        needs_patches = plan.strategy.peer is not None or plan.strategy.adapter == "st"
-        for module in () if needs_patches else _read_by_class_token(tower):
+                undo.callback(module.register_forward_hook(remember_norm_input).remove)
+        reads_patches = plan.strategy.peer is not None or plan.strategy.adapter == "st"
+        for module in () if reads_patches else _class_token_modules(tower):
             undo.callback(module.register_forward_pre_hook(only_class_token).remove)
         if settings.token_share < 1:
-            path, _ = token_entry(tower, plan.blocks[0].block, is_first=True)
-            entry = tower.get_submodule(path)
+            entry = tower.get_submodule(plan.blocks[0].block.entry)
             dropping = PatchDropping(settings.token_share, plan.tower.prefix)
             undo.callback(entry.register_forward_pre_hook(dropping).remove)
         if settings.checkpointing:
@@ -77,7 +87,7 @@ def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within the block a module computes with another function. Its hooks stay."""
+    """Replace the `forward` of a module within the block. The hooks of the module stay."""
     vars(module)["forward"] = forward
     try:
         yield
@@ -86,7 +96,10 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 class Checkpointed:
-    """The forward of a module, of which a training step keeps the inputs alone, and computes the rest again."""
+    """A `forward` of which a training step keeps the inputs alone.
+
+    For the gradient, the step computes all other tensors of this forward again.
+    """
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
@@ -94,26 +107,36 @@ class Checkpointed:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*inputs, **options)
-        call = call_in_progress()  # of which the hooks inside ask, when the module computes again
-        contexts = lambda: (nullcontext(), in_call(call))  # noqa: E731  two contexts: now, and then
+        call = call_in_progress()
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            """The contexts of the first and of the second computation.
+
+            The second computation runs after the call has ended, and its hooks need the call.
+            """
+            return nullcontext(), in_call(call)
+
         return checkpoint(
             self.forward, *inputs, use_reentrant=False, context_fn=contexts, **options
         )
 
 
 def only_class_token(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A forward pre-hook of what follows the last attention where token 0 is the feature: the module sees that token alone.
+    """A forward pre-hook that leaves a module the class token, token 0, and no other token.
 
-    The residual stream adds the result to all tokens. Nothing reads the other tokens, and none of them has a gradient.
-    Without gradients the module sees all tokens.
+    The hook is for modules after the last attention of a tower whose feature is the class token.
+    The residual stream adds the result of such a module to all tokens. That does no harm: nothing
+    reads the other tokens, so they have no gradient. Without gradients the module gets all tokens.
     """
     return (inputs[0][:, :1], *inputs[1:]) if torch.is_grad_enabled() else inputs
 
 
-def _read_by_class_token(tower: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the last block that need no token but the first; none where the feature is another.
+def _class_token_modules(tower: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules after the last attention that only the class token needs.
 
-    A class derived from timm's may read more: the distilled one reads its second token too.
+    There are none unless the feature of the tower is its class token. A class derived from timm's
+    VisionTransformer is left alone, because it may read other tokens: the distilled tower's feature
+    is the mean of two tokens.
     """
     if (
         type(tower) is not VisionTransformer
@@ -127,16 +150,19 @@ def _read_by_class_token(tower: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _is_plain(tower: nn.Module) -> bool:
-    """Whether every block is that of a plain vision transformer, whose attention does without some patches."""
+    """Whether every block is a plain vision transformer's, which works with any set of patches."""
     return isinstance(tower, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention for block in tower.blocks
     )
 
 
 class PatchDropping:
-    """A forward pre-hook of the module that all tokens enter by: a random `share` of the patches of a clip goes on.
+    """A forward pre-hook that keeps a random share of the patches of each clip.
 
-    They are the same in all frames of the clip, so that a temporal head finds them in the frame that it reads.
+    The hook is for the first module that gets the tokens of the frames. All frames of a clip keep
+    the same patches, because a temporal head reads the patches of another frame.
+
+    `share` is the share of patches that stay. The first `prefix` tokens, P, stay in any case.
     """
 
     def __init__(self, share: float, prefix: int) -> None:
@@ -148,9 +174,9 @@ class PatchDropping:
             return inputs
         tokens, *others = inputs  # (B*T, N, D)
         patches = tokens.shape[1] - self.prefix
-        drawn = torch.rand(call.clips, patches, device=tokens.device).argsort(1)
+        order = torch.rand(call.clips, patches, device=tokens.device).argsort(1)  # random
         count = max(1, round(self.share * patches))
-        kept = drawn[:, :count].sort(1).values + self.prefix
+        kept = order[:, :count].sort(1).values + self.prefix
         first = torch.arange(self.prefix, device=tokens.device).expand(call.clips, -1)
         index = torch.cat([first, kept], 1).repeat_interleave(call.frames, 0)  # (B*T, P + count)
         return (tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2])), *others)

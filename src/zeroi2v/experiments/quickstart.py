@@ -22,7 +22,8 @@ from zeroi2v.data.synthetic import MIRROR, MOTIONS, PAIRS, write_motion_videos
 from zeroi2v.data.transforms import normalise
 from zeroi2v.deploy.merge import difference
 from zeroi2v.deploy.predict import Predictor
-from zeroi2v.engine.run import LOG_FILE, train
+from zeroi2v.engine.folder import LOG_FILE
+from zeroi2v.engine.run import train
 from zeroi2v.errors import ConfigError
 from zeroi2v.experiments.probe import fit_probe
 from zeroi2v.explain.attention import attention_maps, patch_map
@@ -35,7 +36,7 @@ from zeroi2v.measure.cost import cost, count_macs, new_tower, plain_tower
 from zeroi2v.measure.timing import interleave, median_ratio
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
-from zeroi2v.models.towers import prefix_tokens
+from zeroi2v.models.survey import prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.report import Look, write_report
 

@@ -22,9 +22,10 @@ import torch
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.loader import start_worker
+from zeroi2v.data.workers import start_worker
+from zeroi2v.engine.folder import LAST_FILE, LOG_FILE, RESUME_FILE
 from zeroi2v.engine.resume import data_key
-from zeroi2v.engine.run import LAST_FILE, LOG_FILE, RESUME_FILE, train
+from zeroi2v.engine.run import train
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, MergeError, ZeroI2VError
 from zeroi2v.files import append_json, claimed, keep_json_lines, read_json_lines

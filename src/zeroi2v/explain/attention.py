@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.relocate import Move, channel_offsets, frames_read
 from zeroi2v.models.peers import peer_of
-from zeroi2v.models.towers import Block, prefix_tokens
+from zeroi2v.models.survey import Block, prefix_tokens
 from zeroi2v.models.video import VideoClassifier
 
 

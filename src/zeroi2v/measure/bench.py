@@ -31,8 +31,9 @@ from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
 from zeroi2v.models.peers import settings_to_reset
+from zeroi2v.models.pictures import pictures_of
 from zeroi2v.models.spec import numbered_labels
-from zeroi2v.models.video import VideoClassifier, pictures_of
+from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.charts import bench_plot
 
 PLAIN: Final = "plain"

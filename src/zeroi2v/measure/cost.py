@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zeroi2v.models.towers import build_tower, image_size, inflate, set_image_size
+from zeroi2v.models.pictures import image_size, inflate, set_image_size
+from zeroi2v.models.towers import build_tower
 from zeroi2v.models.video import VideoClassifier
 
 

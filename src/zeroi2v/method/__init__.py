@@ -1,1 +1,1 @@
-"""What does the paper do to a transformer? Temporal heads, linear adapters and their folding, in pure PyTorch."""
+"""What does the paper do to a transformer? Temporal heads and linear adapters, in pure PyTorch."""

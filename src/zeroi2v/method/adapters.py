@@ -1,6 +1,10 @@
-"""What is trained beside the frozen weights? The adapters of Table 2: equations 10 and 11, and their rivals.
+"""Which modules are trained beside frozen linear layers? The adapters of Table 2.
 
-Shapes: any number of tokens, D channels, a bottleneck of r channels.
+Equation 10 of the paper is `LoRA`, equation 11 is `LinearAdapter`. In the formulas D is the down
+projection of an adapter, U its up projection, s its scale, and W the weight of the frozen linear
+layer.
+
+Shapes: any number of tokens of n channels; a bottleneck of r channels.
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ from torch import Tensor, nn
 from zeroi2v.errors import MergeError
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.fold import Affine, add, affine, compose, identity_like, scaled
-from zeroi2v.method.gradients import add_linear, keeping_source
+from zeroi2v.method.gradients import add_linear, keep_norm_input
 
 
 class _Bottleneck(nn.Module):
-    """scale * U(dropout(D(x))), with D: n -> r and U: r -> m. U starts at zero, so that attaching changes no output."""
+    """The branch s U(dropout(D(x))), with D: n -> r and U: r -> m channels.
+
+    U starts at zero. So a model gives the same output before and after adapters are attached.
+    """
 
     def __init__(
         self, inputs: int, width: int, outputs: int, *, scale: float, dropout: float, bias: bool
@@ -32,40 +39,40 @@ class _Bottleneck(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def inner(self, x: Tensor) -> Tensor:
-        """dropout(D(x)): (..., r), the input of U."""
-        with keeping_source(x):
-            down = self.down(x)
-        inner: Tensor = self.dropout(self.between(down))
-        return inner
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """dropout(D(x)), the input of U: (..., r)."""
+        with keep_norm_input(x):
+            narrow = self.down(x)
+        bottleneck: Tensor = self.dropout(self.activate(narrow))
+        return bottleneck
 
-    def between(self, down: Tensor) -> Tensor:
-        """The map between D and U: the identity, so that the whole branch is linear."""
-        return down
+    def activate(self, narrow: Tensor) -> Tensor:
+        """The function between D and U: here the identity, so that the branch is linear."""
+        return narrow
 
     def branch(self, x: Tensor) -> Tensor:
-        """U(dropout(D(x))), not yet scaled."""
-        out: Tensor = self.up(self.inner(x))
-        return out
+        """U(dropout(D(x))), without the scale."""
+        branch: Tensor = self.up(self.bottleneck(x))
+        return branch
 
-    def added(self, total: Tensor, x: Tensor) -> Tensor:
-        """total + scale * U(dropout(D(x)))."""
-        return add_linear(total, self.inner(x), self.up, self.scale)
+    def add_branch(self, total: Tensor, x: Tensor) -> Tensor:
+        """total + s U(dropout(D(x)))."""
+        return add_linear(total, self.bottleneck(x), self.up, self.scale)
 
     def affine_branch(self) -> Affine:
-        """s U D x + s (U b_D + b_U), in float64: the scaled branch without dropout."""
+        """The branch without dropout as an affine map in float64: s U D x + s (U b_D + b_U)."""
         return scaled(compose(affine(self.up), affine(self.down)), self.scale)
 
 
 class LoRA(_Bottleneck):
-    """W x + scale * U(D(x)): a linear map beside a frozen linear (equation 10), without biases."""
+    """W x + s U(D(x)): a linear map beside a frozen linear layer (equation 10), without biases."""
 
     def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
-        """W x + scale * U(D(x)), where `output` is W x."""
-        return self.added(output, x)
+        """W x + s U(D(x)), where `output` is W x."""
+        return self.add_branch(output, x)
 
     def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
-        """U(D(x)): what the branch adds, times `scale`, to the output channels `rows` of the linear."""
+        """U(D(x)), of which the caller adds s times to the output channels `rows` of `linear`."""
         return self.branch(x)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
@@ -74,7 +81,7 @@ class LoRA(_Bottleneck):
 
 
 class LinearAdapter(_Bottleneck):
-    """x + scale * U(D(x)): a linear map before or after a frozen linear (equation 11)."""
+    """x + s U(D(x)): a linear map before or after a frozen linear layer (equation 11)."""
 
     def __init__(
         self, channels: int, width: int, *, scale: float, dropout: float, bias: bool
@@ -82,36 +89,46 @@ class LinearAdapter(_Bottleneck):
         super().__init__(channels, width, channels, scale=scale, dropout=dropout, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.added(x, x)
+        return self.add_branch(x, x)
 
     def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
-        """W U(D(x)): what an adapter before the output channels `rows` of W adds to them, times `scale`."""
+        """W U(D(x)), of which the caller adds s times to the output channels `rows` of `linear`.
+
+        An adapter that stands before those output channels alone has this effect on them.
+        """
         return F.linear(self.branch(x), linear.weight[rows])
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
-        """W (I + s U D), or (I + s U D) W, biases included. MergeError if the adapter is not linear."""
+        """W (I + s U D) with `before`, else (I + s U D) W; the biases are folded likewise.
+
+        MergeError if the adapter is not linear.
+        """
         branch = self.affine_branch()
-        own = add(identity_like(branch), branch)
-        return compose(frozen, own) if before else compose(own, frozen)
+        adapter = add(identity_like(branch), branch)
+        return compose(frozen, adapter) if before else compose(adapter, frozen)
 
 
 class GELUAdapter(LinearAdapter):
-    """x + scale * U(dropout(GELU(D(x)))), which no linear layer can absorb."""
+    """x + s U(dropout(GELU(D(x)))). No linear layer can absorb this adapter."""
 
-    def between(self, down: Tensor) -> Tensor:
-        return F.gelu(down)
+    def activate(self, narrow: Tensor) -> Tensor:
+        return F.gelu(narrow)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         raise MergeError(
-            "a GELU adapter is not linear and cannot be merged; strategy 'zeroi2v' can"
+            "a GELU adapter is not linear and cannot be merged; "
+            "train with strategy 'zeroi2v', whose adapters can be merged"
         )
 
 
 class STAdapter(LinearAdapter):
-    """x + scale * U(GELU(conv(D(x)))), with conv depth-wise over three frames (Pan et al., 2022).
+    """x + s U(GELU(conv(D(x)))), with conv depth-wise over three frames (Pan et al., 2022).
 
-    The first `prefix` tokens stay as they are. So where the feature of a tower is its class token, an ST-Adapter after the
-    last attention learns nothing. Tokens come as (B*T*W, N, D) or, as a map, (B*T*W, H, W, D); the call tells B and T.
+    The adapter leaves the first `prefix` tokens of a frame as they are. So where the feature of a
+    tower is its class token, an ST-Adapter after the last attention learns nothing.
+
+    Shapes: B clips, T frames, V windows of a frame. Tokens are (B*T*V, N, n) or, as a map,
+    (B*T*V, height, width, n). The call in progress tells B and T.
     """
 
     def __init__(
@@ -124,28 +141,36 @@ class STAdapter(LinearAdapter):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.prefix = prefix
 
-    def added(self, total: Tensor, x: Tensor) -> Tensor:
+    def add_branch(self, total: Tensor, x: Tensor) -> Tensor:
         return torch.add(total, self.branch(x), alpha=self.scale)
 
     def branch(self, x: Tensor) -> Tensor:
         call = call_in_progress()
         if call is None:
-            raise RuntimeError("an ST-Adapter mixes the frames of a clip: call it within a model")
-        inner = self.down(x[:, self.prefix :])
-        by_frame = inner.view(call.clips, call.frames, -1, inner.shape[-1])  # (B, T, W * N, r)
-        series = by_frame.permute(0, 2, 3, 1).flatten(0, 1)  # (B * W * N, r, T)
+            raise RuntimeError(
+                "an ST-Adapter was called outside of a model; "
+                "only a model's forward pass says how many frames a clip has"
+            )
+        narrow = self.down(x[:, self.prefix :])
+        by_frame = narrow.view(call.clips, call.frames, -1, narrow.shape[-1])  # (B, T, V * N, r)
+        series = by_frame.permute(0, 2, 3, 1).flatten(0, 1)  # (B * V * N, r, T)
         mixed = self.conv(series).unflatten(0, (call.clips, -1)).permute(0, 3, 1, 2)
-        out: Tensor = self.up(self.dropout(F.gelu(mixed.reshape(inner.shape))))
-        return F.pad(out, (0, 0, self.prefix, 0)) if self.prefix else out
+        branch: Tensor = self.up(self.dropout(F.gelu(mixed.reshape(narrow.shape))))
+        return F.pad(branch, (0, 0, self.prefix, 0)) if self.prefix else branch
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         raise MergeError(
-            "an ST-Adapter is not linear and mixes frames, so it cannot be merged; strategy 'zeroi2v' can"
+            "an ST-Adapter is not linear and mixes frames, so it cannot be merged; "
+            "train with strategy 'zeroi2v', whose adapters can be merged"
         )
 
 
 class TrainedRows(nn.Module):
-    """A trained copy of the rows of a linear that make the channels of temporal heads. It starts as the frozen rows."""
+    """A trained copy of some rows of a frozen linear layer.
+
+    A row of the weight makes one output channel. These rows make the channels of temporal heads.
+    The copy starts equal to the frozen rows.
+    """
 
     rows: Tensor
 
@@ -155,19 +180,23 @@ class TrainedRows(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach()[rows].clone())
 
     def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
-        """The output of the linear, with these channels made by the trained rows."""
+        """`output`, the linear layer's, with the channels of temporal heads from trained rows."""
         bias = None if linear.bias is None else linear.bias[self.rows]
-        own = F.linear(x, self.weight, bias)
-        return output.index_copy(-1, self.rows, own.to(output.dtype))
+        trained = F.linear(x, self.weight, bias)
+        return output.index_copy(-1, self.rows, trained.to(output.dtype))
 
     def fold(self, linear: nn.Linear) -> None:
-        """Write the trained rows into the linear."""
+        """Write the trained rows into the linear layer."""
         with torch.no_grad():
             linear.weight[self.rows] = self.weight
 
 
 class TrainedColumns(nn.Module):
-    """A trained copy of the columns of a linear that read the channels of temporal heads. It starts as the frozen columns."""
+    """A trained copy of some columns of a frozen linear layer.
+
+    A column of the weight reads one input channel. These columns read the channels of temporal
+    heads. The copy starts equal to the frozen columns.
+    """
 
     columns: Tensor
 
@@ -177,11 +206,11 @@ class TrainedColumns(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach()[:, columns].clone())
 
     def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
-        """The output of the linear, plus what the trained columns have learnt."""
+        """`output`, the linear layer's, plus the difference that the trained columns make."""
         change = self.weight - linear.weight[:, self.columns]
         return output + F.linear(x[..., self.columns], change)
 
     def fold(self, linear: nn.Linear) -> None:
-        """Write the trained columns into the linear."""
+        """Write the trained columns into the linear layer."""
         with torch.no_grad():
             linear.weight[:, self.columns] = self.weight

@@ -1,7 +1,8 @@
-"""What does a hook know of the call in progress? How many clips, how many frames, and which weights the model adds.
+"""What does a hook know of the call in progress? The clips, the frames, and the model's adapters.
 
-A model sets the call when it begins a forward pass, and takes the call back when the pass ends. The call belongs to the thread,
-not to the model: several threads can call one model at once. Outside of a call every hook does nothing.
+A call is one forward pass of a model. The model sets the call when the forward pass begins, and
+removes the call when the pass ends. A call belongs to a thread, not to a model, so several threads
+can call one model at once. A hook that runs outside of a call changes nothing.
 
 Shapes: B clips, T frames as attention sees them, D channels.
 """
@@ -19,38 +20,45 @@ from torch import Tensor
 
 @dataclass
 class Call:
-    """One forward pass of a model. Windows make B unknowable from the shape of a tensor, so the call tells B and T."""
+    """One forward pass of a model.
+
+    A hook cannot tell B and T from the shape of its tensor, since a frame may be cut into windows.
+    """
 
     clips: int  # B
     frames: int  # T
-    whole_frames: int  # T that the offsets are meant for; a training may begin with fewer frames of the same videos
-    adapters: Any  # adapters[block][name]: the adapter of an attention block, from 0
+    # The T for which the offsets were chosen. Training may begin with fewer frames of a video.
+    whole_frames: int
+    adapters: Any  # adapters[block][site]: the adapter at a site of a block, blocks from 0
     temporal_embedding: Tensor  # (T, D)
-    kept: dict[Hashable, Tensor] = field(
-        default_factory=dict
-    )  # what one hook keeps for a later hook of this call
+    kept: dict[Hashable, Tensor] = field(default_factory=dict)  # from one hook for a later hook
 
     def scaled(self, offset: int) -> int:
-        """The offset that reaches as far in time among fewer frames of the same video: in proportion, rounded away from 0."""
+        """The offset, in frames of this call, that spans the same time as `offset` of all frames.
+
+        The offset shrinks in proportion to the number of frames, and is rounded away from 0.
+        """
         if self.frames == self.whole_frames:
             return offset
-        reach = -(-abs(offset) * self.frames // self.whole_frames)
-        return reach if offset > 0 else -reach
+        distance = -(-abs(offset) * self.frames // self.whole_frames)
+        return distance if offset > 0 else -distance
 
 
 _thread = threading.local()
 
 
 def call_in_progress() -> Call | None:
-    """The call that this thread is in; None outside of any."""
+    """The call in progress in this thread; None where the thread is in no call."""
     call: Call | None = getattr(_thread, "call", None)
     return call
 
 
 def begin_call(call: Call | None) -> Call | None:
-    """Set the call of this thread, and give the call that was set before, to be set again when this call ends.
+    """Set the call of this thread and return the previous call.
 
-    A pair of plain functions, because torch.compile follows these and no context manager around a whole forward pass.
+    When the new call ends, the caller sets the previous call again with this same function. A
+    forward pass uses this function and not `in_call`, because torch.compile can follow a plain
+    function but not a context manager around a whole forward pass.
     """
     before = call_in_progress()
     _thread.call = call
@@ -59,7 +67,10 @@ def begin_call(call: Call | None) -> Call | None:
 
 @contextmanager
 def in_call(call: Call | None) -> Iterator[None]:
-    """Within the block this thread is in that call, for instance to compute activations of the call again."""
+    """Make `call` the call of this thread within the block.
+
+    A hook that computes activations of an earlier call again needs that call.
+    """
     before = begin_call(call)
     try:
         yield

@@ -1,7 +1,9 @@
-"""What must a training step keep for its gradients? Three operations for which autograd alone would keep more.
+"""Which tensors must a training step keep for its gradients? Three operations that keep fewer.
 
-The outputs and the gradients equal those of the plain formulas; the operations save memory, and passes over memory.
-Shapes: any number of tokens, n, m channels, a bottleneck of r.
+`add_linear`, `quick_gelu` and the pair `remember_norm_input` and `keep_norm_input` give the outputs
+and gradients of the plain formulas, which autograd computes with more memory.
+
+Shapes: any number of tokens of m channels; a bottleneck of r channels.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
 class _AddLinear(torch.autograd.Function):
-    """x + s (U z + b): the matrix product adds into its own output. Keeps z, and neither x nor the sum."""
+    """x + s (U z + b), which keeps z for the gradient, and neither x nor the sum.
+
+    The matrix product adds into a copy of x, so no second tensor of that size is made.
+    """
 
     @staticmethod
     def forward(
@@ -39,29 +44,32 @@ class _AddLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
-        of_z = of_weight = of_bias = None
+        z_gradient = weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[1]:
-            of_z = (rows @ weight).mul_(ctx.scale).view(z.shape)
+            z_gradient = (rows @ weight).mul_(ctx.scale).view(z.shape)
         if ctx.needs_input_grad[2]:
-            of_weight = (rows.T @ z.reshape(-1, z.shape[-1])).mul_(ctx.scale)
+            weight_gradient = (rows.T @ z.reshape(-1, z.shape[-1])).mul_(ctx.scale)
         if ctx.needs_input_grad[3]:
-            of_bias = rows.sum(0).mul_(ctx.scale)
-        return gradient, of_z, of_weight, of_bias, None
+            bias_gradient = rows.sum(0).mul_(ctx.scale)
+        return gradient, z_gradient, weight_gradient, bias_gradient, None
 
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     """x + scale * linear(z), for x (..., m) and z (..., r)."""
-    cast = x.dtype != linear.weight.dtype or (
+    mixes_dtypes = x.dtype != linear.weight.dtype or (
         x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
     )
-    if cast or torch.compiler.is_compiling():
-        return torch.add(x, linear(z), alpha=scale)  # which cast as their operators do
+    if mixes_dtypes or torch.compiler.is_compiling():
+        return torch.add(x, linear(z), alpha=scale)  # torch's own operators cast as autocast says
     total: Tensor = _AddLinear.apply(x, z, linear.weight, linear.bias, scale)
     return total
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x * sigmoid(1.702 x), keeping x alone. Its derivative is that of SiLU at 1.702 x."""
+    """x * sigmoid(1.702 x), which keeps x alone for the gradient.
+
+    The derivative of QuickGELU at x is the derivative of SiLU at 1.702 x.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -77,46 +85,54 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x)."""
+    """QuickGELU: x * sigmoid(1.702 x)."""
     if not x.requires_grad or torch.compiler.is_compiling():
         return x * torch.sigmoid(_STEEPNESS * x)
     activated: Tensor = _QuickGELU.apply(x)
     return activated
 
 
-def remember_source(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """A forward hook of a norm: its output remembers the input, so that a gradient may keep the input instead.
+def remember_norm_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """A forward hook of a norm: attach the norm and its input to the output, for `keep_norm_input`.
 
-    The norm keeps its input in any case. Whoever keeps the output too could compute it again, at the cost of one pass.
+    A gradient step keeps the input of a norm in any case. From that input the norm can compute its
+    output again, so the output need not be kept as well.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        source = (norm, output._version, inputs[0], inputs[0]._version)
-        output.normalised_from = source  # type: ignore[attr-defined]
+        origin = (norm, output._version, inputs[0], inputs[0]._version)
+        output.normalised_from = origin  # type: ignore[attr-defined]
 
 
-def keeping_source(x: Tensor) -> AbstractContextManager[None]:
-    """Within the block an operation that would keep `x` keeps the input of the norm that made `x`, and normalises again.
+def keep_norm_input(norm_output: Tensor) -> AbstractContextManager[None]:
+    """Within the block, no operation keeps `norm_output` for its gradient.
 
-    Nothing changes where no norm made `x`.
+    When the gradient is computed, the norm computes its output again from its input, which the
+    graph keeps anyway. The norm must have the hook `remember_norm_input`. For any other tensor, and
+    for an output that was changed after the norm returned, the block changes nothing.
     """
-    made = getattr(x, "normalised_from", None)
-    if made is None or made[1] != x._version:  # `x` was changed since the norm made it
+    origin = getattr(norm_output, "normalised_from", None)
+    if origin is None or origin[1] != norm_output._version:
         return nullcontext()
-    norm, _, source, version = made
-    normed = weakref.ref(x)  # the graph keeps `pack`, so this must not keep x
+    norm, _, norm_input, version = origin
+    # The graph keeps `pack`. A plain reference in `pack` would keep the output after all.
+    output_reference = weakref.ref(norm_output)
 
-    def pack(kept: Tensor) -> Any:
-        own = normed()
-        return kept.shape if own is not None and (kept is own or kept._base is own) else kept
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        """The shape alone, where an operation asks to keep the norm's output or a view of it."""
+        output = output_reference()
+        is_output = output is not None and (kept is output or kept._base is output)
+        return kept.shape if is_output else kept
 
-    def unpack(packed: Any) -> Tensor:
+    def unpack(packed: Tensor | torch.Size) -> Tensor:
+        """The tensor that `pack` was given."""
         if isinstance(packed, Tensor):
             return packed
-        if source._version != version:
+        if norm_input._version != version:
             raise RuntimeError(
-                "the input of a norm was changed in place before its gradient was taken"
+                "the input of a norm was changed in place before the gradient was computed; "
+                "a training step must leave the inputs of norms as they are"
             )
-        again: Tensor = norm.forward(source.detach())  # past the hooks, which would run twice
-        return again.view(packed)
+        recomputed: Tensor = norm.forward(norm_input.detach())  # `forward` runs no hook again
+        return recomputed.view(packed)
 
     return saved_tensors_hooks(pack, unpack)

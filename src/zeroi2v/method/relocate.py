@@ -1,10 +1,13 @@
-"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA) and its rivals: equations 7-9 and Table 1a.
+"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA) and its rivals.
 
-A temporal head of frame t takes its keys and values from frame t + offset, and its queries from frame t. Nothing else in
-attention changes, so the operator is an index along the frame axis of the fused projection's output. The other zero-cost
-operators are the same index with another map from (q | k | v, head, channel) to an offset.
+STDHA is equations 7-9 of the paper. A temporal head of frame t takes its keys and values from frame
+t + offset, and its queries from frame t. Nothing else in attention changes. So STDHA is an index
+along the frame axis of the output of the fused projection, the linear layer that makes q, k and v
+at once. The other zero-cost operators of Table 1a are the same index with another map from
+(q | k | v, head, channel) to an offset.
 
-Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N tokens, H heads of D channels each.
+Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N tokens, H heads of
+D channels each, C channels of the fused projection's output.
 """
 
 from __future__ import annotations
@@ -23,27 +26,30 @@ from zeroi2v.method.heads import HeadLayout, shares
 
 
 class Move(NamedTuple):
-    """Neighbouring heads, and the share of the channels of each head, that read the frame at an offset."""
+    """Neighbouring heads, and a share of the channels of each, that read frame t + offset."""
 
     first_head: int
-    stop_head: int
-    start: Fraction
-    stop: Fraction
-    offset: int
+    stop_head: int  # one past the last head
+    start: Fraction  # of the channels of a head, where the share begins: 0 to 1
+    stop: Fraction  # of the channels of a head, where the share ends: 0 to 1
+    offset: int  # in frames
 
     def slices(self, width: int) -> tuple[slice, slice]:
-        """The heads, and the channels of each head, where a head has `width` channels."""
+        """The slice of heads, and the slice of each head's `width` channels."""
         channels = slice(round(self.start * width), round(self.stop * width))
         return slice(self.first_head, self.stop_head), channels
 
 
 def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
-    """Whole heads, or shares of a split head, that leave their own frame; as few moves as possible."""
+    """The moves of all temporal heads of a layout.
+
+    Neighbouring heads that are not split and have the same offset share one move.
+    """
     moves: list[Move] = []
     for index, head in enumerate(layout):
-        given = Fraction(0)
+        stop = Fraction(0)
         for offset, share in shares(head):
-            start, given = given, given + share
+            start, stop = stop, stop + share
             last = moves[-1] if moves else None
             if (
                 last
@@ -51,29 +57,36 @@ def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
                 and last.stop_head == index
                 and last[2:] == (Fraction(0), Fraction(1), offset)
             ):
-                moves[-1] = moves[-1]._replace(stop_head=index + 1)
+                moves[-1] = last._replace(stop_head=index + 1)
             else:
-                moves.append(Move(index, index + 1, start, given, offset))
+                moves.append(Move(index, index + 1, start, stop, offset))
     return tuple(move for move in moves if move.offset != 0)
 
 
 def channel_moves(ratio: Fraction, head_count: int) -> tuple[Move, ...]:
-    """Channel shift (Table 1a): in every head, a share `ratio` of the channels moves, half of it back and half ahead."""
+    """The moves of the channel shift (Table 1a): a share `ratio` of the channels of every head.
+
+    Half of these channels read frame t - 1, the other half frame t + 1.
+    """
     half = ratio / 2
     return (Move(0, head_count, Fraction(0), half, -1), Move(0, head_count, half, ratio, 1))
 
 
 @dataclass(frozen=True)
 class FusedLayout:
-    """How the last axis of a fused projection's output holds q, k and v."""
+    """In which order does the last axis of the fused projection's output hold q, k and v?"""
 
-    head_count: int
+    head_count: int  # H
     key_width: int  # D of q and k
     value_width: int  # D of v
     head_first: bool = False  # [head, (q, k, v), channel] instead of [(q, k, v), head, channel]
 
     def views(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """Views (..., P, H, D) of `projected` (..., C) that hold q, k and v between them, in order: one where their widths are equal."""
+        """Views (..., P, H, D) of `projected` (..., C), with P of the parts q, k and v each.
+
+        Where q, k and v are equally wide, one view holds all three, P = 3. Otherwise three views
+        hold q, k and v in this order, P = 1.
+        """
         if self.key_width == self.value_width:
             if self.head_first:
                 return (
@@ -84,18 +97,18 @@ class FusedLayout:
         if self.head_first:
             parts = projected.unflatten(-1, (self.head_count, sum(widths))).split(widths, -1)
         else:
-            whole = projected.split([self.head_count * width for width in widths], -1)
-            parts = tuple(part.unflatten(-1, (self.head_count, -1)) for part in whole)
+            all_heads = projected.split([self.head_count * width for width in widths], -1)
+            parts = tuple(part.unflatten(-1, (self.head_count, -1)) for part in all_heads)
         return tuple(part.unsqueeze(-3) for part in parts)
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For q, k and v, the projection's output channels (H, D) int64."""
+        """The output channels of the fused projection that are q, k and v: each (H, D) int64."""
         width = self.head_count * (2 * self.key_width + self.value_width)
         q, k, v = (part for view in self.views(torch.arange(width)) for part in view.unbind(-3))
         return q, k, v
 
     def fused(self, parts: Iterable[Tensor]) -> Tensor:
-        """The projection's output (..., C) whose `views`, taken together, are these parts (..., P, H, D)."""
+        """The fused projection's output (..., C) from parts (..., P, H, D): undoes `views`."""
         if self.head_first:
             by_head = [part.transpose(-3, -2).flatten(-2) for part in parts]  # (..., H, P * D)
             return torch.cat(by_head, -1).flatten(-2)
@@ -111,22 +124,26 @@ def relocate(
     moves: Iterable[Move],
     queries: bool = False,
 ) -> Tensor:
-    """Equation 8 for all heads: the K and V of each move come from frame t + offset, at the edges from frame t itself.
+    """Equation 8: the keys and values of each move in frame t become those of frame t + offset.
 
-    `projected` is the fused projection's output (B*T*W, ..., C). It is changed in place where it may be: the projection has
-    just made it, nobody else holds it, and a linear layer's gradient does not need its output. A compiled or exported graph
-    gets a new tensor instead, made of slices. `queries`: Q moves with K and V.
+    Where frame t + offset lies outside the clip, frame t keeps its own keys and values (edge rule).
+    With `queries`, the queries move too.
+
+    `projected` is the fused projection's output (B*T*W, ..., C), and is changed in place and
+    returned. This is safe: the projection has just made the tensor, no other code holds it, and the
+    gradient of a linear layer does not need the layer's output. While torch compiles or exports a
+    graph, the result is a new tensor instead.
     """
-    moves = [
-        move for move in moves if abs(move.offset) < frames
-    ]  # else every frame would leave the clip
+    # An offset of T frames or more leads out of the clip from every frame: nothing moves.
+    moves = [move for move in moves if abs(move.offset) < frames]
     if not moves:
         return projected
     by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
-    if torch.compiler.is_compiling():  # true while a graph is exported, too
-        return _relocated(by_frame, layout, moves, queries=queries).flatten(0, 2)
+    if torch.compiler.is_compiling():  # also true while torch exports a graph
+        return _relocated_copy(by_frame, layout, moves, queries=queries).flatten(0, 2)
 
     def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """For each part and move, a view (B, T, W, ...) of the channels, and the offset."""
         views = layout.views(tensor.view(by_frame.shape))
         if not queries:
             views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
@@ -143,20 +160,23 @@ def relocate(
     return projected
 
 
-def _relocated(
+def _relocated_copy(
     by_frame: Tensor, layout: FusedLayout, moves: Sequence[Move], *, queries: bool
 ) -> Tensor:
-    """The same as a new tensor (B, T, W, ..., C), of slices and concatenations alone: a graph writes nothing in place."""
+    """`relocate` as a new tensor (B, T, W, ..., C), made by slices and concatenations alone.
+
+    A graph of these operations writes nothing in place.
+    """
     views = layout.views(by_frame)
-    stays = 0 if queries else 1  # Q
+    unmoved = 0 if queries else 1  # the first view holds the queries
     if len(views) == 1:
         views = (views[0][..., :1, :, :], views[0][..., 1:, :, :])
-    moved = [_moved_heads(view, moves) for view in views[stays:]]
-    return layout.fused([*views[:stays], *moved])
+    moved = [_moved_heads(view, moves) for view in views[unmoved:]]
+    return layout.fused([*views[:unmoved], *moved])
 
 
 def _moved_heads(view: Tensor, moves: Sequence[Move]) -> Tensor:
-    """The parts (B, T, W, ..., P, H, D) with every move made. Neighbouring heads that move alike are one slice."""
+    """A view (B, T, W, ..., P, H, D) as a new tensor in which every move is made."""
     pieces: list[Tensor] = []
     head, width = 0, view.shape[-1]
     for (first, stop), same_heads in itertools.groupby(moves, key=lambda move: move[:2]):
@@ -167,26 +187,32 @@ def _moved_heads(view: Tensor, moves: Sequence[Move]) -> Tensor:
             moved = moved_frames(heads[..., channels], move.offset)
             columns += [heads[..., channel : channels.start], moved]
             channel = channels.stop
-        pieces += [view[..., head:first, :], _joined([*columns, heads[..., channel:]], -1)]
+        pieces += [view[..., head:first, :], _concatenated([*columns, heads[..., channel:]], -1)]
         head = stop
-    return _joined([*pieces, view[..., head:, :]], -2)
+    return _concatenated([*pieces, view[..., head:, :]], -2)
 
 
-def _joined(pieces: Iterable[Tensor], axis: int) -> Tensor:
-    """The pieces as one tensor along an axis; pieces of length 0 are left out."""
-    kept = [piece for piece in pieces if piece.shape[axis]]
-    return kept[0] if len(kept) == 1 else torch.cat(kept, axis)
+def _concatenated(pieces: Iterable[Tensor], axis: int) -> Tensor:
+    """The pieces concatenated along an axis. Pieces of length 0 stay out of the graph."""
+    pieces = [piece for piece in pieces if piece.shape[axis]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
 def moved_frames(channels: Tensor, offset: int) -> Tensor:
-    """A tensor (B, T, ...) whose frame t is what frame t + offset was, at the edges what frame t was."""
+    """A copy of `channels` (B, T, ...) whose frame t is frame t + offset of `channels`.
+
+    Where frame t + offset lies outside the clip, frame t stays frame t (edge rule).
+    """
     if offset > 0:
         return torch.cat([channels[:, offset:], channels[:, -offset:]], 1)
     return torch.cat([channels[:, :-offset], channels[:, :offset]], 1)
 
 
 class _Relocate(torch.autograd.Function):
-    """All shifts in one step of the graph: autograd by itself would copy the whole gradient once for each."""
+    """All moves of `relocate` as one operation of autograd's graph.
+
+    With one operation for each move, autograd would copy the whole gradient once for each move.
+    """
 
     @staticmethod
     def forward(
@@ -202,48 +228,61 @@ class _Relocate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        own = gradient.clone(memory_format=torch.contiguous_format)
-        for channels, offset in ctx.moved_channels(own):
-            _shift_back(channels, offset)
-        return own, None
+        input_gradient = gradient.clone(memory_format=torch.contiguous_format)
+        for channels, offset in ctx.moved_channels(input_gradient):
+            _shift_gradient(channels, offset)
+        return input_gradient, None
 
 
 def _shift(channels: Tensor, offset: int) -> None:
-    """Frame t (axis 1) becomes what frame t + offset was, in place, for every t where that is a frame of the clip."""
-    kept = channels.shape[1] - abs(offset)
-    ahead, behind = channels[:, -kept:], channels[:, :kept]
-    target, source = (behind, ahead) if offset > 0 else (ahead, behind)
-    target.copy_(source.clone())  # they overlap
+    """Write frame t + offset of `channels` (B, T, ...) into frame t, in place.
+
+    Frames t for which frame t + offset lies outside the clip stay as they are (edge rule).
+    """
+    count = channels.shape[1] - abs(offset)  # frames that change
+    later, earlier = channels[:, -count:], channels[:, :count]
+    target, source = (earlier, later) if offset > 0 else (later, earlier)
+    target.copy_(source.clone())  # source and target overlap
 
 
-def _shift_back(gradients: Tensor, offset: int) -> None:
-    """The gradient of `_shift`, in place: each frame gets those of the frames that read it, at the edges of itself."""
-    frames, kept = gradients.shape[1], gradients.shape[1] - abs(offset)
-    given = gradients.clone()
+def _shift_gradient(gradients: Tensor, offset: int) -> None:
+    """Turn the gradient of the output of `_shift` into the gradient of its input, in place.
+
+    The gradient of a frame of the input is the sum of the gradients of all frames of the output
+    that hold this frame.
+    """
+    frames, count = gradients.shape[1], gradients.shape[1] - abs(offset)
+    of_output = gradients.clone()
     gradients.zero_()
     if offset > 0:
-        gradients[:, kept:] = given[:, kept:]
-        gradients[:, -kept:] += given[:, :kept]
+        gradients[:, count:] = of_output[:, count:]
+        gradients[:, -count:] += of_output[:, :count]
     else:
-        gradients[:, : frames - kept] = given[:, : frames - kept]
-        gradients[:, :kept] += given[:, -kept:]
+        gradients[:, : frames - count] = of_output[:, : frames - count]
+        gradients[:, :count] += of_output[:, -count:]
 
 
 def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:
-    """For each frame, head and channel of v, the frame that it is taken from: (T, H, D) int64."""
+    """The frame from which each channel of v is taken, by frame and head: (T, H, D) int64."""
     rows = layout.rows()
-    own = torch.arange(frames)[:, None].repeat(1, sum(part.numel() for part in rows))
-    return relocate(own, clips=1, frames=frames, layout=layout, moves=moves)[:, rows[2]]
+    own_frames = torch.arange(frames)[:, None].repeat(1, sum(part.numel() for part in rows))
+    return relocate(own_frames, clips=1, frames=frames, layout=layout, moves=moves)[:, rows[2]]
 
 
 def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
-    """The offset of each head's channels of v: (H, D) int64, 0 where they stay. A whole head's are all alike."""
+    """The offset of each channel of v: (H, D) int64, 0 where the channel stays in its frame."""
     furthest = max((abs(move.offset) for move in moves), default=0)
-    return frames_read(layout, moves, 2 * furthest + 1)[furthest] - furthest
+    middle = (
+        furthest  # of a clip so long that no offset leads out of the clip from its middle frame
+    )
+    return frames_read(layout, moves, 2 * furthest + 1)[middle] - middle
 
 
 class TemporalHeads:
-    """A forward hook of an attention block's fused projection. It has no weights."""
+    """A forward hook that makes heads temporal. The hook has no weights.
+
+    The hook belongs to the fused projection of an attention block.
+    """
 
     def __init__(
         self, layout: FusedLayout, moves: Sequence[Move], *, queries: bool = False
@@ -267,9 +306,10 @@ class TemporalHeads:
 
 
 class ClassTokenShift:
-    """[cls] token shift (Table 1a; Zhang et al., 2021): a share of the channels of token 0 moves, half back and half ahead.
+    """[cls] token shift (Table 1a; Zhang et al., 2021): a share of the channels of token 0 moves.
 
-    A forward pre-hook of the modules that follow a norm: the fused projection, and the MLP.
+    Half of the share reads frame t - 1, the other half frame t + 1. This is a forward pre-hook of
+    the two modules of a block that follow a norm: the fused projection and the MLP.
     """
 
     def __init__(self, ratio: Fraction) -> None:

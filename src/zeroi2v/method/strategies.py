@@ -1,10 +1,17 @@
-"""What is adapted, and what trains? The rows of Table 2, and the methods that the paper is compared with.
+"""Which strategies are there? The rows of Table 2, and the peers that the paper is compared with.
 
-A strategy names its adapter and sites, and what trains besides.
+A strategy says which kind of adapter a tower gets, at which sites the adapters sit, and which other
+weights train. The classifier trains under every strategy.
 
-The sites of a block: `qkv` before the fused projection (`q`, `k`, `v`: each of the three on its own), `proj` after the output
-projection, `up` before the MLP's first linear and `down` after its last. LoRA sits beside a linear instead. The classifier
-always trains.
+The sites of a block and the position of an adapter:
+
+    qkv      before the fused projection, for q, k and v together
+    q, k, v  before the fused projection, for one of q, k and v alone
+    proj     after the output projection
+    up       before the first linear layer of the MLP
+    down     after the last linear layer of the MLP
+
+A LoRA sits beside the linear layer of its site instead, neither before nor after.
 """
 
 from __future__ import annotations
@@ -15,29 +22,37 @@ from typing import Final, Literal
 PARTS: Final = ("q", "k", "v")  # sites that share the fused projection
 FOUR: Final = ("qkv", "proj", "up", "down")
 SIX: Final = (*PARTS, "proj", "up", "down")
-# Sites whose adapter sees the input of the linear; at the others it sees the output.
+# At these sites an adapter changes the input of the linear layer, at all other sites the output.
 BEFORE: Final = ("qkv", *PARTS, "up")
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One row of Table 2, or a peer: a method as others published it, which attaches itself (models/peers/)."""
+    """One row of Table 2, or a peer.
 
+    A peer is a method as its own authors published it. A module of `models/peers/` attaches a peer
+    to a tower.
+    """
+
+    # "heads": trained copies of the weights of temporal heads. None: no adapter.
     adapter: Literal["linear", "gelu", "st", "lora", "heads"] | None = None
-    sites: tuple[str, ...] = ()  # where it sits unless `ModelConfig.sites` says otherwise
-    allowed: tuple[str, ...] = ()  # the sites that `ModelConfig.sites` may name
+    sites: tuple[str, ...] = ()  # sites of the adapters where `ModelConfig.sites` is None
+    allowed: tuple[str, ...] = ()  # sites that `ModelConfig.sites` may name
     trains_tower: bool = False
-    trains_norm: bool = False  # the norm before the frame feature
+    trains_norm: bool = False  # the last norm of the tower, before the feature of a frame
     trains_temporal_embedding: bool = True
-    learning_rate_share: float = 1.0  # of the recipe's learning rate (appendix A.2)
+    learning_rate_share: float = 1.0  # factor of `TrainConfig.learning_rate` (appendix A.2)
     adapter_ratio: float = 0.25  # where `ModelConfig.adapter_ratio` is None
     adapter_scale: float = 1.0  # where `ModelConfig.adapter_scale` is None
-    peer: Literal["evl", "aim", "st_adapter", "joint"] | None = None
+    peer: Literal["evl", "aim", "st_adapter", "joint"] | None = None  # None: a row of Table 2
     unused_settings: tuple[str, ...] = ()  # settings of ModelConfig that must keep their defaults
 
 
-ZERO_COST: Final = ("operator", "ratio")  # the temporal operators, which peers have none of
-ADAPTERS: Final = ("adapter_ratio", "adapter_scale")
+ZERO_COST: Final = (
+    "operator",
+    "ratio",
+)  # settings of temporal heads; all heads of peers are spatial
+ADAPTERS: Final = ("adapter_ratio", "adapter_scale")  # settings of adapters
 STRATEGIES: Final = {
     "zeroi2v": Strategy("linear", FOUR, ("qkv", *SIX), trains_norm=True),
     "gelu_adapter": Strategy("gelu", FOUR, ("qkv", *SIX), trains_norm=True),

@@ -1,1 +1,1 @@
-"""How does a timm tower become a video classifier, and how is that saved, loaded and merged?"""
+"""How does a timm tower become a video classifier, and how is a model saved, loaded, merged?"""

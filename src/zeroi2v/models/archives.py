@@ -1,7 +1,8 @@
-"""How are the tensors of another project's file read without running code from it?
+"""How are the tensors in another project's file read without running code from the file?
 
-safetensors files hold no code. What `torch.save` wrote is a pickle, which PyTorch's weights-only reader reads. A TorchScript archive
-is a pickle too, of classes that the archive brings along as source: here each of them becomes a plain `_Node`, and no source is read.
+A safetensors file holds no code. A file of `torch.save` is a pickle, which PyTorch's weights-only
+reader reads. A TorchScript archive is a pickle too, and the archive holds the source code of the
+classes in the pickle. Here each of these classes becomes a plain `_Node`, and no source is read.
 """
 
 from __future__ import annotations
@@ -22,17 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zeroi2v.errors import CheckpointError
+from zeroi2v.errors import CheckpointError, one_line
 
-IN_A_FOLDER: Final = (
+IN_A_FOLDER: Final = (  # names of weights files in a folder; the first that exists is read
     *("model.safetensors", "open_clip_model.safetensors"),
     *("pytorch_model.bin", "open_clip_pytorch_model.bin"),
 )
-WRAPPERS: Final = (
-    "state_dict",
-    "model",
-)  # keys under which training programs keep the weights among other things
-LOGS: Final = (  # classes and functions of the log that mmengine keeps beside the weights; none is imported
+# Training programs keep the weights among other things; these are the keys of the weights.
+WRAPPERS: Final = ("state_dict", "model")
+# Names in the log that mmengine keeps beside the weights. None of them is imported.
+LOGS: Final = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     *("numpy.ndarray", "numpy.dtype"),
     *(
@@ -50,45 +50,34 @@ STORAGES: Final = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-DAMAGED: Final = (  # what a reader of pickles and archives meets in a file that is cut short, altered or of another kind
-    *(
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
-    ),
-    *(
-        ArithmeticError,
-        MemoryError,
-        struct.error,
-        zlib.error,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        SafetensorError,
-    ),
+# Errors that readers of pickles and archives raise for a file that is cut short, altered or of
+# another kind.
+DAMAGED: Final = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error, zlib.error),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError),
 )
 
 
 class Archive(NamedTuple):
     """The tensors of a file, by name."""
 
-    path: Path
+    path: Path  # of the file, also where a folder was given
     tensors: dict[str, Tensor]
     is_torchscript: bool
 
 
 def read_archive(path: str | os.PathLike[str]) -> Archive:
-    """The tensors of a file, or of the one weights file in a folder. CheckpointError names the file and says what is wrong with it."""
+    """Read the tensors of a file, or of the weights file in a folder.
+
+    CheckpointError names the file and its fault.
+    """
     path = Path(path)
     if path.is_dir():
-        held = [name for name in IN_A_FOLDER if (path / name).is_file()]
-        if not held:
+        names = [name for name in IN_A_FOLDER if (path / name).is_file()]
+        if not names:
             raise CheckpointError(f"{path}: holds none of {', '.join(IN_A_FOLDER)}")
-        path /= held[0]
+        path /= names[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     content: Any = None
@@ -106,30 +95,33 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
         if content is None:
             content = _pickled(path)
     except DAMAGED as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path}: not a file of weights, or damaged: {reason}") from error
+        raise CheckpointError(
+            f"{path}: not a file of weights, or damaged: {one_line(error)}"
+        ) from error
     return Archive(path, _state(content, path), is_torchscript)
 
 
 def _pickled(path: Path) -> Any:
-    """What `torch.save` wrote. CheckpointError if it holds more than tensors and plain values: none of that is run."""
+    """The content of a file that `torch.save` wrote.
+
+    CheckpointError if the file holds more than tensors and plain values. No code in it is run.
+    """
     try:
         with (
             torch.serialization.safe_globals([(_Nothing, name) for name in LOGS]),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # about the protocol of pickles that are refused
+            # PyTorch warns of the protocol of a pickle before it refuses the pickle.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
             names = ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
-        except DAMAGED:  # not one that torch.save wrote
+        except DAMAGED:  # torch.save did not write the file
             names = ""
         if not names:
             raise CheckpointError(
-                f"{path}: not a file of weights, or damaged, or one that holds more than tensors"
+                f"{path}: not a file of weights, or damaged, or a file that holds more than tensors"
             ) from error
         raise CheckpointError(
             f"{path}: holds more than tensors ({names}), which is not run; "
@@ -138,6 +130,7 @@ def _pickled(path: Path) -> Any:
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in the content of a file."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -146,9 +139,8 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: {key} is no tensor, so this is no state_dict")
-    parallel = all(
-        str(key).startswith("module.") for key in content
-    )  # saved inside DistributedDataParallel
+    # A model inside DistributedDataParallel saves its keys with this prefix.
+    parallel = all(str(key).startswith("module.") for key in content)
     return {
         str(key).removeprefix("module.") if parallel else str(key): value
         for key, value in content.items()
@@ -156,7 +148,7 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 class _Nothing:
-    """Stands for a logged value: takes what it is given and keeps none of it."""
+    """Stands for a value in a log: accepts any arguments and any state, and keeps nothing."""
 
     def __new__(cls, *_: object) -> _Nothing:
         return super().__new__(cls)
@@ -166,7 +158,7 @@ class _Nothing:
 
 
 class _Node:
-    """A module of a TorchScript archive: its attributes, whatever its class was."""
+    """A module of a TorchScript archive: only its attributes, whatever class the archive names."""
 
     def __init__(self) -> None:
         self.attributes: dict[str, Any] = {}
@@ -175,18 +167,22 @@ class _Node:
         self.attributes = dict(state)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every tensor below this module, by its name in a state dict."""
-        found: dict[str, Tensor] = {}
+        """All tensors below this module, by their names in a state dict."""
+        tensors: dict[str, Tensor] = {}
         for name, value in self.attributes.items():
             if isinstance(value, Tensor):
-                found[prefix + name] = value
+                tensors[prefix + name] = value
             elif isinstance(value, _Node):
-                found |= value.tensors(f"{prefix}{name}.")
-        return found
+                tensors |= value.tensors(f"{prefix}{name}.")
+        return tensors
 
 
 class _TorchScriptReader(pickle.Unpickler):
-    """Reads the pickle of a TorchScript archive. It looks up no name: each of the few that it knows has a stand-in here."""
+    """Reads the pickle of a TorchScript archive.
+
+    The reader imports no class or function that a pickle names: each known name has a stand-in in
+    this file, and any other name is refused.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, pickled: zipfile.ZipInfo) -> None:
         super().__init__(archive.open(pickled))
@@ -197,22 +193,22 @@ class _TorchScriptReader(pickle.Unpickler):
             return _Node
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        if (
-            module == "torch.jit._pickle"
-        ):  # says of a list or dictionary, which comes first, what it holds
-            return _value
+        if module == "torch.jit._pickle":
+            # The functions of this Python module restore the types of a list or dictionary.
+            return _first_argument
         known = {"torch._utils._rebuild_tensor_v2": _tensor, "collections.OrderedDict": OrderedDict}
         try:
             return known[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"holds {module}.{name}, which no module of weights needs"
+                f"holds {module}.{name}, which a file of weights never needs"
             ) from None
 
     def persistent_load(self, identity: Any) -> Tensor:
+        """The values of a storage, which the archive keeps in a file of their own."""
         kind, dtype, name, _device, _count = identity
         if kind != "storage":
-            raise pickle.UnpicklingError(f"holds {kind!r} where a tensor's values were expected")
+            raise pickle.UnpicklingError(f"holds {kind!r} instead of the values of a tensor")
         return torch.frombuffer(
             bytearray(self.archive.read(f"{self.folder}data/{name}")), dtype=dtype
         )
@@ -221,15 +217,17 @@ class _TorchScriptReader(pickle.Unpickler):
 def _tensor(
     values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> Tensor:
-    """What `torch._utils._rebuild_tensor_v2` does, where `values` are those of a storage."""
+    """The stand-in for `torch._utils._rebuild_tensor_v2`; `values` are the values of a storage."""
     return values.as_strided(size, stride, offset)
 
 
-def _value(value: object, *_: object) -> object:
+def _first_argument(value: object, *_: object) -> object:
+    """The stand-in for a function that returns its first argument."""
     return value
 
 
 def _torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive, by their names in a state dict."""
     (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
     module = _TorchScriptReader(archive, pickled).load()
     if not isinstance(module, _Node):

@@ -1,15 +1,21 @@
-"""How does an adapter reach a linear of the tower, and how does the linear absorb it? Hooks, and folding in a merge.
+"""How do temporal heads and adapters reach a tower, and how do the tower's linears absorb adapters?
 
-The adapters of a block are kept by name: {"qkv": LinearAdapter, ...}. Sites `q`, `k` and `v` share the fused projection, and
-where a site has two linears (the halves of a SwiGLU), each has a LoRA of its own: "up", "up_2".
+Temporal heads and adapters act through hooks on the modules of the tower. A merge folds the
+adapters into the linears.
+
+The adapters of a block have names: {"qkv": LinearAdapter, ...}. The sites `q`, `k` and `v` share
+the fused projection. Where a site has two linears (the halves of a SwiGLU), each linear has a LoRA
+of its own: "up", "up_2".
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from zeroi2v.method.adapters import (
     GELUAdapter,
@@ -23,11 +29,23 @@ from zeroi2v.method.fold import affine, assign
 from zeroi2v.method.relocate import ClassTokenShift, TemporalHeads
 from zeroi2v.method.strategies import BEFORE, PARTS
 from zeroi2v.models.hooks import After, Before, Beside, BesidePart, part_rows
+from zeroi2v.models.peers import peer_of
 from zeroi2v.models.plan import AdapterPlan, BlockPlan, Plan
+from zeroi2v.models.survey import Site
 
 
 def build_adapters(tower: nn.Module, plan: Plan) -> list[dict[str, nn.Module]]:
-    """The adapters of every block, by name."""
+    """The adapters of every block, by name. A peer builds its own adapters."""
+    peer = peer_of(plan.strategy)
+    if peer is not None:
+        return peer.build(
+            tower,
+            plan.sites,
+            frames=plan.frames,
+            ratio=plan.adapter_ratio,
+            scale=plan.adapter_scale,
+            dropout=plan.config.adapter_dropout,
+        )
     return [
         {name: _build(tower, block, adapter, plan) for name, adapter in block.adapters.items()}
         for block in plan.blocks
@@ -35,50 +53,61 @@ def build_adapters(tower: nn.Module, plan: Plan) -> list[dict[str, nn.Module]]:
 
 
 def _build(tower: nn.Module, block: BlockPlan, shape: AdapterPlan, plan: Plan) -> nn.Module:
-    common: dict[str, Any] = {
+    """One adapter of a block."""
+    options: dict[str, Any] = {
         "scale": plan.adapter_scale,
         "dropout": plan.config.adapter_dropout,
         "bias": shape.bias,
     }
     match shape.kind:
         case "linear":
-            return LinearAdapter(shape.inputs, shape.width, **common)
+            return LinearAdapter(shape.inputs, shape.width, **options)
         case "gelu":
-            return GELUAdapter(shape.inputs, shape.width, **common)
+            return GELUAdapter(shape.inputs, shape.width, **options)
         case "st":
-            return STAdapter(shape.inputs, shape.width, prefix=plan.tower.prefix, **common)
+            return STAdapter(shape.inputs, shape.width, prefix=plan.tower.prefix, **options)
         case "lora":
-            return LoRA(shape.inputs, shape.width, shape.outputs, **common)
+            return LoRA(shape.inputs, shape.width, shape.outputs, **options)
     trained = TrainedRows if shape.kind == "rows" else TrainedColumns
     return trained(_linear(tower, block, shape), torch.tensor(shape.channels))
 
 
+def _site(block: BlockPlan, adapter: AdapterPlan) -> Site:
+    """The site of an adapter. The adapters of q, k and v share the site of the fused projection."""
+    return block.block.sites["qkv" if adapter.site in PARTS else adapter.site]
+
+
 def _linear(tower: nn.Module, block: BlockPlan, adapter: AdapterPlan) -> nn.Linear:
-    """The linear that an adapter of a single linear belongs to."""
-    site = block.block.sites["qkv" if adapter.site in PARTS else adapter.site]
-    linear = tower.get_submodule(site.linears[adapter.linear])
+    """The linear of an adapter that belongs to a single linear."""
+    path = _site(block, adapter).linears[adapter.linear]
+    linear = tower.get_submodule(path)
     if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{site.linears[adapter.linear]} is no linear")
+        raise TypeError(f"{path} is no linear")
     return linear
 
 
-def attach(tower: nn.Module, plan: Plan) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hook temporal heads and adapters to the modules of a tower; gives the handles of the adapters' hooks.
+def attach(
+    tower: nn.Module, plan: Plan, adapters: Sequence[Mapping[str, nn.Module]]
+) -> list[RemovableHandle]:
+    """Hook temporal heads and adapters to the modules of a tower.
 
-    The hooks of adapters on a fused projection come before those of temporal heads, which move what the adapters make.
+    The result holds the handles that remove the hooks of adapters; the hooks of a peer stay. On a
+    fused projection, the adapters' hooks come before the hook of the temporal heads, which then
+    moves keys and values that the adapters have changed.
     """
-    handles: list[torch.utils.hooks.RemovableHandle] = []
+    peer = peer_of(plan.strategy)
+    if peer is not None:
+        peer.attach(tower, adapters)
+    handles: list[RemovableHandle] = []
     for number, block in enumerate(plan.blocks):
         attention: Any = tower.get_submodule(block.block.name)
         if hasattr(attention, "qkv_bias_separate"):
-            attention.qkv_bias_separate = (
-                True  # call the projection as a module, which hooks can follow
-            )
+            # timm then calls the projection as a module, and hooks of the module run.
+            attention.qkv_bias_separate = True
         projection = attention.qkv
-        if (
-            plan.config.operator == "cls_shift"
-        ):  # before the adapters: it acts on what the norms give
-            shift = ClassTokenShift(plan.ratio)
+        if plan.config.operator == "cls_shift":
+            # The shift acts on the output of the norms, so its hooks come before the adapters'.
+            shift = ClassTokenShift(plan.moved_share)
             projection.register_forward_pre_hook(shift)
             if "up" in block.block.sites:
                 entry = tower.get_submodule(block.block.sites["up"].module)
@@ -93,38 +122,43 @@ def attach(tower: nn.Module, plan: Plan) -> list[torch.utils.hooks.RemovableHand
 
 def _attach(
     tower: nn.Module, block: BlockPlan, number: int, name: str, adapter: AdapterPlan
-) -> torch.utils.hooks.RemovableHandle:
-    """Hook one adapter to its site."""
+) -> RemovableHandle:
+    """Hook one adapter to its site. `number` is the block's, from 0; `name` is the adapter's."""
     if adapter.site in PARTS:
         hook = BesidePart(number, name, block.block.layout)
         return _linear(tower, block, adapter).register_forward_hook(hook)
     if adapter.kind in ("lora", "rows", "columns"):
         return _linear(tower, block, adapter).register_forward_hook(Beside(number, name))
-    site = block.block.sites[adapter.site]
+    site = _site(block, adapter)
     module = tower.get_submodule(site.module)
-    if adapter.site in BEFORE and not site.feeds:
+    if adapter.site in BEFORE and not site.after_norm:
         return module.register_forward_pre_hook(Before(number, name))
     return module.register_forward_hook(After(number, name))
 
 
 @torch.no_grad()
-def fold_adapters(tower: nn.Module, plan: Plan, adapters: Any) -> None:
+def fold_adapters(
+    tower: nn.Module, plan: Plan, adapters: Iterable[Mapping[str, nn.Module]]
+) -> None:
     """Let the linears of a tower absorb all adapters: equation 11, in float64, rounded once.
 
-    MergeError names an adapter that is not linear.
+    `adapters` are the adapters of each block, by name. MergeError names an adapter that is not
+    linear.
     """
     for block, modules in zip(plan.blocks, adapters, strict=True):
-        for name, adapter in block.adapters.items():
-            _fold(tower, block, adapter, modules[name])
+        for name, shape in block.adapters.items():
+            _fold(tower, block, shape, modules[name])
 
 
 def _fold(tower: nn.Module, block: BlockPlan, shape: AdapterPlan, adapter: Any) -> None:
+    """Let the linears of one site absorb one adapter."""
     if isinstance(adapter, TrainedRows | TrainedColumns):
         adapter.fold(_linear(tower, block, shape))
         return
     rows = part_rows(block.block.layout, shape.site) if shape.site in PARTS else slice(None)
-    site = block.block.sites["qkv" if shape.site in PARTS else shape.site]
-    paths = (site.linears[shape.linear],) if shape.kind == "lora" else site.linears
+    paths = _site(block, shape).linears
+    if shape.kind == "lora":
+        paths = (paths[shape.linear],)
     for path in paths:
         linear: Any = tower.get_submodule(path)
         folded = adapter.folded(affine(linear, rows), before=shape.site in BEFORE)

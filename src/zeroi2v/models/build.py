@@ -1,4 +1,4 @@
-"""How does a configuration become a model? The tower is had, the plan is made, and the model attaches itself to the tower."""
+"""How does a configuration become a model? Open the tower, make the plan, make the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.method.heads import Heads
-from zeroi2v.models.plan import resolve, strategy_of
+from zeroi2v.models.plan import make_plan, strategy_of
 from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.towers import open_tower
 from zeroi2v.models.video import VideoClassifier
@@ -32,15 +32,26 @@ def create_model(
     tower_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> VideoClassifier:
-    """Turn an image tower into a video classifier. Attaching changes no output, exactly, where all offsets are 0.
+    """Turn an image tower into a video classifier.
 
-    `tower` is one of `supported_towers()` or, with a warning that names the blocks that stay spatial, of
-    `partly_covered_towers()`. `weights` is a file, or a folder with one file, that holds the weights of the tower as timm,
-    OpenAI CLIP, open_clip or transformers write them. `heads`: see `zeroi2v.method.heads.parse_heads`. `operator`, `ratio`:
-    a row of Table 1a. `strategy`, `sites`: a row of Table 2. `tubelet`: so many neighbouring frames make one picture (Swin
-    in Table 11: 2); offsets and heads=None then count the pictures. `options` are the other fields of `ModelConfig`.
+    Before training, and where all offsets are 0, the model's features of a frame are exactly the
+    tower's.
 
-    ConfigError, HeadsError, TowerError or CheckpointError names the setting or the file that is wrong.
+    - `tower`: a name of `supported_towers()`, or of `partly_covered_towers()`; for the latter a
+      warning names the blocks that stay spatial.
+    - `heads`: the head layout; see `zeroi2v.method.heads.parse_heads`.
+    - `operator`, and the option `ratio`: a row of Table 1a.
+    - `strategy`, and the option `sites`: a row of Table 2, or a peer.
+    - `pretrained`: fetch timm's weights of the tower.
+    - `weights`: a file, or a folder with one file, that holds weights of the tower in the layout of
+      timm, OpenAI CLIP, open_clip or transformers.
+    - `tower_options`: options that timm takes, such as `img_size`.
+    - `tubelet`, an option: the number of neighbouring frames that make one picture (Swin in
+      Table 11: 2). Offsets, and the layout of heads=None, then count pictures.
+    - `options`: the other fields of `ModelConfig`.
+
+    ConfigError, HeadsError, TowerError or CheckpointError names the setting or the file that is
+    wrong.
     """
     settings = {
         "tower": tower,
@@ -64,19 +75,13 @@ def build_model(
     views: ViewsConfig | None = None,
     multi_label: bool = False,
 ) -> VideoClassifier:
-    """A model from a checked configuration, for clips cut as `clip` says and classes of these names."""
-    strategy_of(config)  # a wrong name is said before any weights are fetched
+    """The model of a configuration, for classes of these names and for clips of this kind."""
+    strategy_of(config)  # refuses a wrong strategy before any weights are fetched
     tower, config = open_tower(config)
-    plan = resolve(config, tower, frames=clip.frames, num_classes=len(labels))
-    if spatial := plan.tower.spatial_blocks:
-        logger.warning(
-            "%s is partly covered: %d of its %d attention blocks have no heads that can be moved and stay spatial: %s",
-            config.tower,
-            len(spatial),
-            len(spatial) + len(plan.blocks),
-            ", ".join(spatial),
-        )
+    plan = make_plan(config, tower, frames=clip.frames, num_classes=len(labels))
     model = VideoClassifier(tower, plan)
+
+    _warn_of_spatial_blocks(model)
     model.spec = dataclasses.replace(
         model.spec,
         labels=tuple(labels),
@@ -85,3 +90,17 @@ def build_model(
         multi_label=multi_label,
     )
     return model
+
+
+def _warn_of_spatial_blocks(model: VideoClassifier) -> None:
+    """Log which attention blocks of a partly covered tower stay spatial."""
+    spatial = model.plan.tower.spatial_blocks
+    if spatial:
+        logger.warning(
+            "%s is partly covered: %d of its %d attention blocks have no heads that can be "
+            "temporal, and stay spatial: %s",
+            model.plan.config.tower,
+            len(spatial),
+            len(spatial) + len(model.plan.blocks),
+            ", ".join(spatial),
+        )

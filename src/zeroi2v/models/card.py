@@ -1,5 +1,7 @@
-"""What does the page of a saved model say? README.md, as the Hub shows it: how the model was made,
-what the model takes, and how well it did.
+"""What does the card of a saved model say?
+
+The card tells how the model was made, what the model takes, and how well the model did. The card is
+the README.md of the folder, which the Hub shows.
 """
 
 from __future__ import annotations
@@ -24,19 +26,16 @@ TEMPLATE: Final = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card tells of a model beside its `Spec`."""
+    """What a model card says of a model beside its `Spec`."""
 
-    parameters: int
-    trained: int  # parameters that train
+    parameters: int  # how many
+    trained: int  # how many of the parameters train
     heads: tuple[HeadLayout, ...]  # the layout of each block
     spatial_blocks: tuple[str, ...]  # paths of the attention modules that stay spatial
 
 
 def model_card(spec: Spec, facts: CardFacts) -> str:
-    """The model card in Markdown, with a head in YAML for the Hub.
-
-    The figures are `spec.results`; without any, the card says that there are none.
-    """
+    """The model card in Markdown, with a head in YAML for the Hub."""
     strategy = spec.model.strategy
     is_peer = STRATEGIES[strategy].peer is not None
     card = ModelCard.from_template(
@@ -49,25 +48,25 @@ def model_card(spec: Spec, facts: CardFacts) -> str:
         tower=spec.model.tower,
         class_count=len(spec.labels),
         method=f"strategy {strategy}" if is_peer else f"[ZeroI2V]({PAPER})",
-        facts=_made(spec, facts),
+        facts=_facts(spec, facts),
         figures=_figures(spec.results),
         labels=_labels(spec.labels),
     )
     return f"{card}\n"
 
 
-def _made(spec: Spec, facts: CardFacts) -> dict[str, str]:
-    """How the model was made and what it takes: names and texts."""
+def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
+    """The rows of a table that says how the model was made and what it takes: {name: text}."""
     config, clip, views, size = spec.model, spec.clip, spec.views, spec.image_size
-    fetched = config.pretrained or spec.merged
+    is_pretrained = config.pretrained or spec.merged
     state = f"adapted: {facts.trained:,} of them trained"
     if spec.merged:
         state = "merged: plain image transformer weights, no adapters"
     scores = "softmax, a video has one label"
     if spec.multi_label:
         scores = "sigmoid, a video may have several labels"
-    made = {
-        "tower": f"`{config.tower}`" + ("" if fetched else ", not pretrained"),
+    rows = {
+        "tower": f"`{config.tower}`" + ("" if is_pretrained else ", not pretrained"),
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
@@ -81,20 +80,19 @@ def _made(spec: Spec, facts: CardFacts) -> dict[str, str]:
     }
     if facts.spatial_blocks:
         names = ", ".join(f"`{name}`" for name in facts.spatial_blocks)
-        made["attention that stays spatial"] = names
-    return made
+        rows["attention that stays spatial"] = names
+    return rows
 
 
 def _figures(results: Mapping[str, float]) -> dict[str, str]:
-    """How well the model did: names and texts of the figures, or a line that says there are
-    none."""
+    """The rows of a table of figures: {name: text}. A model without figures has a row "none"."""
     if not results or results.get("epoch") == 0:
         return {"none": "not evaluated when it was saved"}
     return {name: f"{value:.4g}" for name, value in results.items()}
 
 
 def _labels(labels: tuple[str, ...]) -> str:
-    """The first labels, and how many more there are."""
+    """The first labels, and the number of the others."""
     text = ", ".join(labels[:SHOWN_LABELS])
     more = len(labels) - SHOWN_LABELS
     return text if more <= 0 else f"{text} and {more} more (`config.json` has all)"
@@ -112,10 +110,10 @@ def offsets(layout: HeadLayout) -> str:
 def sampling(clip: ClipConfig) -> str:
     """How a clip is cut out of a video, in words."""
     if clip.sampling == "segment":
-        return "one of each of as many equal segments"
+        return "one from each of as many equal segments of the video"
     return f"{clip.stride} video frames apart"
 
 
 def rounded(values: tuple[float, ...]) -> str:
-    """Numbers with four digits, in one line."""
+    """Numbers with four significant digits, in one line."""
     return ", ".join(f"{value:.4g}" for value in values)

@@ -1,7 +1,9 @@
-"""How does an attention module of timm lay out its heads, and which linears does its MLP have? What the families do differently.
+"""Which channels belong to a head of an attention module of timm, and which linears form an MLP?
 
-An attention module is one with a `qkv`. Most are alike: one linear that gives [(q, k, v), head, channel], as many heads as
-`num_heads` says, one linear `proj`. The others are told by what they declare (`key_dim`, `head_first`), or are named here.
+An attention module has a child `qkv`, the fused projection. Most attention modules are alike: `qkv`
+is a linear whose output holds [(q, k, v), head, channel], `num_heads` is the number of heads, and
+`proj` is a linear. Other attention modules declare their layout (`key_dim`, `head_first`), or this
+file names their type.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ from torch import Tensor, nn
 from zeroi2v.method.relocate import FusedLayout
 
 MIXES_PICTURES: Final = "timm.models.csatv2.SpatialTransformerBlock"
-NOT_PER_HEAD: Final = {  # attention with a fused projection that equations 7-9 do not describe
+# Types of attention with a fused projection that equations 7-9 do not describe, and the reason.
+NOT_PER_HEAD: Final = {
     "timm.models.cait.TalkingHeadAttn": "mixes the attention maps of all heads",
-    "timm.models.coat.FactorAttnConvRelPosEnc": "is linear attention, with a convolution of v beside it",
+    "timm.models.coat.FactorAttnConvRelPosEnc": (
+        "is linear attention, with a convolution of v beside it"
+    ),
     MIXES_PICTURES: "multiplies the pictures of a batch, not the tokens of a picture",
     "timm.models.davit.ChannelAttention": "attends over channels",
     "timm.models.davit.ChannelAttentionV2": "attends over channels",
     "timm.models.edgenext.CrossCovarianceAttn": "attends over channels",
     "timm.models.xcit.XCA": "attends over channels",
 }
-SEPARATE: Final = frozenset(  # children of attention whose projections are not fused into one
+SEPARATE: Final = frozenset(  # names of projections that are not fused with the other two
     [
         "q",
         "k",
@@ -47,37 +52,40 @@ SEPARATE: Final = frozenset(  # children of attention whose projections are not 
         "qkvs",
     ]
 )
-UP: Final = ("fc1", "fc1_g", "fc1_x", "w0", "w1")  # the linears that the input of an MLP feeds
-DOWN: Final = ("fc2", "w2")  # and the last one
+UP: Final = ("fc1", "fc1_g", "fc1_x", "w0", "w1")  # names of linears that read an MLP's input
+DOWN: Final = ("fc2", "w2")  # names of the last linear of an MLP
 
 
 @dataclass(frozen=True)
-class HeadPlaces:
-    """Where the heads of an attention module lie in the output of its fused projection, and in the input of its `proj`."""
+class HeadChannels:
+    """Which channels each head has in the fused projection's output, and in the input of `proj`."""
 
     layout: FusedLayout
-    channel_first: bool  # the input of `proj` is [channel, head] instead of [head, channel]
+    channel_first: bool  # the input of `proj` holds [channel, head] instead of [head, channel]
 
     @property
     def columns(self) -> Tensor:
-        """The input channels of `proj` that each head makes: (H, D_v) int64."""
+        """The input channels of `proj` that each head computes: (H, D_v) int64."""
         heads, width = self.layout.head_count, self.layout.value_width
         channels = torch.arange(heads * width)
         return channels.view(width, heads).T if self.channel_first else channels.view(heads, width)
 
 
 def type_name(module: nn.Module) -> str:
-    """The module's type with its home, `timm.models.xcit.XCA`."""
+    """The type of a module with the Python module that defines the type: `timm.models.xcit.XCA`."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether this is attention with a fused projection, of whatever kind."""
+    """Whether a module is attention with a fused projection, of whatever kind."""
     return isinstance(getattr(module, "qkv", None), nn.Module)
 
 
 def is_separate_attention(module: nn.Module) -> bool:
-    """Whether this is attention without a fused projection. What pools a tower's output is not meant."""
+    """Whether a module is attention without a fused projection.
+
+    The attention that pools the output of a tower does not count.
+    """
     children = dict(module.named_children())
     return (
         "qkv" not in children
@@ -87,12 +95,16 @@ def is_separate_attention(module: nn.Module) -> bool:
 
 
 def mixes_pictures(module: nn.Module) -> bool:
-    """Whether this attention makes one picture of a batch depend on another."""
+    """Whether an attention module makes one picture of a batch depend on another picture."""
     return type_name(module) == MIXES_PICTURES
 
 
-def read_heads(attention: Any) -> HeadPlaces | str:
-    """The heads of an attention module with a `qkv`, or why its keys and values cannot be moved head by head."""
+def read_heads(attention: Any) -> HeadChannels | str:
+    """The channels of the heads of an attention module that has a `qkv`.
+
+    Where keys and values cannot be moved head by head, the reason: a text that follows the module's
+    name in a message.
+    """
     name = type_name(attention)
     if name in NOT_PER_HEAD:
         return NOT_PER_HEAD[name]
@@ -101,29 +113,32 @@ def read_heads(attention: Any) -> HeadPlaces | str:
         return "projects with convolutions, or with a norm between"
     head_count = getattr(attention, "num_heads", getattr(attention, "heads", None))
     if not isinstance(head_count, int) or proj.in_features % head_count:
-        return "does not tell its heads"
+        return "does not state the number of its heads"
     value_width = proj.in_features // head_count
     key_width = getattr(attention, "key_dim", value_width)
     if qkv.out_features != head_count * (2 * key_width + value_width):
-        return "does not project to q, k and v of its heads alone"
+        return "projects to more than q, k and v of its heads"
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
     layout = FusedLayout(head_count, key_width, value_width, head_first)
-    return HeadPlaces(layout, channel_first=isinstance(attention, NestAttention))
+    return HeadChannels(layout, channel_first=isinstance(attention, NestAttention))
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The linears of an MLP. `entry` is what they are fed through: its input, or its output if it is the MLP's own norm."""
+    """The linears of an MLP."""
 
-    up: tuple[nn.Linear, ...]
-    down: nn.Linear
-    entry: nn.Module
-    entry_is_norm: bool
+    up: tuple[nn.Linear, ...]  # the linears that read the MLP's input, side by side
+    down: nn.Linear  # the last linear
+    entry: nn.Module  # the module whose input feeds `up`; or, if `entry_is_norm`, whose output does
+    entry_is_norm: bool  # `entry` is a norm inside the MLP, before `up`
 
 
 def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
-    """The MLPs of a block in order, without those inside its attention (relative positions have some). None: one of convolutions."""
-    inside = {
+    """The MLPs of a block, in order. None stands for an MLP that consists of convolutions.
+
+    An MLP inside an attention module does not count: some compute relative positions.
+    """
+    inside_attention = {
         part
         for attention in block.modules()
         if is_attention(attention)
@@ -131,13 +146,17 @@ def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
     }
     for module in block.modules():
         children = dict(module.named_children())
-        down = [children[name] for name in DOWN if name in children]
-        if module in inside or not down:
+        down = next((children[name] for name in DOWN if name in children), None)
+        if module in inside_attention or down is None:
             continue
         up = tuple(linear for name in UP if isinstance(linear := children.get(name), nn.Linear))
-        if up and isinstance(down[0], nn.Linear):
+        if up and isinstance(down, nn.Linear):
             first = next(iter(children.values()))
-            normed = len(up) > 1 and first not in up  # ViTamin's has a norm of its own before them
-            yield MLP(up, down[0], up[0] if len(up) == 1 else first if normed else module, normed)
+            entry_is_norm = len(up) > 1 and first not in up  # so in ViTamin, before the two linears
+            if len(up) == 1:
+                entry: nn.Module = up[0]
+            else:
+                entry = first if entry_is_norm else module
+            yield MLP(up, down, entry, entry_is_norm)
         else:
             yield None

@@ -1,6 +1,7 @@
-"""How does a hook of the tower find its adapter? In the call in progress.
+"""How does a hook of the tower reach its adapter? Through the call in progress.
 
-A hook holds no module, so that a replica of a model uses the adapters of the replica.
+A hook holds the number of a block and the name of an adapter, and no module. So a hook of a model's
+replica uses the replica's adapters.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from zeroi2v.method.strategies import PARTS
 
 
 class AdapterHook:
-    """The hook of one adapter: of a block, from 0, and by name."""
+    """The hook of one adapter, which the number of its block, from 0, and its name identify."""
 
     def __init__(self, block: int, name: str) -> None:
         self.block, self.name = block, name
 
     def adapter(self) -> Any:
-        """The adapter of the call in progress; None outside of any call."""
+        """The adapter in the call in progress; None outside of any call."""
         call = call_in_progress()
         return None if call is None else call.adapters[self.block][self.name]
 
 
 class Before(AdapterHook):
-    """A forward pre-hook: the module gets its input from the adapter."""
+    """A forward pre-hook: the adapter changes the input of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         adapter = self.adapter()
@@ -35,7 +36,7 @@ class Before(AdapterHook):
 
 
 class After(AdapterHook):
-    """A forward hook: the output of the module passes through the adapter."""
+    """A forward hook: the adapter changes the output of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         adapter = self.adapter()
@@ -46,7 +47,7 @@ class After(AdapterHook):
 
 
 class Beside(AdapterHook):
-    """A forward hook of a linear: the adapter, beside the linear, changes the output."""
+    """A forward hook of a linear: an adapter that reads the linear's input changes its output."""
 
     def __call__(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         adapter = self.adapter()
@@ -57,7 +58,7 @@ class Beside(AdapterHook):
 
 
 class BesidePart(AdapterHook):
-    """A forward hook of the fused projection: the adapter changes the channels of q, of k or of v alone."""
+    """A forward hook of the fused projection: the adapter changes only q, only k or only v."""
 
     def __init__(self, block: int, name: str, layout: FusedLayout) -> None:
         super().__init__(block, name)
@@ -68,8 +69,8 @@ class BesidePart(AdapterHook):
         if adapter is None:
             return output
         rows = part_rows(self.layout, self.name).to(output.device)
-        more = adapter.part(linear, rows, inputs[0])
-        return output.index_add(-1, rows, more.to(output.dtype), alpha=adapter.scale)
+        branch = adapter.part(linear, rows, inputs[0])
+        return output.index_add(-1, rows, branch.to(output.dtype), alpha=adapter.scale)
 
 
 def part_rows(layout: FusedLayout, part: str) -> Tensor:

@@ -8,13 +8,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig
-from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError
+from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError, one_line
 from zeroi2v.models.build import build_model
 from zeroi2v.models.saving import (
     CONFIG_FILE,
@@ -28,23 +28,49 @@ from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import from_dict
 
 logger = logging.getLogger(__name__)
-WRONG = (
+INVALID: Final = (  # errors that an invalid configuration causes
     KeyError,
     TypeError,
     ValueError,
     AttributeError,
     ConfigError,
     HeadsError,
-)  # of a configuration
+)
+
+
+class SavedModel(NamedTuple):
+    """A folder with a saved model, whose weights are not read yet."""
+
+    folder: Path
+    config: dict[str, Any]  # the content of config.json
+    recipe: Recipe  # with the model, clip and views of `config`
+    merged: bool
+    pixels: Any  # image size, mean and standard deviation of the pixels that the model takes
 
 
 def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     """Rebuild a model, in eval mode, from a folder or a name on the Hub (`user/model`).
 
-    CheckpointError names the file and the fault.
+    CheckpointError names the file and its fault.
     """
-    path, config, recipe = _open(folder)
-    by_name = recipe.model.pretrained
+    saved = _open(folder)
+    model = _untrained(saved)
+    _check_pixels(model, saved)
+    _check_tower(model, saved)
+    if saved.merged:
+        model = model.merge()
+    _read_weights(model, saved.folder / WEIGHTS_FILE, saved.config)
+    if model.spec.results.get("epoch") == 0:
+        logger.warning(
+            "%s: a run that has not finished an epoch; the model is as good as untrained",
+            saved.folder,
+        )
+    return model.eval()
+
+
+def _untrained(saved: SavedModel) -> VideoClassifier:
+    """The model that a saved configuration describes, before the saved weights are read."""
+    config, recipe = saved.config, saved.recipe
     try:
         model = build_model(
             recipe.model,
@@ -54,75 +80,91 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
             multi_label=bool(config.get("multi_label", False)),
         )
         results = {str(name): float(value) for name, value in config["results"].items()}
-        merged, taught = config["merged"], config["input"]
         model.spec = dataclasses.replace(model.spec, results=results)
     except TowerError as error:
         reason = str(error).removesuffix(OFFLINE)
-        raise CheckpointError(f"{path}: its tower: {reason}{_remedy(by_name)}") from error
-    except WRONG as error:
-        raise _not_read(path, error) from error
+        remedy = _remedy() if recipe.model.pretrained else ""
+        raise CheckpointError(f"{saved.folder}: its tower: {reason}{remedy}") from error
+    except INVALID as error:
+        raise _invalid(saved.folder, error) from error
+    return model
+
+
+def _check_pixels(model: VideoClassifier, saved: SavedModel) -> None:
+    """Compare the pixels that a rebuilt model takes with those that the saved model was trained on.
+
+    A tower whose weights the folder holds may have been resized; the model is then resized first.
+    CheckpointError if the image size, the mean or the standard deviation differ.
+    """
+    trained_on = saved.pixels
     try:
-        if not by_name:  # the folder holds a tower that may have been resized
-            model.resize(image_size=taught["image_size"])
+        if not saved.recipe.model.pretrained:
+            model.resize(image_size=trained_on["image_size"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path / CONFIG_FILE}: input: {error}") from error
-    spec, tower = model.spec, recipe.model.tower
-    own = {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)}
-    if taught != own:
+        raise CheckpointError(f"{saved.folder / CONFIG_FILE}: input: {error}") from error
+    spec = model.spec
+    here = {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)}
+    if trained_on != here:
         raise CheckpointError(
-            f"{path}: tower {tower!r} here takes other pixels than the one it was trained on: {taught}"
+            f"{saved.folder}: tower {spec.model.tower!r} here takes other pixels than "
+            f"the one it was trained on: {trained_on}"
         )
-    if by_name and config["tower_fingerprint"] != model.stored().fingerprint:
-        raise CheckpointError(
-            f"{path}: the weights of tower {tower!r} here are not the ones it was trained on"
-        )
-    if merged:
-        model = model.merge()
-    _read_weights(model, path / WEIGHTS_FILE, config)
-    if model.spec.results.get("epoch") == 0:
-        logger.warning(
-            "%s: a run that has not finished an epoch; the model is as good as untrained", path
-        )
-    return model.eval()
 
 
-def _remedy(by_name: bool) -> str:
-    """What whoever has no access to the weights of a tower can do."""
-    if not by_name:
-        return ""
+def _check_tower(model: VideoClassifier, saved: SavedModel) -> None:
+    """Compare timm's weights of a frozen tower with those that the saved model was trained on.
+
+    CheckpointError if the weights differ. A folder that holds the weights of the tower needs no
+    such comparison.
+    """
+    if not saved.recipe.model.pretrained:
+        return
+    if saved.config["tower_fingerprint"] != model.stored().fingerprint:
+        raise CheckpointError(
+            f"{saved.folder}: the weights of tower {model.spec.model.tower!r} here "
+            "are not the ones it was trained on"
+        )
+
+
+def _remedy() -> str:
+    """The end of a message for users who cannot fetch the weights of a tower."""
     return (
-        "; this folder holds no weights of its tower: load it once where the Hub can be reached, bring the cache of the Hub "
-        "(HF_HOME) here, or merge the model where its tower is (`zeroi2v merge`) and bring the merged folder"
+        "; this folder holds no weights of its tower: load it once where the Hub can be reached, "
+        "bring the cache of the Hub (HF_HOME) here, or merge the model where its tower is "
+        "(`zeroi2v merge`) and bring the merged folder"
     )
 
 
 def model_recipe(folder: str | os.PathLike[str] | None) -> Recipe:
-    """The recipe with the model, clip and views of a saved model, and defaults elsewhere; without a folder all defaults."""
-    return Recipe() if folder is None else _open(folder)[2]
+    """A recipe with the model, clip and views of a saved model, and with defaults elsewhere.
+
+    Without a folder, all settings are defaults.
+    """
+    return Recipe() if folder is None else _open(folder).recipe
 
 
-def _open(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], Recipe]:
-    """A folder, downloaded if it is a name on the Hub; its configuration; and the model, clip and views that this says."""
+def _open(folder: str | os.PathLike[str]) -> SavedModel:
+    """Read the configuration in a folder, which is downloaded if `folder` is a name on the Hub."""
     if not os.fspath(folder):
         raise CheckpointError("the name of the model's folder is empty")
     path = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(path / CONFIG_FILE)
     try:
-        by_name = (
-            config["tower_fingerprint"] is not None
-        )  # else the folder holds the weights of the tower too
-        own = {**config["model"], "weights": None, "pretrained": by_name}
+        # Without a fingerprint, the folder holds the weights of the tower.
+        by_name = config["tower_fingerprint"] is not None
+        model = {**config["model"], "weights": None, "pretrained": by_name}
         recipe = Recipe(
-            model=from_dict(ModelConfig, own),
+            model=from_dict(ModelConfig, model),
             clip=from_dict(ClipConfig, config["clip"]),
             views=from_dict(ViewsConfig, config["views"]),
         )
-    except WRONG as error:
-        raise _not_read(path, error) from error
-    return path, config, recipe
+        return SavedModel(path, config, recipe, bool(config["merged"]), config["input"])
+    except INVALID as error:
+        raise _invalid(path, error) from error
 
 
-def _not_read(folder: Path, error: Exception) -> CheckpointError:
+def _invalid(folder: Path, error: Exception) -> CheckpointError:
+    """The error for a folder whose configuration is invalid."""
     return CheckpointError(
         f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
     )
@@ -130,21 +172,23 @@ def _not_read(folder: Path, error: Exception) -> CheckpointError:
 
 @torch.no_grad()
 def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
-    """Let the weights of a model start as those of a saved, adapted model of the same tower and settings.
+    """Copy the weights of a saved, adapted model into a model with the same tower and settings.
 
-    The classifier is taken over where the labels are the same, one or several a video in both, and starts anew where not. The
-    temporal embedding is interpolated to the frames of the model. CheckpointError if the saved model is merged or of another
-    shape.
+    The classifier is copied if both models have the same labels and the same kind of scores;
+    otherwise the classifier keeps its fresh weights. The temporal embedding is interpolated to the
+    frames of the model. CheckpointError if the saved model is merged, or has tensors of other
+    shapes.
     """
     source = load(folder)
     if source.spec.merged:
         raise CheckpointError(
-            f"{folder}: merged, so it has no adapters to go on training; give the run that it was merged from"
+            f"{folder}: merged, so it has no adapters to go on training; "
+            "give the run that it was merged from"
         )
     source.resize(frames=model.frames)
     own, taken = model.state_dict(), source.state_dict()
-    answers = (source.labels, source.spec.multi_label)
-    if answers != (model.labels, model.spec.multi_label):
+    same_labels = source.labels == model.labels
+    if not same_labels or source.spec.multi_label != model.spec.multi_label:
         taken |= {key: own[key] for key in own if key.startswith("classifier.")}
     for key in sorted(own.keys() | taken.keys()):
         if key not in own or key not in taken or own[key].shape != taken[key].shape:
@@ -152,15 +196,16 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
                 f"{folder}: {key} does not fit; train with the model settings of that run"
             )
     model.load_state_dict(taken)
-    if source.keeps_tower:  # the tower cannot be had by name
+    if source.keeps_tower:  # timm cannot fetch the weights of this tower by name
         model.set_config(dataclasses.replace(model.spec.model, pretrained=False))
 
 
 @torch.no_grad()
 def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any]) -> None:
-    """Load what `write_weights` wrote, every key used.
+    """Copy all tensors of a weights file into a model.
 
-    CheckpointError names the file, and what is missing, damaged or does not fit.
+    CheckpointError names the file, and the tensor that is missing, unknown, damaged or of another
+    shape.
     """
     own = model.stored_tensors()
     try:
@@ -169,26 +214,30 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
             if keys != own.keys():
                 missing, unknown = sorted(own.keys() - keys), sorted(keys - own.keys())
                 raise CheckpointError(
-                    f"{path}: not this model's weights: missing {missing[:3]}, not known {unknown[:3]}"
+                    f"{path}: not this model's weights: "
+                    f"missing {missing[:3]}, not known {unknown[:3]}"
                 )
             digest = config_digest(config)
             for key in sorted(keys):
                 tensor = file.get_tensor(key)
                 if tensor.shape != own[key].shape:
                     raise CheckpointError(
-                        f"{path}: {key} is {tuple(tensor.shape)}, the model's is {tuple(own[key].shape)}"
+                        f"{path}: {key} is {tuple(tensor.shape)}, "
+                        f"the model's is {tuple(own[key].shape)}"
                     )
                 own[key].copy_(tensor)
                 add_tensors(digest, {key: tensor})
             if digest.hexdigest() not in (file.metadata() or {}).get("zeroi2v", ""):
                 raise CheckpointError(
-                    f"{path}: damaged, or not of the {CONFIG_FILE} beside it: the checksum is wrong"
+                    f"{path}: damaged, or written with another {CONFIG_FILE} than the file beside "
+                    "it: the checksum is wrong"
                 )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json. CheckpointError if the file is not a model's."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -203,6 +252,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _download(name: str) -> Path:
+    """The folder of a model `user/model` of the Hub, in the Hub's cache."""
     if "/" not in name:
         raise CheckpointError(
             f"{name}: no such folder, and no name of a model on the Hub, which is user/model"
@@ -222,5 +272,5 @@ def _download(name: str) -> Path:
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{name}: no such folder, and the Hub does not give it: {str(error).splitlines()[0]}"
+            f"{name}: no such folder, and the Hub does not give it: {one_line(error)}"
         ) from error

@@ -1,11 +1,13 @@
-"""How does a checkpoint of the authors' own code become a model? Its key names, by table, and the settings that it lacks."""
+"""How does a checkpoint of the authors' own code become a model?
+
+Tables hold the key names of the authors' code, and the settings that its checkpoints do not hold.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from zeroi2v.models.build import create_model
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.models.weights import CLIP, Layout, assign_weights
 
-ADAPTERS: Final = {  # name in the official code -> site here
+ADAPTERS: Final = {  # name of an adapter in the official code -> site in this library
     "T_Adapter_in": "qkv",
     "T_Adapter_in_q": "q",
     "T_Adapter_in_k": "k",
@@ -42,9 +44,9 @@ OFFICIAL_KEYS: Final = {
 
 @dataclass(frozen=True)
 class OfficialModel:
-    """What a published file does not tell: the settings that its model was trained with. `width` and `frames` it does tell."""
+    """The settings of a published model that its file does not hold."""
 
-    width: int
+    width: int  # the file tells width and frames too; a file of another width is another model
     frames: int
     heads: str
     adapter_scale: float
@@ -52,7 +54,8 @@ class OfficialModel:
     views: ViewsConfig
 
 
-OFFICIAL: Final = {  # by the name of its configuration; not all are those of the paper's Table 6
+# By the name of the configuration. Some settings differ from those in the paper's Table 6.
+OFFICIAL: Final = {
     "CLIP-B_k400_8x16x1": OfficialModel(
         768,
         8,
@@ -81,11 +84,25 @@ OFFICIAL: Final = {  # by the name of its configuration; not all are those of th
         1024, 32, "-1*2, 1*2, -2*1, 2*1, -3*1", 1.0, ClipConfig(frames=32), ViewsConfig(crops=3)
     ),
 }
-OFFICIAL_TOWERS: Final = {  # (width, patch, blocks, heads) -> timm's name
+OFFICIAL_TOWERS: Final = {  # (width, patch size, blocks, heads) -> name of timm's tower
     (768, 16, 12, 12): "vit_base_patch16_clip_quickgelu_224.openai",
     (768, 32, 12, 12): "vit_base_patch32_clip_quickgelu_224.openai",
     (1024, 14, 24, 16): "vit_large_patch14_clip_quickgelu_224.openai",
 }
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model that the tensors of its checkpoint tell."""
+
+    width: int  # channels of a token
+    patch: int  # pixels along a side of a patch
+    grid: int  # patches along a side of a picture
+    depth: int  # blocks
+    frames: int
+    num_classes: int
+    sites: tuple[str, ...]  # the sites that have adapters; none in a merged file
+    bottleneck: int  # channels of an adapter's bottleneck; 0 in a merged file
 
 
 def load_official(
@@ -95,70 +112,107 @@ def load_official(
     adapter_scale: float | None = None,
     head_count: int | None = None,
 ) -> VideoClassifier:
-    """A model, in eval mode, from a checkpoint of the official ZeroI2V code, with its adapters or merged by its script.
+    """The model, in eval mode, in a checkpoint of the official ZeroI2V code.
 
-    Widths, depth, patch, image size, frames, classes and the adapters' sites and bottleneck come from the tensors. `heads` (see
-    `create_model`) and `adapter_scale` no tensor tells, so both have to be given; only a file named after one of `OFFICIAL`'s
-    configurations (also with "_eval", for merged) has them from there. A merged file has no scale left. `head_count` is width / 64,
-    CLIP's, unless given. CheckpointError names the file, and a key that is missing, not known or of the wrong shape.
+    The checkpoint holds adapters, or was merged by the official script. Width, depth, patch and
+    image size, frames, classes, and the sites and bottleneck of the adapters come from the tensors.
+
+    `heads` (see `create_model`) and `adapter_scale` must be given, because no tensor holds them.
+    Only a file named after a configuration in `OFFICIAL`, also with "_eval" at the end, needs
+    neither. A merged file needs no `adapter_scale`. `head_count` is width / 64, as in CLIP, unless
+    given.
+
+    CheckpointError names the file, and a key that is missing, unknown or of the wrong shape.
+    ConfigError names the setting that must be given.
     """
     file = read_archive(path)
-    known = OFFICIAL.get(file.path.stem.removesuffix("_eval"))
-    width, _, patch, _ = _shape(file, "backbone.conv1.weight", 4)
-    tokens, _ = _shape(file, "backbone.positional_embedding", 2)
-    _, frames, _ = _shape(file, "backbone.temporal_embedding", 3)
-    num_classes, _ = _shape(file, "cls_head.fc_cls.weight", 2)
-    depth = len({key.split(".")[3] for key in file.tensors if key.startswith(f"{BLOCKS}.")})
-    sites, bottleneck = _adapters(file)
-    if known and (known.width, known.frames) != (width, frames):
+    sizes = _sizes(file)
+    published = OFFICIAL.get(file.path.stem.removesuffix("_eval"))
+    if published and (published.width, published.frames) != (sizes.width, sizes.frames):
         raise CheckpointError(
-            f"{file.path}: named after a model of width {known.width} and {known.frames} frames, but holds {width} and {frames}"
+            f"{file.path}: named after a model of width {published.width} and {published.frames} "
+            f"frames, but holds {sizes.width} and {sizes.frames}"
         )
-    if heads is None and known:
-        heads = known.heads
-    if adapter_scale is None and (known or not sites):
-        adapter_scale = known.adapter_scale if known else 1.0
+    if published and heads is None:
+        heads = published.heads
+    if published and adapter_scale is None:
+        adapter_scale = published.adapter_scale
+    if not sizes.sites and adapter_scale is None:
+        adapter_scale = 1.0  # a merged file has absorbed the scale
     if heads is None or adapter_scale is None:
-        names = ", ".join(OFFICIAL)
         raise ConfigError(
-            f"{file.path}: no tensor tells the heads and the adapter_scale, so give both; they are known only for {names}"
+            f"{file.path}: no tensor tells the heads and the adapter_scale, so give both; "
+            f"they are known only for {', '.join(OFFICIAL)}"
         )
-    grid = math.isqrt(tokens - 1)
-    if grid * grid != tokens - 1:
-        raise CheckpointError(
-            f"{file.path}: backbone.positional_embedding has {tokens} tokens: not one more than a square"
-        )
-    head_count = head_count or width // 64
-    if head_count < 1 or width % head_count:
+    head_count = head_count or sizes.width // 64
+    if head_count < 1 or sizes.width % head_count:
         raise ConfigError(
-            f"{file.path}: {head_count} heads do not divide a width of {width}; give head_count"
+            f"{file.path}: {head_count} heads do not divide a width of {sizes.width}; "
+            "give head_count"
         )
+    model = _new_model(sizes, heads, adapter_scale, head_count)
+    if published:
+        model.spec = dataclasses.replace(model.spec, clip=published.clip, views=published.views)
+    assign_weights(model.state_dict(), file, Layout("", OFFICIAL_KEYS))
+    return model.eval()
 
-    name = OFFICIAL_TOWERS.get((width, patch, depth, head_count))
-    shape = {"embed_dim": width, "patch_size": patch, "depth": depth, "num_heads": head_count}
-    adapters: dict[str, Any] = (
-        {"sites": sites, "adapter_ratio": _ratio(bottleneck, width)} if sites else {}
-    )
+
+def _new_model(
+    sizes: Sizes, heads: Heads, adapter_scale: float, head_count: int
+) -> VideoClassifier:
+    """A model of these sizes with random weights; without adapters if the sizes have no sites."""
+    tower = OFFICIAL_TOWERS.get((sizes.width, sizes.patch, sizes.depth, head_count))
+    options = {"img_size": sizes.grid * sizes.patch}
+    if tower is None:
+        tower = OFFICIAL_TOWERS[768, 16, 12, 12]
+        options |= {
+            "embed_dim": sizes.width,
+            "patch_size": sizes.patch,
+            "depth": sizes.depth,
+            "num_heads": head_count,
+        }
+    adapters: dict[str, Any] = {}
+    if sizes.sites:
+        ratio = _ratio(sizes.bottleneck, sizes.width)
+        adapters = {"sites": sizes.sites, "adapter_ratio": ratio}
     model = create_model(
-        name or OFFICIAL_TOWERS[768, 16, 12, 12],
-        num_classes=num_classes,
-        frames=frames,
+        tower,
+        num_classes=sizes.num_classes,
+        frames=sizes.frames,
         heads=heads,
-        tower_options={"img_size": grid * patch, **({} if name else shape)},
+        tower_options=options,
         adapter_scale=adapter_scale,
         adapter_dropout=0.1,
         classifier_dropout=0.5,
         **adapters,
     )
-    if not sites:
-        model = model.merge()
-    if known:
-        model.spec = dataclasses.replace(model.spec, clip=known.clip, views=known.views)
-    assign_weights(model.state_dict(), file, Layout("", OFFICIAL_KEYS))
-    return model.eval()
+    return model if sizes.sites else model.merge()
+
+
+def _sizes(file: Archive) -> Sizes:
+    """Read the sizes of a model from the shapes of its tensors.
+
+    CheckpointError if a tensor is missing or has a shape that no model of the official code has.
+    """
+    width, _, patch, _ = _shape(file, "backbone.conv1.weight", 4)
+    tokens, _ = _shape(file, "backbone.positional_embedding", 2)
+    _, frames, _ = _shape(file, "backbone.temporal_embedding", 3)
+    num_classes, _ = _shape(file, "cls_head.fc_cls.weight", 2)
+    depth = len({key.split(".")[3] for key in file.tensors if key.startswith(f"{BLOCKS}.")})
+    grid = math.isqrt(tokens - 1)
+    if grid * grid != tokens - 1:
+        raise CheckpointError(
+            f"{file.path}: backbone.positional_embedding has {tokens} tokens, expected a square "
+            "number of patches and the class token"
+        )
+    keys = {site: f"{BLOCKS}.0.{adapter}.D_fc1.weight" for adapter, site in ADAPTERS.items()}
+    sites = tuple(site for site, key in keys.items() if key in file.tensors)
+    bottleneck = _shape(file, keys[sites[0]], 2)[0] if sites else 0
+    return Sizes(width, patch, grid, depth, frames, num_classes, sites, bottleneck)
 
 
 def _shape(file: Archive, key: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor. CheckpointError if the tensor is missing or has other axes."""
     if key not in file.tensors:
         raise CheckpointError(
             f"{file.path}: not a checkpoint of the official ZeroI2V code: {key} is missing"
@@ -169,17 +223,7 @@ def _shape(file: Archive, key: str, axes: int) -> tuple[int, ...]:
     return shape
 
 
-def _adapters(file: Archive) -> tuple[Sequence[str] | None, int]:
-    """The sites of a file's adapters, None in a merged file, and their bottleneck."""
-    keys = {site: f"{BLOCKS}.0.{adapter}.D_fc1.weight" for adapter, site in ADAPTERS.items()}
-    held = {site: key for site, key in keys.items() if key in file.tensors}
-    if not held:
-        return None, 0
-    bottleneck, _ = _shape(file, next(iter(held.values())), 2)
-    return list(held), bottleneck
-
-
 def _ratio(bottleneck: int, width: int) -> float:
-    """The ratio whose product with the width is rounded down to the bottleneck."""
+    """The adapter ratio that gives this bottleneck: int(ratio * width) == bottleneck."""
     ratio = bottleneck / width
     return ratio if int(ratio * width) == bottleneck else math.nextafter(ratio, math.inf)

@@ -1,12 +1,14 @@
-"""What becomes of each block of a tower? A configuration and a tower, resolved once into heads, sites and adapters.
+"""Which heads of a tower are temporal, which adapters does a block get, and what trains?
 
-Modules are named by their path in the tower, so that a plan holds for every copy of the tower.
+A `Plan` is what a configuration means for one tower. The plan names modules by their path in the
+tower, so the plan holds for every copy of the tower.
 
 Shapes: F frames of a clip; T frames as attention sees them, F / tubelet; D channels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,118 +18,133 @@ from torch import nn
 
 from zeroi2v.config import ClipConfig, ModelConfig
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.method.heads import HeadLayout, heads_of_ratio, parse_heads
+from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
 from zeroi2v.method.relocate import Move, channel_moves, head_moves
 from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy
 from zeroi2v.models import peers
-from zeroi2v.models.towers import Block, Survey, survey, token_entry
+from zeroi2v.models.survey import Block, Survey, survey
 
 Kind: TypeAlias = Literal["linear", "gelu", "st", "lora", "rows", "columns"]
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """One adapter of a block: where it sits, and its shape."""
+    """The site and the shape of one adapter."""
 
     kind: Kind
     site: str  # qkv, q, k, v, proj, up, down
-    linear: int = (
-        0  # the linear of the site that the adapter sits beside (LoRA, trained rows and columns)
-    )
-    inputs: int = 0
-    width: int = 0  # of the bottleneck
-    outputs: int = 0
+    linear: int = 0  # which linear of the site: for LoRA and for trained rows and columns
+    inputs: int = 0  # channels that the adapter reads
+    width: int = 0  # channels of the bottleneck
+    outputs: int = 0  # channels that the adapter makes
     bias: bool = False
-    channels: tuple[int, ...] = ()  # rows or columns of the linear that train
+    channels: tuple[int, ...] = ()  # the rows or columns of the linear that train
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What becomes of one attention block."""
+    """The heads and the adapters of one attention block."""
 
     block: Block
     heads: HeadLayout
-    moves: tuple[Move, ...]  # the K and V that leave their own frame
-    adapters: Mapping[
-        str, AdapterPlan
-    ]  # by name: the site, with a number where a site has several ("up", "up_2")
+    shifted: Fraction  # the share of every head's channels that a channel shift moves; 0: no shift
+    adapters: Mapping[str, AdapterPlan]  # by name: the site; a site with two linears has up, up_2
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The heads, and channels of heads, that read other frames."""
+        if self.shifted:
+            return channel_moves(self.shifted, self.block.layout.head_count)
+        return head_moves(self.heads)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration and a tower, resolved."""
+    """What a configuration means for one tower."""
 
     config: ModelConfig
     strategy: Strategy
     tower: Survey
     blocks: tuple[BlockPlan, ...]
+    first_adapted: int  # the number, from 0, of the first block that has adapters
     num_classes: int
     frames: int  # T
-    ratio: Fraction  # share of the channels that move; 0 where heads do
-    sites: tuple[str, ...]
-    adapter_ratio: float
-    adapter_scale: float
-    entry: str  # path of the module whose input gets the temporal embedding
-    entry_channel_axis: int  # the axis of the input of `entry` that holds channels
-    entry_width: int  # D there
-    trains_temporal_embedding: bool
-    trains_in_tower: (
-        frozenset[str] | None
-    )  # names of the tower's parameters that train; None: all of them
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that get adapters: those of the configuration, or else of the strategy."""
+        if self.config.sites is None:
+            return self.strategy.sites
+        return tuple(dict.fromkeys(self.config.sites))
+
+    @property
+    def adapter_ratio(self) -> float:
+        """Channels of a bottleneck, divided by channels of a token."""
+        return self.config.adapter_ratio or self.strategy.adapter_ratio
+
+    @property
+    def adapter_scale(self) -> float:
+        """The factor of an adapter's branch."""
+        return self.config.adapter_scale or self.strategy.adapter_scale
+
+    @property
+    def moved_share(self) -> Fraction:
+        """The share of all channels that read another frame; 0 where the head layout decides."""
+        return Fraction(self.config.ratio or 0).limit_denominator(1000)
 
     @property
     def moves_queries(self) -> bool:
-        """Whether Q moves with K and V (Table 1a)."""
+        """Whether queries move with keys and values (Table 1a)."""
         return self.config.operator in ("hr_qkv", "shift_qkv")
 
+    @property
+    def entry_block(self) -> Block:
+        """The first adapted block. The temporal embedding joins the tokens that this block sees."""
+        return self.blocks[self.first_adapted].block
 
-def resolve(config: ModelConfig, tower: nn.Module, *, frames: int, num_classes: int) -> Plan:
-    """The plan for a configuration and its tower, for clips of F frames and a number of classes.
+    @property
+    def trains_temporal_embedding(self) -> bool:
+        """Whether the temporal embedding trains; otherwise the embedding stays zero."""
+        trained = self.config.temporal_embedding == "trained"
+        return trained and self.strategy.trains_temporal_embedding
 
-    ConfigError or HeadsError names the setting that does not fit the tower; TowerError says why the tower cannot be adapted.
+    @property
+    def trains_in_tower(self) -> frozenset[str] | None:
+        """The names of the tower's parameters that train. None: all parameters of the tower."""
+        if self.strategy.trains_tower:
+            return None
+        return self.tower.norm_parameters if self.strategy.trains_norm else frozenset()
+
+
+def make_plan(config: ModelConfig, tower: nn.Module, *, frames: int, num_classes: int) -> Plan:
+    """The plan of a configuration for its tower, for clips of F frames.
+
+    ConfigError or HeadsError names the setting that does not fit the tower. TowerError says why the
+    tower cannot be adapted.
     """
     strategy = strategy_of(config)
-    sites = _chosen_sites(strategy, config.sites)
+    _check_sites(config.sites, strategy)
     anatomy = survey(tower, config.tower)
-    if config.operator == "cls_shift" and not anatomy.has_class_token:
-        raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
-    seen = frames_seen(frames, config.tubelet)
-    ratio = Fraction(config.ratio or 0).limit_denominator(1000)
-    if config.ratio is not None and not ratio:
-        raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
-    heads = _heads(config, strategy, anatomy, seen, ratio)
-    first = _first_adapted(config, strategy, len(anatomy.blocks))
-    width_ratio = config.adapter_ratio or strategy.adapter_ratio
-    if strategy.peer is not None:
-        peers.check(config, tower, heads)
-    entry, channel_axis = token_entry(tower, anatomy.blocks[first], is_first=first == 0)
-    blocks = []
-    for number, (block, layout) in enumerate(zip(anatomy.blocks, heads, strict=True)):
-        own_sites = sites if number >= first and strategy.peer is None else ()
-        adapters = _adapters(block, layout, strategy, own_sites, width_ratio)
-        blocks.append(BlockPlan(block, layout, _moves(config, block, layout, ratio), adapters))
-    trains_embedding = strategy.trains_temporal_embedding and config.temporal_embedding == "trained"
-    return Plan(
+    plan = Plan(
         config=config,
         strategy=strategy,
         tower=anatomy,
-        blocks=tuple(blocks),
+        blocks=(),  # follow below: they depend on the other fields
+        first_adapted=_first_adapted(config, strategy, len(anatomy.blocks)),
         num_classes=num_classes,
-        frames=seen,
-        ratio=ratio,
-        sites=sites,
-        adapter_ratio=width_ratio,
-        adapter_scale=config.adapter_scale or strategy.adapter_scale,
-        entry=entry,
-        entry_channel_axis=channel_axis,
-        entry_width=anatomy.blocks[first].width,
-        trains_temporal_embedding=trains_embedding,
-        trains_in_tower=_trained(strategy, anatomy),
+        frames=frames_seen(frames, config.tubelet),
     )
+    heads = _heads(plan)
+    if strategy.peer is not None:
+        peers.check(config, tower, heads)
+    return dataclasses.replace(plan, blocks=_blocks(plan, heads))
 
 
 def strategy_of(config: ModelConfig) -> Strategy:
-    """The strategy that a configuration names. ConfigError if there is none, or a setting has no meaning for it."""
+    """The strategy that a configuration names.
+
+    ConfigError if the strategy is unknown, or if a setting has no meaning for the strategy.
+    """
     if config.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise ConfigError(
@@ -142,15 +159,15 @@ def strategy_of(config: ModelConfig) -> Strategy:
 
 
 def frames_seen(frames: int, tubelet: int) -> int:
-    """T of F frames. ConfigError if F is no whole number of tubelets."""
-    ClipConfig(frames=frames)  # checks the number of frames
+    """T of a clip of F frames. ConfigError if F is not a multiple of the tubelet."""
+    ClipConfig(frames=frames)  # refuses a wrong number of frames
     if frames % tubelet:
         raise ConfigError(f"frames must be a multiple of tubelet ({tubelet}), got {frames}")
     return frames // tubelet
 
 
-def _chosen_sites(strategy: Strategy, sites: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The sites of a strategy, or those that are asked for. ConfigError if the strategy does not allow one of them."""
+def _check_sites(sites: tuple[str, ...] | None, strategy: Strategy) -> None:
+    """ConfigError names a site that the strategy does not allow, or that another site contains."""
     for name in sites or ():
         if name not in strategy.allowed:
             known = ", ".join(strategy.allowed) or "none"
@@ -160,74 +177,73 @@ def _chosen_sites(strategy: Strategy, sites: tuple[str, ...] | None) -> tuple[st
             )
     if sites and "qkv" in sites and not {*sites}.isdisjoint(PARTS):
         raise ConfigError(
-            "sites: qkv already stands for q, k and v; name it alone, or some of the three"
+            "sites: qkv already stands for q, k and v; name qkv alone, or some of q, k and v"
         )
-    return strategy.sites if sites is None else tuple(dict.fromkeys(sites))
 
 
-def _heads(
-    config: ModelConfig, strategy: Strategy, tower: Survey, frames: int, ratio: Fraction
-) -> tuple[HeadLayout, ...]:
-    """The head layout of every block."""
-    counts = tower.head_counts
+def _heads(plan: Plan) -> tuple[HeadLayout, ...]:
+    """The head layout of every block. ConfigError if the operator or the strategy does not fit."""
+    config, counts = plan.config, plan.tower.head_counts
+    if config.operator == "cls_shift" and not plan.tower.has_class_token:
+        raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
+    if config.ratio is not None and not plan.moved_share:
+        raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
     moves_heads = config.operator in ("stdha", "hr_qkv")
-    is_peer = strategy.peer is not None
-    if not moves_heads or (is_peer and config.heads is None):
-        heads = parse_heads([], head_counts=counts, frames=frames)
-    elif ratio:
-        heads = heads_of_ratio(ratio, counts)
+    is_spatial = not moves_heads or (plan.strategy.peer is not None and config.heads is None)
+    if moves_heads and plan.moved_share:
+        heads = heads_of_ratio(plan.moved_share, counts)
     else:
-        heads = parse_heads(config.heads, head_counts=counts, frames=frames)
-    if strategy.adapter == "heads" and not any(head != 0 for layout in heads for head in layout):
+        offsets: Heads = [] if is_spatial else config.heads
+        heads = parse_heads(offsets, head_counts=counts, frames=plan.frames)
+    only_spatial = not any(head != 0 for layout in heads for head in layout)
+    if plan.strategy.adapter == "heads" and only_spatial:
         raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
     return heads
 
 
-def _first_adapted(config: ModelConfig, strategy: Strategy, blocks: int) -> int:
-    """The number of the first block, from 0, that has adapters; the temporal embedding joins there."""
+def _first_adapted(config: ModelConfig, strategy: Strategy, block_count: int) -> int:
+    """The number, from 0, of the first block that has adapters."""
     if config.adapted_blocks is None:
         return 0
     if strategy.adapter is None:
         raise ConfigError(
             f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out"
         )
-    if config.adapted_blocks > blocks:
+    if config.adapted_blocks > block_count:
         raise ConfigError(
-            f"adapted_blocks: {config.tower} has {blocks} attention blocks, got {config.adapted_blocks}"
+            f"adapted_blocks: {config.tower} has {block_count} attention blocks, "
+            f"got {config.adapted_blocks}"
         )
-    return blocks - config.adapted_blocks
+    return block_count - config.adapted_blocks
 
 
-def _moves(
-    config: ModelConfig, block: Block, layout: HeadLayout, ratio: Fraction
-) -> tuple[Move, ...]:
-    if config.operator in ("shift_kv", "shift_qkv"):
-        return channel_moves(ratio, block.layout.head_count)
-    return head_moves(layout)
+def _blocks(plan: Plan, heads: Sequence[HeadLayout]) -> tuple[BlockPlan, ...]:
+    """The plans of all blocks. A peer builds its own adapters, so its blocks have none here."""
+    shifts = plan.config.operator in ("shift_kv", "shift_qkv")
+    shifted = plan.moved_share if shifts else Fraction(0)
+    blocks = []
+    for number, (block, layout) in enumerate(zip(plan.tower.blocks, heads, strict=True)):
+        adapted = number >= plan.first_adapted and plan.strategy.peer is None
+        adapters = _adapters(block, layout, plan) if adapted else {}
+        blocks.append(BlockPlan(block, layout, shifted, adapters))
+    return tuple(blocks)
 
 
-def _trained(strategy: Strategy, tower: Survey) -> frozenset[str] | None:
-    if strategy.trains_tower:
-        return None
-    return tower.norm_parameters if strategy.trains_norm else frozenset()
-
-
-def _adapters(
-    block: Block, heads: HeadLayout, strategy: Strategy, sites: Sequence[str], ratio: float
-) -> dict[str, AdapterPlan]:
-    """The adapters of one block by name, for the sites that the block has. Bottlenecks are `ratio` of the block's channels."""
-    width = max(1, int(ratio * block.width))
+def _adapters(block: Block, heads: HeadLayout, plan: Plan) -> dict[str, AdapterPlan]:
+    """The adapters of one block, by name, at those of the plan's sites that the block has."""
+    strategy, width = plan.strategy, max(1, int(plan.adapter_ratio * block.width))
     adapters: dict[str, AdapterPlan] = {}
-    for name in sites:
+    for name in plan.sites:
         site = block.sites.get("qkv" if name in PARTS else name)
         if site is None:
             continue
         if strategy.adapter == "lora":
             for number, outputs in enumerate(site.outputs):
-                made = _part_channels(block, name) if name in PARTS else outputs
+                if name in PARTS:
+                    outputs = _part_channels(block, name)
                 key = name if number == 0 else f"{name}_{number + 1}"
                 adapters[key] = AdapterPlan(
-                    "lora", name, number, inputs=site.inputs, width=width, outputs=made
+                    "lora", name, number, inputs=site.inputs, width=width, outputs=outputs
                 )
         elif strategy.adapter == "heads":
             temporal = [index for index, head in enumerate(heads) if head != 0]
@@ -243,14 +259,18 @@ def _adapters(
 
 
 def _part_channels(block: Block, part: str) -> int:
+    """The number of output channels of the fused projection that hold q, k or v."""
     layout = block.layout
     return layout.head_count * (layout.value_width if part == "v" else layout.key_width)
 
 
 def _trained_channels(block: Block, site: str, temporal: Sequence[int]) -> AdapterPlan:
-    """The rows of the fused projection, or the columns of the output projection, that belong to temporal heads."""
+    """The channels that belong to the temporal heads: `temporal` holds the numbers of the heads.
+
+    They are rows of the fused projection, or columns of the output projection.
+    """
     if site == "qkv":
         rows = [row for part in block.layout.rows() for row in part[temporal].flatten().tolist()]
         return AdapterPlan("rows", site, channels=tuple(rows))
-    columns = block.heads.columns[temporal].flatten().tolist()
+    columns = block.head_channels.columns[temporal].flatten().tolist()
     return AdapterPlan("columns", site, channels=tuple(columns))

@@ -1,11 +1,12 @@
-"""How is a model written to a folder from which alone it can be rebuilt?
+"""How is a model written to a folder from which the model can be rebuilt?
 
-    config.json        how the model is built, its labels, clip, views and normalisation, and the tower's fingerprint
-    model.safetensors  its weights, without those of a frozen tower that can be had by name
-    README.md          its card, for people
+    config.json        the model's configuration, labels, clip, views and normalisation, and the
+                       fingerprint of the tower's weights where the folder does not hold them
+    model.safetensors  the model's weights, without those of a frozen tower that timm can fetch
+    README.md          the model's card, for people
 
-All three are written in full before the first takes its name, so a full disk leaves the old model, and so does a crash but for
-the moment in which the three are renamed.
+All three files are written in full under other names and then renamed. So a full disk leaves the
+old model as it was. A crash does so too, except in the moment in which the three are renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zeroi2v.errors import CheckpointError, FileError
+from zeroi2v.errors import CheckpointError, FileError, one_line
 from zeroi2v.files import Writer, write_files
 from zeroi2v.models.card import CardFacts, model_card
 from zeroi2v.models.spec import Spec
@@ -40,16 +41,17 @@ class Stored:
     """What a folder holds of a model beside its `Spec`."""
 
     tensors: Mapping[str, Tensor]
-    fingerprint: (
-        str | None
-    )  # of the frozen tower, where the folder does not hold the weights of the tower
-    facts: CardFacts  # for the card
+    fingerprint: str | None  # of the frozen tower; None if `tensors` holds the whole tower
+    facts: CardFacts
 
 
 def write_model(
     folder: Path, spec: Spec, stored: Stored, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the three files, `metadata` into the weights file. CheckpointError if they cannot be written; the old ones stay."""
+    """Write the three files of a model. `metadata` goes into the weights file.
+
+    CheckpointError if the files cannot be written; files that were there stay as they were.
+    """
     card = model_card(spec, stored.facts)
     text = json.dumps(_config(spec, stored), indent=1, ensure_ascii=False) + "\n"
     _write(
@@ -64,12 +66,15 @@ def write_model(
 def write_weights(
     path: Path, spec: Spec, stored: Stored, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the weights alone. CheckpointError if they cannot be written."""
+    """Write only the weights file. CheckpointError if the file cannot be written."""
     _write({path: _weights_writer(spec, stored, metadata)})
 
 
 def push_to_hub(name: str, spec: Spec, stored: Stored, *, private: bool) -> str:
-    """Save a model into the Hub's `user/model`, and give its address. CheckpointError if the Hub does not take the model."""
+    """Save a model to the Hub as `user/model`, and give its address there.
+
+    CheckpointError if the Hub refuses the model.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -82,37 +87,38 @@ def push_to_hub(name: str, spec: Spec, stored: Stored, *, private: bool) -> str:
                 repo_id=name, folder_path=folder, commit_message="Save a zeroi2v model"
             )
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{name}: the Hub does not take it: {reason}; log in with `hf auth login`"
+                f"{name}: the Hub does not take it: {one_line(error)}; log in with `hf auth login`"
             ) from error
     return f"https://huggingface.co/{name}"
 
 
 def config_digest(config: Mapping[str, Any]) -> hashlib._Hash:
-    """The SHA-256 of a folder begins with its configuration, without the results; `add_tensors` goes on with its tensors.
+    """A SHA-256 digest of a folder's configuration, without the results.
 
-    So damage is not taken for another model.
+    `add_tensors` adds the tensors to the digest. The weights file stores the digest, so damage to
+    either file is noticed.
     """
     kept = {key: value for key, value in config.items() if key != "results"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
 
 
 def add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Add names, types, shapes and bytes of tensors to a digest, in the order of the names."""
+    """Add the names, types, shapes and bytes of tensors to a digest, in the order of the names."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes and bytes of tensors, such as those of a frozen tower."""
+    """The SHA-256 of the names, types, shapes and bytes of tensors."""
     digest = hashlib.sha256()
     add_tensors(digest, tensors)
     return digest.hexdigest()
 
 
 def _config(spec: Spec, stored: Stored) -> dict[str, Any]:
+    """The content of config.json."""
     return {
         "format": FORMAT,
         "model": to_dict(spec.model),
@@ -120,7 +126,7 @@ def _config(spec: Spec, stored: Stored) -> dict[str, Any]:
         "labels": list(spec.labels),
         "multi_label": spec.multi_label,
         "results": dict(spec.results),
-        # Who loads the model may have no other decoder, and PyAV gives the same frames.
+        # A machine that loads the model may lack other decoders, and PyAV gives the same frames.
         "clip": to_dict(dataclasses.replace(spec.clip, decoder="pyav")),
         "views": to_dict(spec.views),
         "input": {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)},
@@ -129,10 +135,11 @@ def _config(spec: Spec, stored: Stored) -> dict[str, Any]:
 
 
 def _weights_writer(spec: Spec, stored: Stored, metadata: Mapping[str, str] | None) -> Writer:
+    """A function that writes the weights file of a model to a path."""
     state = {key: tensor.contiguous() for key, tensor in stored.tensors.items()}
     digest = config_digest(_config(spec, stored))
     add_tensors(digest, state)
-    # one entry: several have no fixed order in the file
+    # A single entry, because the order of several entries in the file is not fixed.
     entry = json.dumps({**(metadata or {}), "sha256": digest.hexdigest()})
 
     def write(path: Path) -> None:
@@ -145,6 +152,7 @@ def _weights_writer(spec: Spec, stored: Stored, metadata: Mapping[str, str] | No
 
 
 def _write(files: Mapping[Path, Writer]) -> None:
+    """Write all files or none. CheckpointError if a file cannot be written."""
     try:
         write_files(files)
     except FileError as error:

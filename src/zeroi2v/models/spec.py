@@ -1,6 +1,7 @@
-"""What must be known of a model beside its weights? Everything that a saved folder, a server or a pipeline asks for.
+"""What must be known of a model beside its weights?
 
-A model has one `Spec`. A `Spec` never changes: `dataclasses.replace` makes another.
+A saved folder, a server and a pipeline ask for the same facts. A model has one `Spec`, which holds
+them. A `Spec` never changes: `dataclasses.replace` makes another `Spec`.
 """
 
 from __future__ import annotations
@@ -16,41 +17,39 @@ from zeroi2v.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """How a model was made, what it takes and what it answers."""
+    """How a model was made, what the model takes and what it answers."""
 
-    model: ModelConfig  # the tower, and the method
+    model: ModelConfig  # the tower and the method
     labels: tuple[str, ...]  # names of the classes, in the order of the logits
     clip: ClipConfig  # how a clip is cut out of a video
-    views: ViewsConfig = field(
-        default_factory=ViewsConfig
-    )  # the views of a video whose scores are averaged
+    views: ViewsConfig = field(default_factory=ViewsConfig)  # whose scores are averaged
     image_size: int  # S, pixels along a side of a frame
-    mean: tuple[float, ...]  # per colour, for pixels of 0..1
+    mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]
-    multi_label: bool = (
-        False  # whether a video may have several labels: scores are then sigmoid, not softmax
-    )
+    multi_label: bool = False  # a video may have several labels: scores are sigmoid, not softmax
     merged: bool = False  # whether the linears of the tower have absorbed the adapters
-    results: Mapping[str, float] = field(
-        default_factory=dict
-    )  # figures of the model's card, by name
+    results: Mapping[str, float] = field(default_factory=dict)  # figures of the card, by name
 
     def __post_init__(self) -> None:
-        twice = [label for label, count in Counter(self.labels).items() if count > 1]
-        if twice:
+        counts = Counter(self.labels)
+        repeated = [label for label, count in counts.items() if count > 1]
+        if repeated:
             raise ConfigError(
-                f"labels: {twice[0]!r} names two classes; give each class a name of its own"
+                f"labels: {repeated[0]!r} names two classes; give each class a name of its own"
             )
 
     def with_labels(self, labels: Sequence[str]) -> Spec:
-        """The same with other names of the classes. ConfigError unless there is one name for each class."""
+        """The same `Spec` with other names of the classes.
+
+        ConfigError if the number of names is not the number of classes, or if two names are equal.
+        """
         if isinstance(labels, str) or len(labels) != len(self.labels):
             raise ConfigError(f"labels: the model has {len(self.labels)} classes, got {labels!r}")
         return dataclasses.replace(self, labels=tuple(map(str, labels)))
 
 
 def numbered_labels(count: int) -> tuple[str, ...]:
-    """Names of classes that nobody named: "0", "1" ... ConfigError if there is none."""
+    """Names for `count` classes without names: "0", "1" ... ConfigError if `count` is below 1."""
     if count < 1:
         raise ConfigError(f"num_classes must be at least 1, got {count}")
     return tuple(map(str, range(count)))

@@ -1,7 +1,10 @@
-"""What do other projects call the weights of a tower? Their key names, by table, and the towers that their files fill.
+"""What do other projects call the weights of a tower? Tables of key names, for each kind of file.
 
-In a key, `#` stands for a number, `*` for "weight" or "bias", `**` for any rest; "/0", "/1", "/2" is a third of a tensor's rows.
-Every key of a file is used, or left out by name, or refused.
+In a key of these tables, `#` stands for a number, `*` for "weight" or "bias", and `**` for any
+rest. "/0", "/1" or "/2" after a key stands for the first, second or last third of a tensor's rows.
+
+Each key of a file must be in the table of its kind or in the table's list of keys that are left
+out; otherwise the file is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,11 +20,12 @@ import torch
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
-from zeroi2v.errors import CheckpointError
+from zeroi2v.errors import CheckpointError, first_names
 from zeroi2v.models.archives import Archive, read_archive
 
 WILDCARDS: Final = {"#": r"(\d+)", "**": "(.*)", "*": "(weight|bias)"}
-CLIP: Final = {  # key of OpenAI's image encoder, open_clip's and the official ZeroI2V's -> key of timm's tower
+# Key in OpenAI's, open_clip's and the official ZeroI2V's files -> key of timm's tower.
+CLIP: Final = {
     "conv1.weight": "patch_embed.proj.weight",
     "class_embedding": "cls_token",
     "positional_embedding": "pos_embed",
@@ -34,11 +38,11 @@ CLIP: Final = {  # key of OpenAI's image encoder, open_clip's and the official Z
     "transformer.resblocks.#.mlp.c_proj.*": "blocks.#.mlp.fc2.*",
     "ln_post.*": "norm.*",
 }
-TRANSFORMERS: Final = {
+TRANSFORMERS: Final = {  # key in transformers' files -> key of timm's tower
     "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
     "embeddings.class_embedding": "cls_token",
     "embeddings.position_embedding.weight": "pos_embed",
-    "pre_layrnorm.*": "norm_pre.*",  # spelt so there
+    "pre_layrnorm.*": "norm_pre.*",  # transformers spells the key so
     "encoder.layers.#.layer_norm1.*": "blocks.#.norm1.*",
     "encoder.layers.#.self_attn.q_proj.*": "blocks.#.attn.qkv.*/0",
     "encoder.layers.#.self_attn.k_proj.*": "blocks.#.attn.qkv.*/1",
@@ -49,8 +53,8 @@ TRANSFORMERS: Final = {
     "encoder.layers.#.mlp.fc2.*": "blocks.#.mlp.fc2.*",
     "post_layernorm.*": "norm.*",
 }
-OPENAI_MARK: Final = "input_resolution"  # a key that only OpenAI's own archives have
-WITH_TEXT: Final = (  # what OpenAI's and open_clip's files hold beside the image encoder
+OPENAI_MARK: Final = "input_resolution"  # a key that only OpenAI's own files have
+WITH_TEXT: Final = (  # keys in OpenAI's and open_clip's files beside those of the image encoder
     *(
         "visual.proj",
         "text_projection",
@@ -72,11 +76,11 @@ WITH_TEXT: Final = (  # what OpenAI's and open_clip's files hold beside the imag
 
 
 class Layout(NamedTuple):
-    """One way of writing a tower's weights."""
+    """The keys in one kind of file."""
 
-    mark: str  # a key that only this layout has
-    keys: Mapping[str, str]  # key there -> key of timm's tower
-    left_out: tuple[str, ...] = ()  # keys there that a tower has no use for
+    mark: str  # a key that only this kind of file has
+    keys: Mapping[str, str]  # key in the file -> key of timm's tower
+    left_out: tuple[str, ...] = ()  # keys in the file that a tower has no use for
 
 
 LAYOUTS: Final = (
@@ -97,17 +101,20 @@ LAYOUTS: Final = (
 
 
 def load_tower_weights(tower: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Give a timm tower the weights in a file: timm's own, OpenAI CLIP's, open_clip's or transformers' CLIP, or a folder with one.
+    """Copy the weights in a file, or in the one weights file of a folder, into a timm tower.
 
-    What is not the tower's (the text encoder, the projection to the space of texts, timm's classifier) is left out by name.
-    CheckpointError names the file, and what is missing, not known or of the wrong shape, or an activation that is not the tower's.
+    The file can be timm's own, or hold a CLIP of OpenAI, open_clip or transformers. Tensors of the
+    text encoder, of the projection to the space of texts and of timm's classifier are left out.
+    CheckpointError names the file, and the keys that are missing, unknown or of the wrong shape, or
+    the activation that the tower does not compute.
     """
     file = read_archive(path)
     layout = next((layout for layout in LAYOUTS if layout.mark in file.tensors), None)
     if layout is None:
         config: Any = getattr(tower, "pretrained_cfg", {})
-        heads = config.get("classifier") or "head"
-        left_out = tuple(f"{head}.*" for head in ([heads] if isinstance(heads, str) else heads))
+        named = config.get("classifier") or "head"
+        classifiers = [named] if isinstance(named, str) else named
+        left_out = tuple(f"{classifier}.*" for classifier in classifiers)
         layout = Layout("", {"**": "**"}, left_out)
     else:
         _check_activation(tower, file)
@@ -115,33 +122,38 @@ def load_tower_weights(tower: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _check_activation(tower: nn.Module, file: Archive) -> None:
+    """CheckpointError if the tower computes another activation than the weights need."""
     activation = _activation(file)
     quick = any(isinstance(module, QuickGELU) for module in tower.modules())
     if activation is not None and quick != (activation == "quick_gelu"):
         remedy = "without" if quick else "with"
         raise CheckpointError(
-            f"{file.path}: trained with {activation}, which this tower does not compute; take one {remedy} quickgelu in its name"
+            f"{file.path}: trained with {activation}, which this tower does not compute; "
+            f"take a tower {remedy} quickgelu in its name"
         )
 
 
 def _activation(file: Archive) -> str | None:
-    """The activation that a CLIP's weights were trained with; None where neither the file nor the configuration beside it tells."""
+    """The activation that the weights of a CLIP were trained with.
+
+    None if neither the file nor a configuration beside the file names an activation.
+    """
     if file.is_torchscript or OPENAI_MARK in file.tensors:
         return "quick_gelu"
-    ours, theirs = (
+    transformers, open_clip = (
         _configuration(file.path.with_name(name))
         for name in ("config.json", "open_clip_config.json")
     )
-    if str(ours.get("model_type")).startswith("clip"):
-        return str(
-            (ours.get("vision_config") or ours).get("hidden_act", "quick_gelu")
-        )  # transformers' default
-    if "model_cfg" in theirs:
-        return "quick_gelu" if theirs["model_cfg"].get("quick_gelu") else "gelu"
+    if str(transformers.get("model_type")).startswith("clip"):
+        vision = transformers.get("vision_config") or transformers
+        return str(vision.get("hidden_act", "quick_gelu"))  # the default of transformers
+    if "model_cfg" in open_clip:
+        return "quick_gelu" if open_clip["model_cfg"].get("quick_gelu") else "gelu"
     return None
 
 
 def _configuration(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is no such file."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -154,43 +166,54 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def assign_weights(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:
-    """Copy a file's tensors into a model's, if all of them fit: no key missing, none unknown, shapes alike up to axes of length 1."""
-    wanted: dict[str, Tensor] = {}
+    """Copy the tensors of a file into the tensors `own` of a model, if all of them fit.
+
+    CheckpointError if a key is missing or unknown, or if a tensor has another shape; axes of length
+    1 are ignored. The model is then unchanged.
+    """
+    targets: dict[str, Tensor] = {}  # key in the file -> the tensor to fill
     for name, tensor in own.items():
-        sources = _sources(name, tensor, layout.keys)
-        if not sources:
+        parts = _keys_of(name, tensor, layout.keys)
+        if not parts:
             raise CheckpointError(
                 f"{file.path}: this kind of file has nothing for {name} of the tower"
             )
-        wanted |= sources
-    left_out = [_pattern(key) for key in layout.left_out]
-    missing = [key for key in wanted if key not in file.tensors]
-    unknown = [
-        key
-        for key in file.tensors
-        if key not in wanted and not any(one.fullmatch(key) for one in left_out)
-    ]
-    if missing or unknown:
-        faults = (("missing", missing), ("not known", unknown))
-        text = "; ".join(f"{fault} {_some(keys)}" for fault, keys in faults if keys)
-        raise CheckpointError(f"{file.path}: not the weights of this model: {text}")
-    for key, tensor in wanted.items():
+        targets |= parts
+    _check_keys(targets, file, layout)
+    for key, tensor in targets.items():
         stored = file.tensors[key]
         if (
-            _without_ones(stored) != _without_ones(tensor)
+            _long_axes(stored) != _long_axes(tensor)
             or stored.is_floating_point() != tensor.is_floating_point()
         ):
-            theirs, ours = (f"{tuple(one.shape)} {one.dtype}" for one in (stored, tensor))
-            raise CheckpointError(f"{file.path}: {key} is {theirs}, the model's is {ours}")
+            raise CheckpointError(
+                f"{file.path}: {key} is {tuple(stored.shape)} {stored.dtype}, "
+                f"the model's is {tuple(tensor.shape)} {tensor.dtype}"
+            )
     with torch.no_grad():
-        for key, tensor in wanted.items():
+        for key, tensor in targets.items():
             tensor.copy_(file.tensors[key].reshape(tensor.shape))
 
 
-def _sources(name: str, tensor: Tensor, keys: Mapping[str, str]) -> dict[str, Tensor]:
-    """The keys of a file that hold a tensor of ours, each with the part of the tensor that it holds."""
-    found = {}
-    for theirs, ours in keys.items():
+def _check_keys(targets: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:
+    """CheckpointError names keys that a file lacks, and keys that are neither used nor left out."""
+    left_out = [_pattern(key) for key in layout.left_out]
+    missing = [key for key in targets if key not in file.tensors]
+    unknown = [
+        key
+        for key in file.tensors
+        if key not in targets and not any(pattern.fullmatch(key) for pattern in left_out)
+    ]
+    if missing or unknown:
+        faults = (("missing", missing), ("not known", unknown))
+        text = "; ".join(f"{fault} {first_names(keys)}" for fault, keys in faults if keys)
+        raise CheckpointError(f"{file.path}: not the weights of this model: {text}")
+
+
+def _keys_of(name: str, tensor: Tensor, table: Mapping[str, str]) -> dict[str, Tensor]:
+    """The keys of a file that fill a tensor of a model, each with its part of the tensor."""
+    parts = {}
+    for theirs, ours in table.items():
         ours, _, third = ours.partition("/")
         match = _pattern(ours).fullmatch(name)
         if match:
@@ -198,22 +221,20 @@ def _sources(name: str, tensor: Tensor, keys: Mapping[str, str]) -> dict[str, Te
             key = "".join(
                 next(groups) if piece in WILDCARDS else piece for piece in _pieces(theirs)
             )
-            found[key] = tensor.chunk(3)[int(third)] if third else tensor
-    return found
+            parts[key] = tensor.chunk(3)[int(third)] if third else tensor
+    return parts
 
 
 def _pattern(key: str) -> re.Pattern[str]:
+    """The regular expression of a key with wildcards."""
     return re.compile("".join(WILDCARDS.get(piece, re.escape(piece)) for piece in _pieces(key)))
 
 
 def _pieces(key: str) -> list[str]:
+    """The wildcards of a key, and the texts between them, in order."""
     return re.split(r"(#|\*\*|\*)", key)
 
 
-def _without_ones(tensor: Tensor) -> list[int]:
+def _long_axes(tensor: Tensor) -> list[int]:
+    """The lengths of the axes that are longer than 1."""
     return [length for length in tensor.shape if length != 1]
-
-
-def _some(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -76,15 +77,28 @@ def delimiter_of(file: Path, columns: Sequence[str]) -> str | None:
 def read_rows(
     file: Path, *, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str | None, str | None]]]:
-    """Line number and row of a table with a header; first, as line 1, its columns."""
+    """Line number and row of a table with a header; first, as line 1, its columns.
+
+    A path may hold bytes that are no UTF-8, as the names of files may; nothing else may.
+    """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             reader = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True, strict=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            require_text(f"{file}, line 1", reader.fieldnames)
             yield 1, dict.fromkeys(reader.fieldnames)
             for row in reader:
+                texts = [text for name, text in row.items() if (name or "").lower() != "path"]
+                require_text(f"{file}, line {reader.line_num}", texts)
                 yield reader.line_num, row
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {error}") from error
+
+
+def require_text(where: str, texts: Iterable[object]) -> None:
+    """DatasetError if one of the texts in a line of a table holds bytes that are no UTF-8."""
+    for text in texts:
+        if any("\udc80" <= character <= "\udcff" for character in str(text)):
+            raise DatasetError(f"{where}: not a CSV manifest in UTF-8: {os.fsencode(str(text))!r}")

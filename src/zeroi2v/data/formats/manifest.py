@@ -15,7 +15,7 @@ from typing import Final
 from zeroi2v.data.formats.disk import FileNames, list_folder
 from zeroi2v.data.formats.labels import labels_in
 from zeroi2v.data.formats.listing import Entry, Listing
-from zeroi2v.data.formats.lists import delimiter_of, read_rows
+from zeroi2v.data.formats.lists import delimiter_of, read_rows, require_text
 from zeroi2v.data.formats.source import Source
 from zeroi2v.data.formats.splits import SPLITS, split_of
 from zeroi2v.errors import DatasetError, first_names, nearest
@@ -86,6 +86,8 @@ def _read_file(
         wanted = os.path.normpath(os.path.join(folder, line.path))
         on_disk = names.find(wanted)
         path = on_disk or wanted
+        if on_disk is None:
+            require_text(line.where, [line.path])
         if line.further:
             listing.columns.setdefault(path, line.further)
         listing.entries += [

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from zeroi2v.data.decode import tar_address
 from zeroi2v.data.file_kinds import kind_by_name
 from zeroi2v.data.formats.disk import list_folder
 from zeroi2v.data.formats.labels import labels_in
@@ -21,6 +20,7 @@ from zeroi2v.data.formats.layout import class_names
 from zeroi2v.data.formats.listing import Entry, Listing
 from zeroi2v.data.formats.source import Source
 from zeroi2v.data.formats.splits import split_in, split_of
+from zeroi2v.data.video_files import tar_address
 from zeroi2v.errors import DatasetError
 
 _LABEL_ENDINGS: Final = ("cls", "txt", "json")  # the first that is there counts

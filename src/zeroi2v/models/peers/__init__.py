@@ -1,14 +1,15 @@
-"""Which methods are we compared with, as their authors published them? EVL, AIM, ST-Adapter, and joint space-time attention.
+"""Which peers are there? Methods that the paper is compared with, as their authors published them.
 
-Each is written from its paper, for plain vision transformers of timm, whose modules it uses from outside: `build` gives what it adds to
-every block, `attach` hooks that into the tower. Everything else, from training to saving, is `VideoClassifier`'s.
+EVL, AIM, ST-Adapter and joint space-time attention are each written from their paper, for the plain
+vision transformers of timm. `build` makes the modules that a peer adds to every block, and `attach`
+hooks these modules into the tower. `VideoClassifier` does everything else, from training to saving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -21,15 +22,34 @@ from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models.peers import aim, evl, joint, st_adapter
 
 
+class Build(Protocol):
+    """A function that makes the modules which a peer adds to a tower: by name, for every block."""
+
+    def __call__(
+        self,
+        tower: Any,
+        sites: Sequence[str],
+        *,
+        frames: int,
+        ratio: float,
+        scale: float,
+        dropout: float,
+    ) -> list[dict[str, nn.Module]]: ...
+
+
+class Attach(Protocol):
+    """A function that hooks the modules of `build` into a tower."""
+
+    def __call__(self, tower: Any, adapters: Sequence[Mapping[str, nn.Module]]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Peer:
-    """One of the methods."""
+    """A method that the paper is compared with."""
 
-    build: Callable[
-        ..., list[dict[str, nn.Module]]
-    ]  # tower, sites; frames, ratio, scale, dropout by name -> modules by block
-    attach: Callable[..., None]  # hooks the modules, which `build` gave, to the tower
-    remains: str  # why merging cannot take the modules out
+    build: Build
+    attach: Attach
+    not_mergeable: str  # why the linears of the tower cannot absorb the added modules
 
 
 PEERS: Final = {
@@ -47,25 +67,33 @@ PEERS: Final = {
 
 
 def peer_of(strategy: Strategy) -> Peer | None:
-    """The method that a strategy stands for, or None if it is a row of Table 2."""
+    """The peer that a strategy stands for; None if the strategy is a row of Table 2."""
     return None if strategy.peer is None else PEERS[strategy.peer]
 
 
 def settings_to_reset(config: ModelConfig, name: str) -> dict[str, Any]:
-    """The settings of `config` that have no meaning for a peer, with their default values. Empty for a row of Table 2."""
+    """The default values of those settings in `config` that have no meaning for the peer `name`.
+
+    Settings that have their default value already are left out. The result is empty if `name` is a
+    row of Table 2.
+    """
     strategy = STRATEGIES.get(name)
     if strategy is None or strategy.peer is None:
         return {}
-    default = {
-        setting: getattr(ModelConfig(), setting) for setting in (*strategy.unused_settings, "heads")
-    }
+    settings = (*strategy.unused_settings, "heads")
+    defaults = {setting: getattr(ModelConfig(), setting) for setting in settings}
     return {
-        setting: value for setting, value in default.items() if getattr(config, setting) != value
+        setting: default
+        for setting, default in defaults.items()
+        if getattr(config, setting) != default
     }
 
 
 def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) -> None:
-    """ConfigError names a setting that has no meaning for a peer; TowerError a tower that is no plain vision transformer."""
+    """Check that a peer can be attached to a tower.
+
+    ConfigError if some head is temporal. TowerError if the tower is no plain vision transformer.
+    """
     if any(head != 0 for layout in heads for head in layout):
         raise ConfigError(
             f"heads: strategy {config.strategy} has spatial heads alone; leave heads out"
@@ -77,12 +105,16 @@ def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) ->
     if not plain:
         kind = type(next(iter(blocks), tower)).__name__
         raise TowerError(
-            f"{config.tower}: strategy {config.strategy} is for plain vision transformers, not for {kind}"
+            f"{config.tower}: strategy {config.strategy} is for plain vision transformers, "
+            f"not for {kind}"
         )
 
 
 def resize(tower: nn.Module, adapters: nn.ModuleList, frames: int) -> None:
-    """Let what a peer added take clips of so many frames, of the tower's present size. Only EVL's decoder depends on either."""
+    """Make the modules of a peer take clips of `frames` frames, in the tower's present image size.
+
+    Only EVL's decoder depends on the number of frames or on the image size.
+    """
     for module in adapters.modules():
         if isinstance(module, evl.Decoder):
             patches: Any = tower.patch_embed

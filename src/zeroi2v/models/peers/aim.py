@@ -1,11 +1,14 @@
-"""How does AIM adapt a block? "AIM: Adapting Image Models for Efficient Video Action Recognition", Yang et al., 2023.
+"""How does AIM adapt a block?
 
-    x = x + A_t(MSA(LN1(x)))         temporal: the frozen attention once more, along the frames of each place
+"AIM: Adapting Image Models for Efficient Video Action Recognition", Yang et al., 2023.
+
+    x = x + A_t(MSA(LN1(x)))         temporal: the frozen attention, along the frames of each patch
     x = x + A_s(MSA(LN1(x)))         spatial: an adapter after the attention
     x = x + MLP(y) + s * A_j(y)      joint: an adapter beside the MLP, y = LN2(x)
 
-A_s has a skip connection, A_t and A_j have none and start at zero: the block starts as it was. For Something-Something the authors
-put one more adapter, with a skip connection, before the temporal attention ("temporal_in").
+A_s has a skip connection. A_t and A_j have none and start at zero, so the block starts as the
+tower's own block. For Something-Something the authors put another adapter, with a skip connection,
+before the temporal attention ("temporal_in").
 
 Shapes: B clips, T frames, N tokens per frame, D channels.
 """
@@ -25,7 +28,10 @@ from zeroi2v.models.hooks import After
 
 
 class Temporal:
-    """A forward pre-hook of a block: x + A_t(MSA(LN1(x))), attention along the frames of each place."""
+    """A forward pre-hook of a block: x + A_t(MSA(LN1(x))).
+
+    Each token attends to the tokens at the same position in all frames of the clip.
+    """
 
     def __init__(self, block: int) -> None:
         self.block = block
@@ -40,14 +46,14 @@ class Temporal:
         normed = block.norm1(by_frame.transpose(1, 2).flatten(0, 1))  # (B*N, T, D)
         if "temporal_in" in adapters:
             normed = adapters["temporal_in"](normed)
-        attended = block.attn.forward(normed)  # past the hook of the spatial adapter
+        attended = block.attn.forward(normed)  # `forward` avoids the hook of the spatial adapter
         out = adapters["temporal"].branch(attended)
-        by_place = out.unflatten(0, (call.clips, -1)).transpose(1, 2)  # (B, T, N, D)
-        return ((by_frame + by_place).flatten(0, 1), *others)
+        added = out.unflatten(0, (call.clips, -1)).transpose(1, 2)  # (B, T, N, D)
+        return ((by_frame + added).flatten(0, 1), *others)
 
 
 class Joint:
-    """A forward hook of the MLP: MLP(y) + s A_j(y)."""
+    """A forward hook of the MLP: MLP(y) + s * A_j(y)."""
 
     def __init__(self, block: int) -> None:
         self.block = block
@@ -69,10 +75,13 @@ def build(
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """The adapters of every block, by site. ConfigError if one comes before temporal attention but none after."""
+    """The adapters of every block, by site.
+
+    ConfigError if the sites name temporal_in, before the temporal attention, but not temporal.
+    """
     if "temporal_in" in sites and "temporal" not in sites:
         raise ConfigError(
-            "sites: temporal_in comes before the attention over time; name temporal too"
+            "sites: temporal_in adapts the input of the temporal attention; name temporal too"
         )
     width = max(1, int(ratio * tower.embed_dim))
 

@@ -1,17 +1,19 @@
-"""How does EVL read a frozen tower? "Frozen CLIP Models are Efficient Video Learners", Lin et al., 2022.
+"""How does EVL make a clip's feature of a frozen tower's tokens?
 
-A learnt query passes through a decoder with one layer for each of the tower's last four blocks. A layer gives the query cross
-attention over the block's tokens of all frames, after it has added to them what tells time: a depth-wise convolution over three
-frames, an embedding of the frame, and temporal cross attention, which is made of the tower's own queries and keys. The tower gets no
-gradient, because nothing before it trains.
+"Frozen CLIP Models are Efficient Video Learners", Lin et al., 2022. A learnt query passes through a
+decoder with a layer for each of the tower's last four blocks. First a layer adds time to the tokens
+of its block: a depth-wise convolution over three frames, an embedding of the frame, and temporal
+cross attention, which compares the tower's own queries and keys. Then the query attends to these
+tokens of all frames. The tower computes no gradient, because nothing before the decoder trains.
 
-Shapes: B clips, T frames, N tokens per frame, P of them patches, D channels, H heads; R = (2h - 1)(2w - 1) steps from patch to patch.
+Shapes: B clips, T frames, N tokens per frame, P of them patches, D channels, H heads;
+R = (2h - 1)(2w - 1) steps between two patches of a grid of h rows and w columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +21,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.method.call import Call, call_in_progress
-from zeroi2v.models.towers import prefix_tokens
+from zeroi2v.models.survey import prefix_tokens
 
-LAYERS = 4
+LAYERS: Final = 4
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the decoder. `Keep` hooks bring it the tokens, queries and keys of its block."""
+    """One layer of the decoder, which reads the tokens, queries and keys of one block.
 
-    steps: Tensor
+    `Keep` hooks bring the tokens, queries and keys to the layer.
+    """
+
+    steps: Tensor  # (P, P) int64: the number of the step from one patch to another
 
     def __init__(
         self,
@@ -46,9 +51,8 @@ class DecoderLayer(nn.Module):
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
         count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-        self.before = nn.Parameter(
-            torch.zeros(count, channels)
-        )  # by the step from a patch to one in the frame before
+        # A weight (R, D) for each step from a patch to a patch of the frame before, and after.
+        self.before = nn.Parameter(torch.zeros(count, channels))
         self.after = nn.Parameter(torch.zeros(count, channels))
         self.set_grid(grid)
         self.query_norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(channels) for _ in range(3))
@@ -61,16 +65,19 @@ class DecoderLayer(nn.Module):
         )
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Number the steps between the patches of a grid: `steps` (P, P)."""
+        """Number the steps between the patches of a grid of (rows, columns): `steps` (P, P)."""
         self.grid = grid
         rows, columns = (torch.arange(side) for side in grid)
-        places = torch.cartesian_prod(rows, columns)  # (P, 2)
-        apart = places[:, None] - places[None] + torch.tensor(grid) - 1
+        patches = torch.cartesian_prod(rows, columns)  # (P, 2): row and column of each patch
+        apart = patches[:, None] - patches[None] + torch.tensor(grid) - 1
         steps = apart[..., 0] * (2 * grid[1] - 1) + apart[..., 1]
         self.register_buffer("steps", steps.to(self.before.device), persistent=False)
 
     def forward(self, query: Tensor, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """The query (B, 1, D) after this layer. `tokens` (B, T, N, D), `queries` and `keys` (B, T, H, N, D / H) of the block."""
+        """The query (B, 1, D) after this layer.
+
+        The block has `tokens` (B, T, N, D), `queries` and `keys` (B, T, H, N, D / H).
+        """
         memory = self.token_norm(self.in_time(tokens, queries, keys).flatten(1, 2))
         attended = self.attention(self.query_norm(query), memory, memory, need_weights=False)[0]
         query = query + attended
@@ -78,7 +85,7 @@ class DecoderLayer(nn.Module):
         return out
 
     def in_time(self, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """The tokens (B, T, N, D) with what tells time added to them."""
+        """Tokens (B, T, N, D) plus convolution, frame embedding and temporal cross attention."""
         series = tokens.permute(0, 2, 3, 1).flatten(0, 1)  # (B*N, D, T)
         mixed = self.convolution(series).unflatten(0, (len(tokens), -1)).permute(0, 3, 1, 2)
         queries, keys = queries[..., self.prefix :, :], keys[..., self.prefix :, :]
@@ -91,7 +98,10 @@ class DecoderLayer(nn.Module):
         return out
 
     def cross_attention(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-        """Attention from patch to patch of two frames, the mean over heads, times a weight for each step: (B, T - 1, P, D)."""
+        """Attention between the patches of two frames, times the weight (R, D) of each step.
+
+        The attention is averaged over the heads. The result is (B, T - 1, P, D).
+        """
         scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
         attention = scores.softmax(-1).mean(2)  # (B, T - 1, P, P)
         return torch.einsum("btqk,qkd->btqd", attention, weight[self.steps])
@@ -108,17 +118,20 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, call: Call) -> Tensor:
-        """The feature of each clip, in place of the feature of each of its frames: (B*T, D)."""
+        """The feature of each clip, repeated for each frame of the clip: (B*T, D)."""
         query = self.query.expand(call.clips, 1, -1)
         for number, layer in enumerate(self.layers):
-            kept = (call.kept.pop((number, name)) for name in ("tokens", "queries", "keys"))
-            query = layer(query, *(tensor.unflatten(0, (call.clips, -1)) for tensor in kept))
+            outputs = (call.kept.pop((number, name)) for name in ("tokens", "queries", "keys"))
+            query = layer(query, *(output.unflatten(0, (call.clips, -1)) for output in outputs))
         feature: Tensor = self.norm(query).expand(-1, call.frames, -1).flatten(0, 1)
         return feature
 
     @torch.no_grad()
     def resize(self, *, frames: int, grid: tuple[int, int]) -> None:
-        """Take other clips: the frames' embeddings are interpolated linearly, the weights of the steps bilinearly."""
+        """Make the decoder take clips of `frames` frames, with a grid of (rows, columns) patches.
+
+        The embeddings of the frames are interpolated linearly, the weights of the steps bilinearly.
+        """
         layers: Any = self.layers
         for layer in layers:
             if frames != len(layer.frame_embedding):
@@ -138,7 +151,7 @@ class Decoder(nn.Module):
 
 
 class Keep:
-    """A forward hook: the call keeps the output of a module for a layer of the decoder."""
+    """A forward hook: the call keeps the output of the module for a layer of the decoder."""
 
     def __init__(self, layer: int, name: str) -> None:
         self.key = (layer, name)
@@ -150,7 +163,7 @@ class Keep:
 
 
 def read_tower(tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A forward hook of the tower: the decoder's feature of a clip stands in for the feature of each of its frames."""
+    """A forward hook of the tower: the decoder's feature of a clip replaces those of its frames."""
     call = call_in_progress()
     if call is None:
         return output
@@ -167,7 +180,7 @@ def build(
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """The decoder, kept with the last block; the other blocks have nothing."""
+    """The decoder, under the last block; no modules for the other blocks."""
     blocks: Any = tower.blocks
     layers = [
         DecoderLayer(
@@ -184,7 +197,7 @@ def build(
 
 
 def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
-    """Let each layer see its block, and the decoder answer for the tower."""
+    """Hook each layer to its block, and the decoder to the output of the tower."""
     blocks: Any = tower.blocks
     for number, block in enumerate(blocks[-LAYERS:]):
         block.attn.q_norm.register_forward_hook(Keep(number, "queries"))

@@ -1,4 +1,6 @@
-"""What if every token attends to all tokens of the clip? Joint space-time attention, the costliest reference.
+"""How does every token attend to all tokens of the clip? Joint space-time attention.
+
+Joint space-time attention is the costliest of the methods that the paper is compared with.
 
 Shapes: B clips, T frames, N tokens per frame, D channels.
 """
@@ -15,7 +17,10 @@ from zeroi2v.method.call import call_in_progress
 
 
 def join(attention: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A forward pre-hook of attention, which then sees the frames of a clip as one sequence: (B*T, N, D) -> (B, T*N, D)."""
+    """A forward pre-hook of attention: (B*T, N, D) -> (B, T*N, D).
+
+    The attention then sees the frames of a clip as a single sequence of tokens.
+    """
     call = call_in_progress()
     if call is None:
         return inputs
@@ -31,13 +36,21 @@ def part(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Te
     return output.reshape(call.clips * call.frames, -1, output.shape[-1])
 
 
-def build(tower: VisionTransformer, sites: Sequence[str], **_: float) -> list[dict[str, nn.Module]]:
-    """Nothing is added: every block attends with its own attention."""
+def build(
+    tower: VisionTransformer,
+    sites: Sequence[str],
+    *,
+    frames: int,
+    ratio: float,
+    scale: float,
+    dropout: float,
+) -> list[dict[str, nn.Module]]:
+    """No modules, for every block: joint attention uses the block's own attention."""
     return [{} for _ in tower.blocks]
 
 
 def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
-    """Hook the attention of every block."""
+    """Hook `join` and `part` to the attention of every block."""
     blocks: Any = tower.blocks
     for block in blocks:
         block.attn.register_forward_pre_hook(join)

@@ -1,7 +1,9 @@
-"""How do ST-Adapters sit as published? "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", Pan et al., 2022.
+"""Where do the published ST-Adapters sit in a block?
 
-One adapter with a depth-wise convolution over time sits on the residual stream at the start of every block ("block"); for
-Something-Something a second one before the MLP and its norm ("mlp"). Its bottleneck is half as wide as the tower.
+"ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", Pan et al., 2022. An adapter
+with a depth-wise convolution over time sits on the residual stream at the start of every block
+("block"). For Something-Something a second adapter sits before the MLP and its norm ("mlp"). The
+bottleneck of an adapter is half as wide as the tower.
 
 Shapes: B clips, T frames, N tokens per frame, D channels.
 """
@@ -17,18 +19,22 @@ from torch import Tensor, nn
 from zeroi2v.method.adapters import STAdapter
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.models.hooks import Before
-from zeroi2v.models.towers import prefix_tokens
+from zeroi2v.models.survey import prefix_tokens
 
 
 class BeforeMLP:
-    """Hooks that put an adapter on the residual stream between attention and the norm of the MLP, where no module stands."""
+    """Two hooks that put an adapter on the residual stream, before the norm of the MLP.
+
+    A block has no module at this point of the stream, so a hook of the norm and a hook of the block
+    share the work.
+    """
 
     def __init__(self, block: int) -> None:
         self.block = block
-        self.key = ("st_adapter", block)  # under which the call keeps what the adapter added
+        self.key = ("st_adapter", block)  # the call keeps the adapter's branch under this key
 
     def of_norm(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """A forward pre-hook of the norm: the branch of the MLP sees the adapted stream."""
+        """A forward pre-hook of the norm: the norm, and so the MLP, sees the adapted stream."""
         call = call_in_progress()
         if call is None:
             return inputs
@@ -37,7 +43,7 @@ class BeforeMLP:
         return (inputs[0] + added, *inputs[1:])
 
     def of_block(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook of the block: the blocks that follow see the adapted stream too."""
+        """A forward hook of the block: the next block sees the adapted stream too."""
         call = call_in_progress()
         return output if call is None else output + call.kept.pop(self.key)
 
@@ -51,7 +57,7 @@ def build(
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """An adapter of every block at each of the sites."""
+    """An adapter at each of the sites of every block, by site."""
     channels, prefix = tower.embed_dim, prefix_tokens(tower)
     shape: dict[str, Any] = {"scale": scale, "dropout": dropout, "bias": True, "prefix": prefix}
     width = max(1, int(ratio * channels))

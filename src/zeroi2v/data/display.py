@@ -1,0 +1,108 @@
+"""Which way up, mirrored or not, and how large is a frame shown?
+
+A display matrix tells how players turn and mirror the frame that is stored. Containers carry one
+(MP4, MOV, Matroska), and so do H.264 and H.265 streams and the EXIF data of an image.
+
+Shapes: H, W pixels of the frame as stored.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, TypeVar, cast
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import SideData, SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
+from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_KNOWN: Final = {cast(int, kind.value) for kind in SideDataType}
+_UNKNOWN: Final = [kind for kind in range(48) if kind not in _KNOWN]  # FFmpeg may know them
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored frame is laid out for display: first the axes change places, then it flips."""
+
+    swaps_axes: bool = False  # pixel (x, y) goes to (y, x)
+    flips_x: bool = False  # left and right change places
+    flips_y: bool = False  # top and bottom change places
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation | None:
+        """What the display matrix of a frame asks for, to the nearest quarter turn.
+
+        None if the frame has no matrix.
+        """
+        matrices = (data for data in _side_data(frame) if data.type is SideDataType.DISPLAYMATRIX)
+        matrix = next(matrices, None)
+        if matrix is None:
+            return None
+        # Pixel (x, y) is shown at (a x + c y, b x + d y).
+        a, b, _, c, d, *_ = struct.unpack("9i", matrix)
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(swaps_axes=True, flips_x=c < 0, flips_y=b < 0)
+        return cls(flips_x=a < 0, flips_y=d < 0)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether no rotation alone gives the frame on display."""
+        return (self.swaps_axes + self.flips_x + self.flips_y) % 2 == 1
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height on display of a stored frame; or the other way round."""
+        return (height, width) if self.swaps_axes else (width, height)
+
+    def upright(self, pixels: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The pixels on display of stored pixels (H, W) or (H, W, channels); no value changes."""
+        if self.swaps_axes:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if self.flips_y else 1, :: -1 if self.flips_x else 1]
+
+
+def oriented(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+    """The frames of a video with their orientations.
+
+    A frame without a matrix is shown as the frame before it, since H.264 and H.265 streams may
+    send their matrix with key frames only; a key frame without a matrix is shown as stored.
+    """
+    orientation = Orientation()
+    for frame in frames:
+        unsaid = Orientation() if frame.key_frame else orientation
+        orientation = Orientation.of(frame) or unsaid
+        yield frame, orientation
+
+
+def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height with the aspect kept and the shorter one equal to `short_side`."""
+    scale = short_side / min(width, height)
+    return round(width * scale), round(height * scale)
+
+
+def _side_data(frame: av.VideoFrame) -> list[SideData]:
+    """What a frame carries beside its pixels."""
+    try:
+        side_data = frame.side_data
+    except ValueError:  # PyAV gives nothing if it does not know one kind, for instance EXIF data
+        side_data = _without_unknown_side_data(frame).side_data
+    return [*cast(SideDataContainer, side_data)]
+
+
+def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame without the kinds of side data that FFmpeg knows and PyAV does not."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
+    )
+    deletions = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNKNOWN]
+    graph.link_nodes(source, *deletions, graph.add("buffersink")).configure()
+    graph.vpush(frame)
+    return graph.vpull()

@@ -1,0 +1,131 @@
+"""How is a video file opened, which of its streams is the video, and how are packets decoded?
+
+The path of a video may be a `tar_address`, which stands for a part of a tar file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from zeroi2v.errors import VideoError
+
+VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
+NO_FRAME: Final = "no frame can be decoded"
+_IN_TAR: Final = re.compile(r"(.+?\.tar)@(\d+)\+(\d+)/", re.DOTALL | re.IGNORECASE)
+
+
+def tar_address(archive: Path, name: str, start: int, size: int) -> Path:
+    """The path that stands for the member `name` of a tar file: archive@start+size/name.
+
+    The member has `size` bytes; the first of them is byte `start` of the tar file.
+    """
+    return Path(f"{archive}@{start}+{size}/{name}")
+
+
+def is_tar_address(path: Path) -> bool:
+    """Whether a path stands for a part of a tar file."""
+    return _IN_TAR.match(str(path)) is not None
+
+
+@contextmanager
+def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container of a video file and its video stream.
+
+    More than one thread loses good frames beside broken frames, so that the caller has to check
+    the frames that come. An error of FFmpeg inside the block becomes a VideoError.
+    """
+    try:
+        with av.open(_url(path), metadata_errors="replace") as container:
+            if container.format.name == "tty":  # FFmpeg would draw the letters of a text file
+                raise VideoError(path, "a text file, not a video")
+            stream = _video_stream(path, container)
+            codec = stream.codec_context
+            codec.thread_type = "FRAME"
+            codec.thread_count = threads
+            yield container, stream
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, reason(error)) from error
+
+
+def _url(path: Path) -> str:
+    """What FFmpeg opens. VideoError if there is no such file, or no such part of a tar file."""
+    address = _IN_TAR.match(str(path))
+    file = Path(address[1]) if address else path
+    if not file.is_file():
+        raise VideoError(path, "neither a file nor a folder" if file.exists() else "no such file")
+    length = file.stat().st_size
+    start, size = (int(address[2]), int(address[3])) if address else (0, length)
+    if size == 0:
+        raise VideoError(path, "the file is empty")
+    if start + size > length:
+        changed = f"{file.name} has only {length} bytes: it changed since it was listed"
+        raise VideoError(path, changed)
+    url = f"file:{file}"  # without "file:", FFmpeg takes a name like a:b for a protocol
+    return f"subfile,,start,{start},end,{start + size},,:{url}" if address else url
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The stream that players show: of the streams that can be decoded, the best for FFmpeg.
+
+    A cover picture or a thumbnail is no video, nor is a single frame beside longer streams.
+    VideoError if no stream is left.
+    """
+    no_video = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & no_video]
+    if not streams:
+        raise VideoError(path, "no video stream")
+    # PyAV has no codec context where FFmpeg has no decoder; its annotations do not say so.
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise VideoError(path, "no decoder for its video stream")
+    videos = [stream for stream in decodable if stream.frames != 1] or decodable  # 0: unknown
+    best = container.streams.best("video")  # may be none of them
+    largest = max(videos, key=lambda stream: stream.width * stream.height)
+    return next((stream for stream in videos if stream is best), largest)
+
+
+def reason(error: av.FFmpegError | OSError) -> str:
+    """What an error of FFmpeg or of the operating system says, as the clause of a sentence."""
+    text = error.strerror or type(error).__name__
+    return text[:1].lower() + text[1:]
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+    """The packets from the container's position to the first packet that cannot be read.
+
+    Empty packets are left out: to the decoder, an empty packet is the end of the video.
+    """
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.FFmpegError:
+        return
+
+
+def decoded(stream: VideoStream, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
+    """The frames of the packets, in presentation order. Packets that cannot be decoded are skipped.
+
+    If no packet gives a frame, the first FFmpegError is raised.
+    """
+    failure: av.FFmpegError | None = None
+    has_frames = False
+    for packet in chain(packets, [None]):  # None asks for the frames that wait in the decoder
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError as error:
+            failure = failure or error
+            continue
+        has_frames = has_frames or bool(frames)
+        yield from frames
+    if failure and not has_frames:
+        raise failure
