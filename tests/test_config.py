@@ -19,7 +19,7 @@ from zeroi2v.config import (
     ViewsConfig,
 )
 from zeroi2v.errors import ConfigError
-from zeroi2v.recipes import override, read_recipe, write_recipe
+from zeroi2v.recipes import as_assignment, changed, override, read_recipe, write_recipe
 
 RECIPES = [
     Recipe(),
@@ -196,3 +196,36 @@ def test_few_frames_cover_as_much_of_the_video() -> None:
     assert [(clip.frames, clip.stride) for clip in clips] == [(8, 8), (8, 8), (16, 4)]
     with pytest.raises(ConfigError, match=r"few_frames must be at most clip\.frames"):
         override(Recipe(), ["few_frames=9", "few_frames_epochs=1"])
+
+
+def test_settings_change_by_value_as_they_change_by_text() -> None:
+    pairs = (("a", "b"), ('"', "\x7f"))
+    values = {
+        "model.tower": 'no "such\x7f\n',
+        "train.epochs": 3,
+        "clip.stride": 4,
+        "pixels.flip_pairs": pairs,
+        "model.tower_options": {"img_size": 64},
+        "model.heads": None,
+    }
+    recipe = changed(Recipe(), values)
+    assert (recipe.model.tower, recipe.train.epochs, recipe.clip.stride) == ('no "such\x7f\n', 3, 4)
+    assert recipe.pixels.flip_pairs == pairs
+    assert recipe.model.tower_options == {"img_size": 64}
+    assert changed(recipe, {}) == recipe
+    assert changed(Recipe(), {"train.epochs": 3}) == override(Recipe(), ["train.epochs=3"])
+    for wrong, message in (
+        ({"train.epoch": 3}, "train.epoch: unknown setting, did you mean 'train.epochs'"),
+        ({"train.epochs": "3"}, "train.epochs must be a whole number, got '3'"),
+        ({"train.epochs": 0}, "epochs must be at least 1, got 0"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            changed(Recipe(), wrong)
+        assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text", ["list.txt", "1", "true", "none.txt", "my list.txt", '"a"', "1#a.txt", " a", "[1]", "ü"]
+)
+def test_a_text_is_set_as_it_is(text: str) -> None:
+    assert override(Recipe(), [as_assignment("train.exclude", text)]).train.exclude == text

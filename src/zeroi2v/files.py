@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,9 +65,36 @@ def write_text(path: Path, text: str) -> None:
     write_files({path: write})
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value to a file whole, with indentation. FileError as `write_files`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON value, indented, whole. FileError as `write_files`."""
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: object, *, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """A value as JSON that a file or stream of this encoding can hold.
+
+    If the encoding lacks a character, every character beyond ASCII is escaped. So are the bytes of
+    a file name that is no text. JSON has no word for infinity and NaN: they become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        value = _without_infinities(value)
+        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def _without_infinities(value: object) -> object:
+    """A plain value with None in place of every infinite number and NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(path: Path) -> None:
@@ -126,11 +154,13 @@ def keep_json_lines(path: Path, count: int) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path, user: str) -> Iterator[None]:
-    """Within the block no other process can claim the folder. A missing folder is made.
+    """Within the block no other process can claim the folder.
 
-    `user` names a process that may claim the folder, such as "another training". ConfigError says
-    that `user` has claimed the folder, or that the folder cannot be made.
+    A missing folder is made, and removed at the end of the block if it is still empty. `user` names
+    a process that may claim the folder, such as "another training". ConfigError says that `user`
+    has claimed the folder, or that the folder cannot be made.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -143,6 +173,11 @@ def claimed(folder: Path, user: str) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: {user} is running there; wait for it, or choose another --out"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if is_new:
+                with contextlib.suppress(OSError):  # the folder holds something now
+                    folder.rmdir()
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What does a person see of a long task? Messages, and a progress bar, on standard error."""
+"""What does a person see of a long task? Messages and a progress bar, on standard error."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ Item = TypeVar("Item")
 
 
 class Log:
-    """Writes messages to standard error. With `quiet`, a log writes warnings alone."""
+    """Tells a person how a task goes on.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.quiet = quiet
+    A quiet log shows warnings only. A silent log, of a process that leaves speaking to another
+    process of its group, shows nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
+        self.console = Console(
+            stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=silent
+        )
+        self.quiet = quiet or silent
 
     def say(self, text: str) -> None:
-        """Write a line for people, unless the log is quiet."""
+        """Show a line, unless the log is quiet."""
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """Write a warning, even if the log is quiet."""
+        """Show a warning, unless the log is silent."""
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def track(
@@ -45,11 +51,11 @@ class Log:
         per_item: int = 1,
         memory: Callable[[], int] | None = None,
     ) -> Iterator[Item]:
-        """Give the items one after the other, and show a progress bar in a terminal.
+        """Give the items one by one behind a progress bar, which is shown in a terminal only.
 
-        The bar begins at `done` items of `total`. With a `unit` such as "clips", the bar shows the
-        speed in units per second, where an item counts as `per_item` units. With `memory`, the bar
-        shows the bytes that this function returns.
+        `done` of the `total` items are finished before the first item comes. With a `unit`, such as
+        "clips", the bar shows a speed: an item is `per_item` units. `memory` gives the bytes that
+        the bar shows beside the speed.
         """
         columns = (
             SpinnerColumn(),

@@ -1,7 +1,9 @@
-"""What can this machine do, and which part of the work is this process's?
+"""What is this machine, and which part of a task is this process?
 
-Device, workers, memory, process group, and the provenance of measured figures. A process group is
-several processes that share one task; torchrun or `accelerate launch` starts them.
+Device, workers, memory, process group, and the origin of a measured figure.
+
+A process group is several processes that share one task. A launcher such as torchrun or
+`accelerate launch` starts the processes; the group has met once torch.distributed is initialised.
 """
 
 from __future__ import annotations
@@ -13,37 +15,46 @@ import platform
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-# `provenance` names the versions of these packages.
+Entry = TypeVar("Entry")
+# packages whose versions are reported with a figure
 REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
 GROUP_VARIABLES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MOST_WORKERS: Final = 8
 
 
 def started_group() -> tuple[int, int] | None:
-    """The rank of this process and the size of its group, as a launcher announced them.
+    """The rank of this process and the size of the process group that a launcher started.
 
-    None if no launcher started this process, or if the group has one process. A launcher sets all
-    of `GROUP_VARIABLES`. Some of these variables alone mean nothing: the scheduler of a cluster may
-    set them for a process that has no group.
+    None for a process on its own. A launcher sets all of `GROUP_VARIABLES`; the scheduler of a
+    cluster may set some of them for a process that has no peers.
     """
-    values = [os.environ.get(name, "") for name in GROUP_VARIABLES]
-    address = GROUP_VARIABLES.index("MASTER_ADDR")  # the only value that is not a number
-    numbers = [value for index, value in enumerate(values) if index != address]
-    if not all(values) or not all(number.isdecimal() for number in numbers):
+    rank, local_rank, size, address, port = (os.environ.get(name, "") for name in GROUP_VARIABLES)
+    if not address or not all(text.isdecimal() for text in (rank, local_rank, size, port)):
         return None
-    rank, size = int(values[0]), int(values[2])
-    return (rank, size) if rank < size and size > 1 else None
+    return (int(rank), int(size)) if int(rank) < int(size) and int(size) > 1 else None
+
+
+def announced_group() -> str:
+    """What the environment says of several processes although no launcher started a group.
+
+    Such as "RANK=1, WORLD_SIZE=4"; "" if a group was started, or if nothing speaks of a group.
+    """
+    if started_group() is not None:
+        return ""
+    values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    numbers = {name: int(text) if text.isdecimal() else 0 for name, text in values.items()}
+    if numbers["RANK"] < 1 and numbers["WORLD_SIZE"] < 2:
+        return ""
+    return ", ".join(f"{name}={text}" for name, text in values.items() if text)
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The rank of this process in its group, and the number of processes of the group.
-
-    (0, 1) for a process without a group, or before the processes of the group have met.
-    """
+    """The rank of this process and the size of its process group; (0, 1) if no group has met."""
     import torch.distributed
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -51,23 +62,23 @@ def rank_and_size() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def from_all(entries: list[Any]) -> list[Any]:
-    """The entries of all processes of the group in one list, in the order of the ranks.
+def from_all(entries: list[Entry]) -> list[Entry]:
+    """The entries of all processes of the group, in the order of the ranks.
 
-    All processes of the group must call this function.
+    Every process of the group must call this function.
     """
     import torch.distributed
 
     _, size = rank_and_size()
     if size == 1:
         return entries
-    gathered: list[Any] = [None] * size
+    gathered: list[list[Entry]] = [[]] * size
     torch.distributed.all_gather_object(gathered, entries)
-    return [entry for entries_of_process in gathered for entry in entries_of_process]
+    return [entry for part in gathered for entry in part]
 
 
 def best_device() -> torch.device:
-    """The GPU of this process; the CPU if the machine has no GPU."""
+    """The GPU of this process if there is a GPU, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -75,16 +86,17 @@ def best_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def worker_count(asked: int) -> int:
-    """The number of processes that decode videos, if `asked` for that many.
+def worker_count(asked: int, *, cores_kept: int = 1) -> int:
+    """The number of worker processes: `asked`, or for -1 the automatic number.
 
-    -1 asks for one process for each core beyond the first, at most 8.
+    The automatic number is one worker for each core beyond the `cores_kept` cores that this process
+    keeps busy itself, at most `MOST_WORKERS`.
     """
-    return asked if asked >= 0 else min(8, (os.cpu_count() or 1) - 1)
+    return asked if asked >= 0 else min(MOST_WORKERS, (os.cpu_count() or 1) - cores_kept)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The largest number of bytes in use so far: of the GPU, or for a CPU of this process."""
+    """The most bytes so far that the allocator of a GPU held; on a CPU, that this process held."""
     import torch
 
     if device.type == "cuda":
@@ -94,43 +106,39 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_bytes() -> int:
-    """The bytes of main memory that this process can still allocate.
+    """The bytes of main memory that this process can still take.
 
-    The free memory of the system, or less where the control group of the process allows less.
+    Limited by the machine, or by the control group of the process where that allows less.
     """
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # macOS does not say how much memory is free: half of all is assumed
+    if not meminfo.exists():  # macOS does not tell what is free
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     kibibytes = {line.split()[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
     free = kibibytes["MemAvailable:"] * 1024
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         group = Path("/sys/fs/cgroup") / line.rpartition("::")[2].lstrip("/")
         for folder in (group, *group.parents):
-            left = _left_in_group(folder)
-            free = free if left is None else min(free, left)
+            limit_leaves = _free_in_control_group(folder)
+            free = free if limit_leaves is None else min(free, limit_leaves)
     return free
 
 
-def _left_in_group(group: Path) -> int | None:
-    """The bytes that are left of the memory limit of a control group; None without a limit.
+def _free_in_control_group(folder: Path) -> int | None:
+    """The bytes that the limit of a control group leaves; None if the group has no limit.
 
-    The group counts cached files as used memory. Here they count as free, because the system gives
-    their memory to any process that asks for memory.
+    Files in the cache do not count as used: the system drops them when memory is short.
     """
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
     return None if limit == "max" else max(0, int(limit) - used + int(counts["inactive_file"]))
 
 
 def provenance() -> dict[str, Any]:
-    """The date, the machine and package versions, with which a measured figure is quoted.
-
-    The version of a package that is not installed is None.
-    """
+    """The origin of a figure: date, machine and versions; None for a package not installed."""
     import torch
 
     machine: dict[str, Any] = {
@@ -153,7 +161,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The name of the processor. On Linux only a file holds the name."""
+    """The name of the processor; Linux tells the name only in a file."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,8 +1,8 @@
 """How does a recipe, a TOML file, become settings, and how do settings become a recipe?
 
 A recipe has one table for each dataclass of `config.py` that `Recipe` holds. `read_recipe` reads a
-file, and `override` applies `key=value` pairs. `to_dict` and `from_dict` convert any dataclass to
-plain values and back.
+file; `changed` gives settings other values; `override` does the same with `key=value` texts.
+`to_dict` and `from_dict` convert any dataclass to plain values and back.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from zeroi2v.config import DataConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.files import write_text
 
 Config = TypeVar("Config")
+RECIPE_FILE: Final = "recipe.toml"  # in a run folder: every setting that the run was trained with
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -88,59 +89,88 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with `key=value` pairs applied, as `--set` gives them. The value is TOML.
+def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
+    """The recipe with other values of some settings: `{"train.epochs": 3}`.
 
-    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
-    setting of this name. The key may go on with keys inside a setting, such as
-    `tower_options.img_size`. ConfigError names a pair that is wrong.
+    ConfigError names a setting that is unknown, or has a value of the wrong type or range.
     """
-    tables_of: dict[str, list[str]] = {}  # name of a setting -> the tables that have the setting
-    for table_field in dataclasses.fields(Recipe):
-        for setting in dataclasses.fields(getattr(recipe, table_field.name)):
-            tables_of.setdefault(setting.name, []).append(table_field.name)
     tables = to_dict(recipe)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        key = key.strip()
-        if not equals:
-            raise ConfigError(f"--set {assignment}: expected key=value")
-        first, _, rest = key.partition(".")
-        if first in tables:
-            table, name = first, rest
-        else:
-            table, name = tables_of.get(first, [""])[0], key
-        *path, last = name.split(".")
-        if table not in tables or (path or [last])[0] not in tables[table]:
-            full_names = [
-                f"{owner}.{setting_name}"
-                for setting_name, owners in tables_of.items()
-                for owner in owners
-            ]
-            suggestion = nearest(key, [*tables_of, *full_names])
-            raise ConfigError(f"--set {key}: unknown setting{suggestion}")
-        target = tables[table]
-        for name in path:  # keys inside a setting
-            inner = target.setdefault(name, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {name} has no settings of its own")
-            target = inner
-        target[last] = _value(text.strip())
+    for name, value in settings.items():
+        _put(tables, full_name(name), value)
     return from_dict(Recipe, tables)
 
 
-def data_settings(assignments: Sequence[str]) -> DataConfig:
-    """The defaults of [data] with `key=value` pairs applied, for a command that reads no recipe.
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """The recipe with the settings changed that `--set key=value` texts name. The value is TOML.
 
-    ConfigError for a setting of another table.
+    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
+    setting of this name. The key may go on with keys inside a setting, such as
+    `tower_options.img_size`. ConfigError names a text that is wrong.
     """
-    recipe = override(Recipe(), assignments)
+    tables = to_dict(recipe)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: expected key=value")
+        try:
+            _put(tables, full_name(key.strip()), _value(text.strip()))
+        except ConfigError as error:
+            raise ConfigError(f"--set {error}") from error
+    return from_dict(Recipe, tables)
+
+
+def full_name(key: str) -> str:
+    """The `table.name` of a setting that is named so, or by its name alone.
+
+    ConfigError for an unknown setting names the nearest known settings.
+    """
+    tables = to_dict(Recipe())
+    owners: dict[str, list[str]] = {}
+    for table, settings in tables.items():
+        for name in settings:
+            owners.setdefault(name, []).append(table)
+    head, _, rest = key.partition(".")
+    table, name = (head, rest) if head in tables else (owners.get(head, [""])[0], key)
+    if name.partition(".")[0] not in tables.get(table, {}):
+        known = [*owners, *(f"{table}.{setting}" for table in tables for setting in tables[table])]
+        raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
+    return f"{table}.{name}"
+
+
+def _put(tables: dict[str, Any], name: str, value: object) -> None:
+    """Set the value of `table.name` in plain tables, or of `table.name.key`, a key in a setting."""
+    *path, last = name.split(".")
+    table = tables
+    for step in path:
+        inner = table.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{name}: {step} has no settings of its own")
+        table = inner
+    table[last] = value
+
+
+def as_assignment(name: str, value: str) -> str:
+    """The `key=value` text by which `override` gives a setting this text as its value."""
+    return f"{name}={value if _value(value.strip()) == value else _toml(value)}"
+
+
+def data_settings(assignments: Sequence[str], *, run: str | None = None) -> DataConfig:
+    """The defaults of [data], changed by `--set key=value` texts, where no recipe is read.
+
+    If the folder `run` is a run, the default of `data.split` is the split that the run was trained
+    on. ConfigError for a setting of another table.
+    """
+    recipe = Recipe()
+    if run is not None and (Path(run) / RECIPE_FILE).is_file():
+        trained = read_recipe(Path(run) / RECIPE_FILE)
+        recipe = Recipe(data=DataConfig(split=trained.data.split))
+    recipe = override(recipe, assignments)
     if recipe != Recipe(data=recipe.data):
         raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
     return recipe.data
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """The value that a TOML text stands for. A bare word is text; the bare word none is None."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -1,4 +1,4 @@
-"""What the command line promises: results on standard output, one line per mistake, exit statuses."""
+"""Results go to standard output, a mistake takes one line, and the exit status tells which."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 import zeroi2v
+from tests.cli_for_tests import said
 from tests.towers_for_tests import respec
 from zeroi2v import VideoClassifier
 from zeroi2v.cli.main import build_parser, main
 from zeroi2v.config import ClipConfig, Recipe, ViewsConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine import run as training
+from zeroi2v.engine.processes import Processes
 from zeroi2v.errors import VideoError
 from zeroi2v.inference import evaluate as evaluation
 from zeroi2v.log import Log
@@ -39,16 +41,6 @@ COMMANDS = [
     "data check",
     "data reencode",
 ]
-
-
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    try:
-        status = main(list(words))
-    except SystemExit as end:
-        status = int(end.code or 0)
-    output = capsys.readouterr()
-    return status, output.out, output.err
 
 
 @pytest.fixture(scope="module")
@@ -219,20 +211,29 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
     given: list[tuple[Recipe, Path, bool]] = []
 
     def noting(
-        recipe: Recipe, dataset: VideoDataset, out: Path, *, resume: bool, log: Log
+        recipe: Recipe,
+        dataset: VideoDataset,
+        out: Path,
+        *,
+        resume: bool,
+        processes: Processes,
+        log: Log,
     ) -> training.Run:
+        assert processes.size == 1
         assert dataset.source == motion_videos
         given.append((recipe, out, resume))
         return training.Run(out, 1, None, {}, 1, ())
 
     monkeypatch.setattr(training, "train", noting)
-    flags = {
+    flags: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
         ("--tower", "vit_tiny_patch16_224"): ("model", {"tower": "vit_tiny_patch16_224"}),
         ("--epochs", "7"): ("train", {"epochs": 7}),
         ("--seed", "5"): ("train", {"seed": 5}),
         ("--broken", "skip"): ("train", {"broken": "skip"}),
         ("--set", "label_smoothing=0.1"): ("train", {"label_smoothing": 0.1}),
         ("--set", "views.crops=3"): ("views", {"crops": 3}),
+        ("--workers", "0"): ("train", {"workers": 0}),
+        ("--tower", 'no "such\x7f'): ("model", {"tower": 'no "such\x7f'}),
     }
     for words, (table, settings) in flags.items():
         assert (
@@ -249,24 +250,31 @@ def test_a_flag_of_train_is_the_setting_of_its_name(
     started = dataclasses.replace(
         Recipe(), model=earlier.model, clip=earlier.clip, views=earlier.views
     )
-    settings = dataclasses.replace(Recipe().train, start_from=str(run))
-    assert given[-1] == (dataclasses.replace(started, train=settings), Path("run"), False)
+    from_run = dataclasses.replace(Recipe().train, start_from=str(run))
+    assert given[-1] == (dataclasses.replace(started, train=from_run), Path("run"), False)
 
     assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]) == 0
     assert given[-1] == (earlier, run, True)
-    assert main(["train", str(motion_videos), "--resume", "--out", str(run), "--seed", "5"]) == 1
-    assert len(given) == 8
+    resumed = ["train", str(motion_videos), "--resume", "--out", str(run), "--quiet"]
+    assert main([*resumed, "--seed", "5"]) == 1
+    assert len(given) == 10
+    assert main([*resumed, "--workers", "3"]) == 0
+    with_workers = dataclasses.replace(earlier.train, workers=3)
+    assert given[-1] == (dataclasses.replace(earlier, train=with_workers), run, True)
 
 
 def test_eval_takes_the_views_frames_and_size_that_it_is_told(
     run: Path, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[tuple[VideoClassifier, evaluation.Evaluation]] = []
+    found: list[tuple[VideoClassifier, ViewsConfig, evaluation.Evaluation]] = []
     evaluate = evaluation.evaluate
 
-    def noting(model: VideoClassifier, *arguments: Any, **options: Any) -> evaluation.Evaluation:
-        found.append((model, evaluate(model, *arguments, **{**options, "workers": 0})))
-        return found[-1][1]
+    def noting(
+        model: VideoClassifier, *arguments: Any, views: ViewsConfig, **options: Any
+    ) -> evaluation.Evaluation:
+        result = evaluate(model, *arguments, **{**options, "views": views, "workers": 0})
+        found.append((model, views, result))
+        return result
 
     monkeypatch.setattr(evaluation, "evaluate", noting)
     (tmp_path / "list.csv").write_text(
@@ -282,8 +290,8 @@ def test_eval_takes_the_views_frames_and_size_that_it_is_told(
         (["--image-size", "32"], saved.views, 4, 32),
     ):
         assert main([*words, *flags]) == 0
-        model, result = found[-1]
-        assert (model.views, model.frames, model.clip.frames, model.image_size) == (
+        model, asked, result = found[-1]
+        assert (asked, model.frames, model.clip.frames, model.image_size) == (
             views,
             frames,
             frames,
@@ -316,7 +324,7 @@ def test_eval_writes_the_confusion_that_it_counted(
 def test_the_mean_of_three_splits_takes_each_run_on_its_own(
     run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A copy of the motion videos as UCF101 lists them: split n tests on 2 n videos, other ones each time."""
+    """Motion videos as UCF101 lists them: split n tests on 2 n videos, which no other split has."""
     labels, data = zeroi2v.load(run).labels, tmp_path / "data"
     (data / "ucfTrainTestlist").mkdir(parents=True)
     videos = [
@@ -384,7 +392,9 @@ def test_predict_goes_on_after_a_broken_video(
     scores = [one["score"] for one in answers[1]["predictions"]]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    assert [line.split(": ")[1] for line in err.splitlines()] == bad
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == bad
+    assert [line for line in err.splitlines() if line not in errors and good in line]
     predicted = zeroi2v.Predictor(run).predict(good, top_k=3)
     assert [one.score for one in predicted] == pytest.approx(scores, abs=1e-6)
     status, out, err = said(capsys, "predict", good, "--model", str(run))
@@ -522,8 +532,12 @@ def test_a_saved_model_asks_nobody_for_a_decoder(tmp_path: Path) -> None:
 
 
 def test_help_and_mistakes_need_no_heavy_import() -> None:
-    heavy = "import sys; from zeroi2v.cli.main import build_parser; build_parser(); print({'torch', 'timm', 'rich', 'av'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    program = (
+        "import sys; from zeroi2v.cli.main import build_parser; build_parser();"
+        "print({'torch', 'timm', 'rich', 'av'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert build_parser().prog == "zeroi2v"
 

@@ -10,17 +10,9 @@ from pathlib import Path
 import pytest
 
 import zeroi2v
-from zeroi2v.cli.main import main
+from tests.cli_for_tests import said
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.recipes import read_recipe
-
-
-def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    capsys.readouterr()
-    status = main([str(word) for word in words])
-    output = capsys.readouterr()
-    return status, output.out, output.err
 
 
 def train(data: Path, out: Path, *words: object) -> list[object]:

@@ -71,15 +71,18 @@ def test_show_draws_into_a_folder_and_refuses_in_one_line(
             "shift_kv",
             [
                 "offset +0: heads 1 (75%), 2 (75%), 3 (75%); frame by frame they read [1, 2, 3]",
-                "offset -1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); frame by frame they read [1, 1, 2]",
-                "offset +1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); frame by frame they read [2, 3, 3]",
+                "offset -1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); "
+                "frame by frame they read [1, 1, 2]",
+                "offset +1: heads 1 (12.5%), 2 (12.5%), 3 (12.5%); "
+                "frame by frame they read [2, 3, 3]",
             ],
         ),
         (
             "cls_shift",
             [
                 "offset +0: heads 1, 2, 3; frame by frame they read [1, 2, 3]",
-                "The [cls] shift moves channels of the class token between neighbouring frames; every head reads its own frame.",
+                "The [cls] shift moves channels of the class token between neighbouring frames; "
+                "every head reads its own frame.",
             ],
         ),
     ],

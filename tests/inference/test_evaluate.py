@@ -52,7 +52,10 @@ def test_top_k_confusion_and_the_choice_between_two_by_hand() -> None:
 
 
 def test_a_tie_between_two_classes_is_the_second() -> None:
-    """So a model that scores all alike is right for all videos of one class and none of the other, whatever the rounding."""
+    """So a model without an opinion is right for all videos of one class, and for no other video.
+
+    Rounding then decides nothing.
+    """
     found = evaluation([[[1.0, 1.0, 5.0]]] * 4, [0, 1, 1, 1])
     assert found.between(0, 1) == 0.75
     assert found.between(1, 0) == 0.25

@@ -14,9 +14,8 @@ import torch
 
 import zeroi2v
 from zeroi2v.data.datasets import open_dataset
-from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.engine.run import train
-from zeroi2v.recipes import override, read_recipe
+from zeroi2v.recipes import RECIPE_FILE, override, read_recipe
 
 SAVED = Path(__file__).with_name("saved")
 

@@ -1,1 +1,1 @@
-"""What can be said on the command line? One file per command: its arguments beside its action."""
+"""What can be said on the command line? main.py lists the commands; each command has a file."""

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -24,9 +24,10 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.decode import all_frames
 from zeroi2v.data.encode import write_frames
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
+from zeroi2v.data.output_folder import require_outside
 from zeroi2v.data.workers import worker_loader
 from zeroi2v.errors import DatasetError, VideoError
-from zeroi2v.files import is_partial, write_text
+from zeroi2v.files import claimed, is_partial, write_text
 
 MANIFEST_FILE: Final = "manifest.csv"
 _SETTINGS_FILE: Final = ".reencode.json"
@@ -40,8 +41,21 @@ def reencode(
     The manifest of the copies is written at the end. A video that has a copy is not copied again.
     VideoError, with the path of the copy, if a copy cannot be written, for instance on a full
     disk. DatasetError if OUT holds something else, or if two videos would have one name.
+    ConfigError if another process is copying into OUT now.
     """
     copies = _copies(dataset, out)
+    with claimed(out, "another copying"):
+        yield from _copy_all(dataset, copies, out, settings, workers)
+
+
+def _copy_all(
+    dataset: VideoDataset,
+    copies: dict[Path, Path],
+    out: Path,
+    settings: ReencodeConfig,
+    workers: int,
+) -> Iterator[tuple[Path, VideoError | None]]:
+    """Copy every video to its place in `copies`, and write the manifest in the end."""
     _claim(out, settings)
     pairs = [*copies.items()]
     broken: set[Path] = set()
@@ -89,10 +103,8 @@ def _copies(dataset: VideoDataset, out: Path) -> dict[Path, Path]:
     root = Path(os.path.abspath(folder))
     if not all(path.is_relative_to(root) for path in sources.values()):
         root = Path(os.path.commonpath([path.parent for path in sources.values()]))
-    if Path(os.path.abspath(out)).is_relative_to(root) and dataset.source.is_dir():
-        raise DatasetError(
-            f"{out}: lies in the data set {dataset.source} itself; choose another folder"
-        )
+    if dataset.source.is_dir():
+        require_outside(out, root)
     copies: dict[Path, Path] = {}
     source_of: dict[Path, Path] = {}
     for source, path in sources.items():

@@ -7,7 +7,7 @@ without `rng` it gives clip `clip` of the `clips` clips of an evaluation.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from random import Random
 
 from zeroi2v.config import ClipConfig
@@ -26,6 +26,11 @@ def clip_indices(
         dense_indices(num_frames, clip.frames, clip.stride, clip=k, clips=clips, rng=rng)
         for k in range(clips)
     ]
+
+
+def frames_of_clips(num_frames: int, clip: ClipConfig, clips: int) -> list[int]:
+    """The frame numbers of all clips of an evaluation, one clip after the other: clips * T."""
+    return [*chain.from_iterable(clip_indices(num_frames, clip, clips=clips))]
 
 
 def segment_indices(

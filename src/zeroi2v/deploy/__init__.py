@@ -1,1 +1,1 @@
-"""How does a trained model answer for one video?"""
+"""How does a trained model answer outside of training? It predicts for videos, and it is merged."""

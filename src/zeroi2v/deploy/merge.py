@@ -1,25 +1,44 @@
-"""Is the merged model the same model? Fold a saved model's adapters, compare the two, and only then write the folder."""
+"""Is the merged model the same model? Merge a saved model, compare both, and only then write.
+
+Shapes: n clips, K classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import torch
+from torch import Tensor
 
 from zeroi2v.config import DataConfig
-from zeroi2v.data.datasets import open_dataset, relabel
+from zeroi2v.data.datasets import Video, open_dataset, relabel
 from zeroi2v.errors import ConfigError, MergeError
+from zeroi2v.files import claimed
 from zeroi2v.inference.evaluate import data_for, evaluate
 from zeroi2v.log import Log
-from zeroi2v.machine import best_device, worker_count
+from zeroi2v.machine import best_device
 from zeroi2v.models.loading import load
 from zeroi2v.models.video import VideoClassifier
 
 RANDOM_CLIPS: Final = 16
-TOLERANCE: Final = (
-    1e-4  # of the largest logit; rounding the folded weights once to float32 costs about 1e-6
-)
+# share of the largest logit; rounding the folded weights to float32 moves a logit by about 1e-6
+TOLERANCE: Final = 1e-4
+
+
+class Difference(TypedDict):
+    """How far the logits of two models on the same clips lie apart."""
+
+    clips: int
+    largest_logit_difference: float
+    same_answers: int  # clips for which the highest logit belongs to the same class
+
+
+class Proof(Difference):
+    """What shows that a merged model is the adapted model."""
+
+    compared_on: str
 
 
 def merge_folder(
@@ -28,54 +47,67 @@ def merge_folder(
     *,
     data: Path | None = None,
     config: DataConfig | None = None,
+    workers: int = 0,
     log: Log | None = None,
-) -> dict[str, Any]:
-    """Merge the model in a folder into `out`, compared on the evaluation videos of `data`, opened by `config`, or on random clips.
+) -> Proof:
+    """Merge a saved model into the folder `out`, and compare the two.
 
-    Gives the largest difference of logits, and for how many clips both models answer the same. ConfigError if `out` is there
-    already, MergeError if the two models differ by more than rounding and VideoError if a
-    video cannot be read; then nothing is written.
+    They are compared on the evaluation videos of `data`, opened by `config` and decoded by
+    `workers` processes, or on random clips if there is no `data`. ConfigError if `out` exists,
+    MergeError if the two differ by more than rounding, VideoError if a video cannot be read:
+    nothing is written then.
     """
     if out.exists():
         raise ConfigError(f"{out}: already there; choose another --out, or remove it")
     adapted = load(model).to(best_device())
     merged = adapted.merge()
-    if data is None:
-        before, after = random_logits(adapted), random_logits(merged)
-    else:
-        config = data_for(adapted, config or DataConfig())
-        videos = relabel(open_dataset(data, config), adapted.labels).for_evaluation()
-        found = [
-            evaluate(one, videos, workers=worker_count(-1), log=log) for one in (adapted, merged)
-        ]
-        if found[0].skipped:
-            raise found[0].skipped[0]
-        before, after = (one.logits.flatten(0, 1) for one in found)
-    proof = {
-        **difference(before, after),
-        "compared_on": "random clips" if data is None else f"clips of {data}",
-    }
-    largest = proof["largest_logit_difference"]
-    if not largest <= TOLERANCE * max(1.0, before.abs().max().item()):  # a NaN is refused too
-        raise MergeError(f"{model}: merging moved a logit by {largest:.1e}; nothing was written")
-    merged.save_pretrained(out)
-    return proof
+    with claimed(out, "another merge"):
+        if data is None:
+            before, after = random_logits(adapted), random_logits(merged)
+        else:
+            videos = _evaluation_videos(adapted, data, config or DataConfig())
+            before, after = (
+                _logits_of_videos(one, videos, workers, log) for one in (adapted, merged)
+            )
+        apart = difference(before, after)
+        largest = apart["largest_logit_difference"]
+        if not largest <= TOLERANCE * max(1.0, before.abs().max().item()):  # true for NaN too
+            raise MergeError(
+                f"{model}: merging moved a logit by {largest:.1e}; nothing was written"
+            )
+        merged.save_pretrained(out)
+    return {**apart, "compared_on": "random clips" if data is None else f"clips of {data}"}
 
 
 @torch.no_grad()
-def random_logits(model: VideoClassifier) -> torch.Tensor:
-    """The model's logits on always the same clips of normal noise: (n, K)."""
+def random_logits(model: VideoClassifier) -> Tensor:
+    """The logits of a model on always the same clips of normal noise: (n, K)."""
     size = (RANDOM_CLIPS, model.frames, 3, model.image_size, model.image_size)
     clips = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    logits: torch.Tensor = model(clips.to(next(model.parameters()).device))
+    logits: Tensor = model(clips.to(model.classifier.weight.device))
     return logits
 
 
-def difference(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
-    """How far two models' logits (n, K) on the same clips lie apart, and for how many clips their answers agree."""
-    same = int((before.argmax(-1) == after.argmax(-1)).sum())
+def _evaluation_videos(model: VideoClassifier, data: Path, config: DataConfig) -> Sequence[Video]:
+    """The videos of a data set on which a finished model is evaluated."""
+    dataset = relabel(open_dataset(data, data_for(model, config)), model.labels)
+    return dataset.for_evaluation()
+
+
+def _logits_of_videos(
+    model: VideoClassifier, videos: Sequence[Video], workers: int, log: Log | None
+) -> Tensor:
+    """The logits of all views of the videos: (n, K). VideoError if a video cannot be read."""
+    evaluation = evaluate(model, videos, workers=workers, log=log)
+    if evaluation.skipped:
+        raise evaluation.skipped[0]
+    return evaluation.logits.flatten(0, 1)
+
+
+def difference(before: Tensor, after: Tensor) -> Difference:
+    """How far the logits (n, K) of two models on the same clips lie apart."""
     return {
         "clips": len(before),
         "largest_logit_difference": (before - after).abs().max().item(),
-        "same_answers": same,
+        "same_answers": int((before.argmax(-1) == after.argmax(-1)).sum()),
     }

@@ -1,50 +1,126 @@
-"""What happens in this video? A saved model, applied to one file by the protocol that it was trained with."""
+"""What happens in a video? A saved model answers by the views that it was trained to judge by.
+
+Shapes: V views of a video, T frames, S pixels a side, K classes.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from zeroi2v.data.loader import read_views
-from zeroi2v.errors import ConfigError, VideoError
-from zeroi2v.inference.scores import clip_logits, view_scores
+from zeroi2v.errors import ConfigError, VideoError, nearest
+from zeroi2v.inference.scores import DTYPES, clip_logits, view_scores
 from zeroi2v.machine import best_device
 from zeroi2v.models.loading import load
+
+VideoPath: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label and its score, averaged over the views: softmax, or sigmoid of a model for several labels a video."""
+    """A label and its score: softmax, or sigmoid if the model knows several labels a video.
+
+    The score is averaged over the views.
+    """
 
     label: str
     score: float
 
 
 class Predictor:
-    """`Predictor(folder).predict("video.mp4")`. The folder is a run, a merged model or a Hub name."""
+    """`Predictor(folder).predict("video.mp4")`. The folder is a run, a merged model or a Hub name.
+
+    `dtype`, "fp32", "bf16" or "fp16", is the precision of weights and arithmetic; scores stay in
+    full precision. Several threads may use one predictor. ConfigError for an unknown `dtype`.
+    """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, device: str | torch.device | None = None
+        self,
+        folder: VideoPath,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "fp32",
     ) -> None:
+        if dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise ConfigError(
+                f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}"
+            )
         self.device = best_device() if device is None else torch.device(device)
-        self.model = load(os.fspath(folder)).to(self.device)
+        self.model = load(os.fspath(folder)).to(self.device, DTYPES[dtype])
 
-    def predict(self, video: str | os.PathLike[str], *, top_k: int = 5) -> list[Prediction]:
+    def predict(self, video: VideoPath, *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
-        if top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, got {top_k}")
+        _require_top_k(top_k)
+        return self._predictions(self._views(video), top_k)
+
+    def predict_each(
+        self, videos: Sequence[VideoPath], *, top_k: int = 5, workers: int = 0
+    ) -> Iterator[list[Prediction] | VideoError]:
+        """For each video, in order, its predictions, or the error if it cannot be read.
+
+        While the model computes, `workers` threads read the videos that follow.
+        """
+        _require_top_k(top_k)
+        if not workers:
+            for video in videos:
+                try:
+                    yield self.predict(video, top_k=top_k)
+                except VideoError as error:
+                    yield error
+            return
+        for views in self._views_ahead(videos, workers):
+            yield views if isinstance(views, VideoError) else self._predictions(views, top_k)
+
+    def _views(self, video: VideoPath) -> Tensor:
+        """The views of a video by the model's protocol: uint8 (V, T, 3, S, S)."""
         if not os.fspath(video):
             raise VideoError("''", "an empty path; give a video file or a folder of frames")
-        model = self.model
-        views = read_views(
-            Path(video), clip=model.clip, views=model.views, size=model.image_size
-        )  # (V, T, 3, S, S)
-        scores = view_scores(clip_logits(model, views), multi_label=model.spec.multi_label)
-        best = scores.topk(min(top_k, len(model.labels)))
+        spec = self.model.spec
+        return read_views(Path(video), clip=spec.clip, views=spec.views, size=spec.image_size)
+
+    def _predictions(self, views: Tensor, top_k: int) -> list[Prediction]:
+        spec = self.model.spec
+        scores = view_scores(clip_logits(self.model, views), multi_label=spec.multi_label)
+        best = scores.topk(min(top_k, len(spec.labels)))
         return [
-            Prediction(model.labels[index], score)
+            Prediction(spec.labels[index], score)
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    def _views_ahead(
+        self, videos: Sequence[VideoPath], workers: int
+    ) -> Iterator[Tensor | VideoError]:
+        """The views of each video, in order; at most `workers` + 1 videos are held at once."""
+        pool = ThreadPoolExecutor(workers)
+        ahead: deque[Future[Tensor]] = deque()
+        try:
+            for video in videos:
+                ahead.append(pool.submit(self._views, video))
+                if len(ahead) > workers:
+                    yield _result(ahead.popleft())
+            while ahead:
+                yield _result(ahead.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _require_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise ConfigError(f"top_k must be at least 1, got {top_k}")
+
+
+def _result(views: Future[Tensor]) -> Tensor | VideoError:
+    try:
+        return views.result()
+    except VideoError as error:
+        return error

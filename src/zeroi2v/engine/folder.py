@@ -28,9 +28,8 @@ from zeroi2v.models.saving import (
     write_weights,
 )
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import write_recipe
+from zeroi2v.recipes import RECIPE_FILE, write_recipe
 
-RECIPE_FILE: Final = "recipe.toml"
 LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
 BOARD_FOLDER: Final = "tensorboard"

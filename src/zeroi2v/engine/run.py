@@ -19,7 +19,7 @@ from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
 from zeroi2v.engine.optim import build_optimizer, learning_rate_share
-from zeroi2v.engine.processes import Processes, join_processes
+from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key, require_finite
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
@@ -27,7 +27,7 @@ from zeroi2v.engine.step import Learner, take_step
 from zeroi2v.errors import DatasetError, ZeroI2VError
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
-from zeroi2v.machine import peak_memory, worker_count
+from zeroi2v.machine import best_device, peak_memory, worker_count
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import model_recipe, start_from
 from zeroi2v.models.video import VideoClassifier
@@ -46,6 +46,7 @@ class Run:
     broken: Mapping[str, str]  # path -> reason, of videos that cannot be read and were left out
     epochs: int  # finished epochs
     excluded: tuple[str, ...]  # paths of videos that `train.exclude` left out
+    needs_tower: bool = False  # the folder loads only where the weights of its tower can be had
 
 
 def train(
@@ -54,6 +55,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    processes: Processes | None = None,
     log: Log | None = None,
 ) -> Run:
     """Train a model on `dataset.train`, validate it on `dataset.val`, and write a run folder `out`.
@@ -65,13 +67,13 @@ def train(
     A video that cannot be read raises its VideoError. With `train.broken = "skip"` the video is
     left out instead, and listed in `Run.broken`.
 
-    Processes that torchrun or `accelerate launch` started share every batch; `train.batch_size`
-    counts the clips of all processes.
+    The `processes` of a group (`join_processes`) share every batch; `train.batch_size` counts the
+    clips of all processes. Without `processes` this process trains alone, whatever started it.
 
     ConfigError if `out` holds other files, or if another training uses `out` now.
     """
-    processes = join_processes()
-    log = log if log is not None and processes.is_first else Log(quiet=True)
+    processes = processes or Processes(best_device())
+    log = (log or Log(quiet=True)) if processes.is_first else Log(silent=True)
     recipe = absolute_paths(recipe)
     folder = RunFolder(out, writes=processes.is_first)
     if not resume:
@@ -95,8 +97,7 @@ def train(
     position = training.position
     for path, reason in position.broken.items():
         log.warn(f"left out: {path}: {reason}")
-    left_out = tuple(map(str, excluded))
-    if left_out:
+    if left_out := tuple(map(str, excluded)):
         listed = f"left out, as {recipe.train.exclude} lists them: {len(left_out)} videos"
         log.say(f"{listed}: {', '.join(left_out)}")
     return Run(
@@ -106,6 +107,7 @@ def train(
         broken=position.broken,
         epochs=position.epoch - 1,
         excluded=left_out,
+        needs_tower=not model.keeps_tower,
     )
 
 

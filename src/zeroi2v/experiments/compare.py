@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
@@ -24,7 +24,9 @@ from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.pages.compare import compare_page
-from zeroi2v.recipes import override, to_dict
+from zeroi2v.recipes import changed, override, to_dict
+
+DEFAULT_STRATEGIES: Final = ("zeroi2v", "lora", "linear_probe")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ def strategy_row(name: str, budget: Recipe) -> Row:
     resets = settings_to_reset(budget.model, name).items()
     assignments = [f"{key}={'none' if value is None else value}" for key, value in resets]
     return Row(name, (f"strategy={name}", *assignments))
+
+
+def rows_asked(
+    strategies: Sequence[str], own_rows: Sequence[Sequence[str]], budget: Recipe
+) -> list[Row]:
+    """The rows of strategies, then the user's own rows: of each the name and its settings.
+
+    If the user names neither, the rows are those of `DEFAULT_STRATEGIES`.
+    """
+    names = strategies or (() if own_rows else DEFAULT_STRATEGIES)
+    rows = [strategy_row(name, budget) for name in names]
+    return [*rows, *(Row(name, tuple(settings)) for name, *settings in own_rows)]
 
 
 def compare(
@@ -127,7 +141,7 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
         Trial(
             name,
             seed,
-            override(recipe, [f"train.seed={seed}", f"train.validate_every={recipe.train.epochs}"]),
+            changed(recipe, {"train.seed": seed, "train.validate_every": recipe.train.epochs}),
         )
         for seed in seeds
         for name, recipe in recipes.items()

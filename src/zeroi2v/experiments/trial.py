@@ -13,7 +13,7 @@ from typing import Any
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.engine.folder import LOG_FILE, RECIPE_FILE, RESUME_FILE
+from zeroi2v.engine.folder import LOG_FILE, RESUME_FILE
 from zeroi2v.engine.resume import data_key
 from zeroi2v.engine.run import Run, train
 from zeroi2v.files import read_json_lines
@@ -21,7 +21,7 @@ from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance
 from zeroi2v.measure.latency import measure_latency
 from zeroi2v.models.loading import load
-from zeroi2v.recipes import to_dict
+from zeroi2v.recipes import RECIPE_FILE, to_dict
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from typing import Any, Final
 import torch
 
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.experiments.trial import Trial, data_facts
 from zeroi2v.files import keep_json_lines, read_json_lines
 from zeroi2v.models.build import build_model
-from zeroi2v.recipes import read_recipe, to_dict
+from zeroi2v.recipes import RECIPE_FILE, read_recipe, to_dict
 
 ROWS_FILE: Final = "rows.jsonl"
 

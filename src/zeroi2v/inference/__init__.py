@@ -1,1 +1,1 @@
-"""How do views become scores? Everything that evaluation, prediction and serving share, and nothing of training."""
+"""How do views become scores? Evaluation, prediction and serving share this; training does not."""

@@ -1,11 +1,11 @@
-"""How good is a model? Scores of every video, averaged over its views, and what follows from them.
+"""How good is a model? The scores of every video, averaged over its views, and figures from them.
 
-Shapes: n videos, V views each (clips * crops), K classes.
+Shapes: n videos, V views of each (clips * crops), K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -27,13 +27,12 @@ FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for pe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Logits of the videos that could be read, in their order, and the errors of those that could not."""
+    """The logits of the videos that could be read, and the errors of the other videos."""
 
     logits: Tensor  # (n, V, K) float32
-    labels: (
-        Tensor  # (n,) int64; (n, K) float32, 1 where a video has the label, if it may have several
-    )
-    videos: tuple[Video, ...]
+    # (n,) int64; (n, K) float32 if a video may have several labels: 1 for each label of the video
+    labels: Tensor
+    videos: tuple[Video, ...]  # n videos, in the order in which they were given
     skipped: tuple[VideoError, ...]
 
     @property
@@ -43,55 +42,80 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> Tensor:
-        """Of every class, averaged over views: (n, K)."""
+        """The score of every class, averaged over views: (n, K)."""
         return view_scores(self.logits, multi_label=self.multi_label)
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """How good the answers are: numbers of 0..1, by the names of FIGURE_NAMES. The first is what to choose a model by."""
+        """How good the answers are: numbers of 0..1 with names of FIGURE_NAMES.
+
+        A model is chosen by the first figure.
+        """
         if self.multi_label:
             known = [precision for precision in self.per_class() if precision is not None]
             return {"mAP": sum(known) / len(known)}
         return {"top1": self.top(1), "top5": self.top(5)}
 
     def top(self, k: int) -> float:
-        """Share of the videos whose label is among the k highest scores (all of them where there are fewer classes)."""
+        """The share of the videos whose label is among the k highest scores.
+
+        If there are fewer than k classes, every score is among them.
+        """
         best = self.scores.topk(min(k, self.scores.shape[1])).indices
         return (best == self.labels[:, None]).any(1).double().mean().item()
 
-    def between(self, one: int, other: int) -> float:
-        """Share of these two classes' videos that are told apart when only these two answers are allowed."""
-        chosen = (self.labels == one) | (self.labels == other)
-        answers = torch.where(self.scores[chosen, one] > self.scores[chosen, other], one, other)
+    def between(self, first: int, second: int) -> float:
+        """The share of right answers for the videos of two classes, with only these two answers.
+
+        Equal scores count as the answer `second`.
+        """
+        chosen = (self.labels == first) | (self.labels == second)
+        is_first = self.scores[chosen, first] > self.scores[chosen, second]
+        answers = torch.where(is_first, first, second)
         return (answers == self.labels[chosen]).double().mean().item()
 
     def confusion(self) -> Tensor:
-        """How many videos of each class (rows) were taken for each class (columns): (K, K) int64."""
+        """How many videos of each class (rows) got each answer (columns): (K, K) int64."""
         classes = self.scores.shape[1]
         cells = self.labels * classes + self.scores.argmax(1)
         return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
     def per_class(self) -> list[float | None]:
-        """Top-1 of each class's own videos, or with several labels its average precision; None for a class without any."""
+        """The figure of each class; None for a class without videos.
+
+        The figure is the top-1 of the videos of the class, or the average precision of the class if
+        a video may have several labels.
+        """
         if self.multi_label:
-            return [
-                average_precision(scores, has)
-                for scores, has in zip(self.scores.T, self.labels.T, strict=True)
-            ]
+            columns = zip(self.scores.T, self.labels.T, strict=True)
+            return [average_precision(scores, has) for scores, has in columns]
         cells = self.confusion()
-        return [
-            right / total if total else None
-            for right, total in zip(cells.diag().tolist(), cells.sum(1).tolist(), strict=True)
-        ]
+        counts = zip(cells.diag().tolist(), cells.sum(1).tolist(), strict=True)
+        return [right / total if total else None for right, total in counts]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `zeroi2v eval --json` prints of it."""
+        """The part of the answer of `zeroi2v eval --json` that an evaluation knows."""
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
         return {**self.figures, "videos": len(self.videos), "skipped": skipped}
 
 
+def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over several models, such as the models of three official splits.
+
+    ConfigError if the models have no figure in common.
+    """
+    names = [name for name in FIGURE_NAMES if all(name in one for one in figures_of_models)]
+    if not names:
+        raise ConfigError(
+            "some models know one label a video, others several: they have no mean; "
+            "evaluate them apart"
+        )
+    count = len(figures_of_models)
+    return {name: sum(figures[name] for figures in figures_of_models) / count for name in names}
+
+
 def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
-    """The settings to open the videos of a model by: with several labels a video where the model knows such.
+    """The settings by which to open videos for a model, whose videos have one label or several.
 
     ConfigError if the settings ask for several labels and the model knows one.
     """
@@ -110,15 +134,15 @@ def evaluate(
     workers: int = 0,
     log: Log | None = None,
 ) -> Evaluation:
-    """Score every video in full precision, never more than `batch_size` clips in one pass.
+    """Score every video in the precision of the model's weights, `batch_size` clips at once.
 
-    `clip` and `views` say how views are cut out of a video; None: as the model was trained. A video that cannot be read is
-    listed in `skipped`, never dropped silently. DatasetError if none can be read. The processes of a group share the batches,
-    and each returns the results of all.
+    `clip` and `views` say how views are cut out of a video; None: as the model was trained. A video
+    that cannot be read is listed in `skipped`. DatasetError if no video can be read. The processes
+    of a group share the batches, and each of them returns the results of all.
     """
-    log = log or Log(quiet=True)
-    clip, views = clip or model.clip, views or model.views
     model.eval()
+    clip, views = clip or model.clip, views or model.views
+    log = log or Log(quiet=True)
     logits: dict[int, Tensor] = {}
     broken: dict[int, VideoError] = {}
     videos_per_batch = max(1, batch_size // (views.clips * views.crops))
@@ -135,14 +159,23 @@ def evaluate(
         loader, total=len(loader), title="evaluate", unit="videos", per_item=videos_per_batch
     ):
         broken |= dict(batch.broken)
-        if not batch.indices:
-            continue
-        count = batch.clips.shape[1]
-        of_views = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
-        logits |= dict(zip(batch.indices, of_views.unflatten(0, (-1, count)), strict=True))
-    for others_logits, others_broken in from_all([(logits, broken)]):
-        logits |= others_logits
-        broken |= others_broken
+        if batch.indices:
+            views_of_videos = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
+            by_video = views_of_videos.unflatten(0, batch.clips.shape[:2])
+            logits |= dict(zip(batch.indices, by_video, strict=True))
+    for logits_of_process, broken_of_process in from_all([(logits, broken)]):
+        logits |= logits_of_process
+        broken |= broken_of_process
+    return _evaluation(model, videos, logits, broken)
+
+
+def _evaluation(
+    model: VideoClassifier,
+    videos: Sequence[Video],
+    logits: Mapping[int, Tensor],
+    broken: Mapping[int, VideoError],
+) -> Evaluation:
+    """The results by the number of the video, in the order of the videos."""
     skipped = [broken[index] for index in sorted(broken)]
     if not logits:
         first = skipped[0] if skipped else "there is none"

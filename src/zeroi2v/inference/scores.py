@@ -1,4 +1,7 @@
-"""How do pixels become scores? Logits of clips, scores averaged over the views of a video, and average precision.
+"""How do pixels become scores, and how good is an order by scores?
+
+Clips become logits; logits become scores, averaged over the views of a video; scores have an
+average precision.
 
 Shapes: n clips or videos, V views of a video, T frames, S pixels a side, K classes.
 """
@@ -13,34 +16,43 @@ from torch import Tensor
 from zeroi2v.data.transforms import normalise
 from zeroi2v.models.video import VideoClassifier
 
-BATCH: Final = 16  # clips in one pass through the model, if nobody says otherwise
+BATCH: Final = 16  # clips in one pass through a model, unless the caller says otherwise
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
 def clip_logits(model: VideoClassifier, clips: Tensor, *, batch_size: int = BATCH) -> Tensor:
-    """Logits (n, K), float32 on the CPU, of clips of pixels, uint8 (n, T, 3, S, S); never more than `batch_size` in one pass."""
-    device, (mean, std) = model.classifier.weight.device, model.normalisation
-    return torch.cat(
-        [
-            model(normalise(part.to(device), mean, std)).float().cpu()
-            for part in clips.split(batch_size)
-        ]
-    )
+    """The logits of clips of pixels, uint8 (n, T, 3, S, S): (n, K), float32, on the CPU.
+
+    At most `batch_size` clips pass through the model at once, in the precision of its weights.
+    """
+    weight, spec = model.classifier.weight, model.spec
+    logits: list[Tensor] = []
+    for part in clips.split(batch_size):
+        pixels = normalise(part.to(weight.device), spec.mean, spec.std).to(weight.dtype)
+        logits.append(model(pixels).float().cpu())
+    return torch.cat(logits)
 
 
 def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
-    """Softmax, or sigmoid where a video may have several labels, averaged over views: (..., V, K) to (..., K)."""
+    """The scores of a video from the logits of its views: (..., V, K) to (..., K).
+
+    Softmax, or sigmoid if a video may have several labels, averaged over the views.
+    """
     return (logits.double().sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
 
 
 def average_precision(scores: Tensor, has: Tensor) -> float | None:
-    """Of the videos that have a label (n), the mean of the share that has it among all that score as high or higher; None without any.
+    """The average precision of a label from the scores of n videos; None if no video has the label.
 
-    That is the area under the steps of precision over recall; videos of equal score come in together.
+    `has` (n) is above 0 for the videos that have the label. For each of these videos, precision is
+    the share of videos with the label among all videos that score as high or higher; the result is
+    the mean of these shares. That is the area under the steps of precision over recall, where
+    videos of equal score come in together.
     """
     own = scores[has > 0].sort().values
     if not len(own):
         return None
-    higher = len(scores) - torch.searchsorted(scores.sort().values, own)  # itself included
-    higher_own = len(own) - torch.searchsorted(own, own)
-    return (higher_own.double() / higher).mean().item()
+    as_high = len(scores) - torch.searchsorted(scores.sort().values, own)  # the video included
+    own_as_high = len(own) - torch.searchsorted(own, own)
+    return (own_as_high.double() / as_high).mean().item()

@@ -18,7 +18,7 @@ from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
 from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import override, to_dict
+from zeroi2v.recipes import changed, full_name, override
 
 Shown: TypeAlias = tuple[dict[str, Any], Iterable[str]]  # one JSON value, and lines of text
 CLASSES: Final = 400  # of a model that is not saved, where nobody says how many: Kinetics-400's
@@ -36,20 +36,24 @@ UNITS: Final = {  # figure -> its name in the text, what the figure is divided b
 
 def model_costs(
     saved: str | None,
-    changes: Sequence[str],
+    settings: Mapping[str, object],
+    assignments: Sequence[str],
     *,
     num_classes: int | None,
     training_mode: TrainingMode,
 ) -> Shown:
     """The costs of a saved model, or of a model that settings describe: adapted, and merged.
 
-    `changes` are `key=value` pairs. `training_mode` is the mode in which a training step is
+    `settings` have values, `assignments` are `--set key=value` texts. `training_mode` is the mode in which a training step is
     estimated. ConfigError names a setting that changes nothing of what is counted.
     """
+    recipe = override(changed(Recipe(), settings), assignments)
+    keys = (assignment.partition("=")[0].strip() for assignment in assignments)
+    names = [*settings, *map(full_name, keys)]
     if saved is None:
-        model, views = _described_model(changes, num_classes)
+        model, views = _described_model(recipe, names, num_classes)
     else:
-        model, views = _saved_model(saved, changes, num_classes)
+        model, views = _saved_model(saved, recipe, names, num_classes)
     models, reason = {"merged" if model.spec.merged else "adapted": model}, ""
     if not model.spec.merged:
         try:
@@ -70,11 +74,13 @@ def model_costs(
 
 
 def _described_model(
-    changes: Sequence[str], num_classes: int | None
+    recipe: Recipe, names: Sequence[str], num_classes: int | None
 ) -> tuple[VideoClassifier, ViewsConfig]:
-    """A model without storage, made as the settings say, and its views."""
-    recipe = override(Recipe(), changes)
-    for name in map(_setting, changes):
+    """A model without storage, made as the recipe says, and its views.
+
+    `names` are those of the settings that are given.
+    """
+    for name in names:
         if not name.startswith(("model.", "clip.", "views.")):
             raise ConfigError(
                 f"--set {name}: only settings of [model], [clip] and [views] change what is counted"
@@ -87,11 +93,9 @@ def _described_model(
 
 
 def _saved_model(
-    saved: str, changes: Sequence[str], num_classes: int | None
+    saved: str, recipe: Recipe, names: Sequence[str], num_classes: int | None
 ) -> tuple[VideoClassifier, ViewsConfig]:
-    """A saved model, and its views as the settings change them."""
-    recipe = override(Recipe(), changes)
-    names = [_setting(change) for change in changes]
+    """A saved model, and its views as the settings of these names change them."""
     if num_classes is not None or not all(name.startswith("views.") for name in names):
         raise ConfigError(
             f"{Path(saved)}: a saved model says itself what it is; "
@@ -99,20 +103,8 @@ def _saved_model(
         )
     model = load(saved)
     fields = [name.removeprefix("views.") for name in names]
-    changed = {field: getattr(recipe.views, field) for field in fields}
-    return model, dataclasses.replace(model.views, **changed)
-
-
-def _setting(change: str) -> str:
-    """The `table.name` of the setting that a `key=value` pair changes.
-
-    `override` has accepted the pair.
-    """
-    key = change.partition("=")[0].strip()
-    tables, head = to_dict(Recipe()), key.partition(".")[0]
-    if head in tables:
-        return key
-    return next(f"{table}.{key}" for table, settings in tables.items() if head in settings)
+    given = {field: getattr(recipe.views, field) for field in fields}
+    return model, dataclasses.replace(model.views, **given)
 
 
 def _figures(model: VideoClassifier, views: int, training_mode: TrainingMode) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import ModelConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes
 from zeroi2v.measure.cost import plain_tower
@@ -27,7 +28,6 @@ from zeroi2v.models.pictures import pictures_of
 from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier
 
-DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLAIN: Final = "plain"
 MERGED: Final = ":merged"
 SEED: Final = 0  # of random weights and random clips; the values change no time

@@ -145,6 +145,8 @@ def model_recipe(folder: str | os.PathLike[str] | None) -> Recipe:
 
 def _open(folder: str | os.PathLike[str]) -> SavedModel:
     """Read the configuration in a folder, which is downloaded if `folder` is a name on the Hub."""
+    if not os.fspath(folder):
+        raise CheckpointError("the name of the model's folder is empty")
     path = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(path / CONFIG_FILE)
     try:

@@ -8,12 +8,12 @@ import pytest
 from tests.sources_for_tests import held, ignored, refusal, touch, ucf101, write
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.data.file_kinds import OUTPUT_FILES
-from zeroi2v.engine.folder import RECIPE_FILE
 from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.quickstart import MARKER
 from zeroi2v.experiments.trial_folder import ROWS_FILE
 from zeroi2v.explain.show import FILES
 from zeroi2v.models.saving import WEIGHTS_FILE
+from zeroi2v.recipes import RECIPE_FILE
 
 
 def without_hold_out(source: Path) -> VideoDataset:

@@ -1,0 +1,186 @@
+"""`zeroi2v train`: adapt a tower to a folder or list of videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zeroi2v.cli.group import SharedArguments, shared
+from zeroi2v.cli.options import (
+    DECODING,
+    Commands,
+    command_line,
+    data_argument,
+    given,
+    nonempty,
+    nonempty_path,
+    open_data,
+    print_json,
+    set_action,
+    set_option,
+    workers_option,
+)
+from zeroi2v.errors import ConfigError, VideoError
+
+if TYPE_CHECKING:
+    from zeroi2v.config import Recipe
+    from zeroi2v.data.datasets import VideoDataset
+    from zeroi2v.engine.run import Run
+
+NOTES = """\
+DATA is a folder with one folder of videos per class (or train/ and val/ with those inside), a CSV
+file with the columns path, label and, if you like, split (train, val), or a published data set:
+docs/data.md lists the formats. Without a split a fifth of each class is held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(SharedArguments):
+    """The arguments of `zeroi2v train`."""
+
+    data: Path
+    recipe: Path | None
+    tower: str | None
+    epochs: int | None
+    seed: int | None
+    broken: str | None
+    out: Path
+    resume: bool
+    start_from: str | None
+    settings: list[str]
+    workers: int
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add("train", "adapt a tower to a folder or list of videos", NOTES)
+    data_argument(parser)
+    parser.add_argument(
+        "--recipe",
+        type=nonempty_path,
+        metavar="FILE",
+        help="TOML file of settings; a setting that it lacks keeps its default",
+    )
+    text = "image transformer: a timm name (default: the embedded zeroi2v_tiny)"
+    parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
+    text = "passes over the training videos"
+    parser.add_argument("--epochs", type=int, metavar="N", help=text)
+    text = "seed of the weights, and of the order, frames and crops of the videos"
+    parser.add_argument("--seed", type=int, metavar="N", help=text)
+    text = "what happens at a video that cannot be read (default: stop)"
+    parser.add_argument("--broken", choices=("stop", "skip"), help=text)
+    parser.add_argument(
+        "--out",
+        type=nonempty_path,
+        default=Path("run"),
+        metavar="RUN",
+        help="folder to write, outside of DATA (default: %(default)s)",
+    )
+    text = "go on with the run in RUN, with its own settings; only --workers may change"
+    parser.add_argument("--resume", action="store_true", help=text)
+    text = "begin with the weights, and the model, of an earlier run"
+    parser.add_argument("--start-from", type=nonempty, metavar="RUN", help=text)
+    set_option(parser, "change a setting of docs/training.md, as often as you like")
+    workers_option(parser, DECODING)
+    set_action(parser, TrainArguments, run)
+
+
+def run(arguments: TrainArguments) -> int:
+    """Train, and say where the run is and how good it is."""
+    with shared(arguments):
+        recipe = _recipe(arguments)
+        from zeroi2v.data.flip_pairs import with_flip_pairs
+        from zeroi2v.data.output_folder import require_outside
+
+        if not arguments.resume:
+            require_outside(arguments.out, arguments.data)
+        log = arguments.log()
+        dataset = open_data(arguments.data, recipe.data, recipe.train.broken, log)
+        recipe = with_flip_pairs(recipe, dataset, log)
+        result = _trained(arguments, recipe, dataset)
+        figure = "mAP" if recipe.data.multi_label else "top1"
+        if arguments.json:
+            print_json(_answer(result, dataset, figure))
+        else:
+            _say(result, figure, recipe.model.tower)
+    return 0
+
+
+def _recipe(arguments: TrainArguments) -> Recipe:
+    """The recipe that the flags, a recipe file or an earlier run describe."""
+    from zeroi2v.models.loading import model_recipe
+    from zeroi2v.recipes import RECIPE_FILE, changed, override, read_recipe
+
+    flags = given(
+        {
+            "model.tower": arguments.tower,
+            "train.epochs": arguments.epochs,
+            "train.seed": arguments.seed,
+            "train.broken": arguments.broken,
+            "train.start_from": arguments.start_from,
+        }
+    )
+    if arguments.resume:
+        if flags or arguments.settings or arguments.recipe:
+            raise ConfigError(
+                "--resume goes on with the settings of the run; give it DATA and --out alone"
+            )
+        recipe = read_recipe(arguments.out / RECIPE_FILE)
+    else:
+        if arguments.recipe:
+            recipe = read_recipe(arguments.recipe)
+        else:
+            recipe = model_recipe(arguments.start_from)
+        recipe = override(changed(recipe, flags), arguments.settings)
+    if arguments.workers < 0:
+        return recipe
+    return changed(recipe, {"train.workers": arguments.workers})
+
+
+def _trained(arguments: TrainArguments, recipe: Recipe, dataset: VideoDataset) -> Run:
+    """Train. The error of a video that cannot be read also says what to do."""
+    from zeroi2v.engine.processes import join_processes
+    from zeroi2v.engine.run import train
+
+    try:
+        return train(
+            recipe,
+            dataset,
+            arguments.out,
+            resume=arguments.resume,
+            processes=join_processes(),
+            log=arguments.log(),
+        )
+    except VideoError as error:
+        advice = "mend it, or leave such videos out with --broken skip"
+        raise VideoError(error.path, f"{error.reason}; {advice}") from error
+
+
+def _answer(result: Run, dataset: VideoDataset, figure: str) -> dict[str, object]:
+    """The value of --json."""
+    left_out = {**dict.fromkeys(map(str, dataset.missing), "no such file"), **result.broken}
+    return {
+        "run": str(result.folder),
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        figure: result.best,
+        "broken": [{"video": path, "error": reason} for path, reason in left_out.items()],
+        "excluded": [*result.excluded],
+    }
+
+
+def _say(result: Run, figure: str, tower: str) -> None:
+    """The same for people, and what to do next."""
+    from zeroi2v.inference.evaluate import FIGURE_NAMES
+
+    score = ""
+    if result.best is not None:
+        score = f", {FIGURE_NAMES[figure]} {result.best:.1%} on the validation videos"
+    print(f"{result.folder}: epoch {result.best_epoch} of {result.epochs} is the best{score}")
+    if result.needs_tower:
+        merging = command_line("merge", result.folder, "--out", "FOLDER")
+        print(
+            f"The run needs its tower, {tower}, again wherever it is loaded; "
+            f"a merged folder does not: {merging}"
+        )
+    print(f"Next: {command_line('predict', 'VIDEO', '--model', result.folder)}")
