@@ -1,6 +1,7 @@
-"""Does the source keep the house rules? Who imports whom, what lives where, what is public, and what `--help` may cost.
+"""Does the source keep the house rules? Imports, homes, public names, the cost of `--help`.
 
-Most tests read the source with `ast` and import nothing of it: they hold for a module that cannot even be imported.
+Most tests read the source with `ast` and import nothing of it. So they hold for a module that
+cannot even be imported.
 """
 
 import ast
@@ -70,7 +71,7 @@ HEAVY = (
     "safetensors",
 )
 
-# ImageNet's and CLIP's, as shares and as 0..255 (CLIP's also as other projects round them), to three digits
+# of ImageNet and CLIP, as shares and as 0..255 (CLIP's also as other projects round them)
 PIXEL_STATISTICS = {
     0.485,
     0.456,
@@ -117,7 +118,7 @@ def nodes(path: Path) -> Iterator[ast.AST]:
 
 
 def imported_modules(path: Path) -> Iterator[tuple[ast.AST, str]]:
-    """Every import of a file with its dotted name, wherever it stands: in a function, for typing only, or by `import_module`."""
+    """Every import of a file with its dotted name: in functions, for typing, by `import_module`."""
     for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
@@ -138,7 +139,7 @@ def imported_modules(path: Path) -> Iterator[tuple[ast.AST, str]]:
 
 
 def room_imported(name: str) -> str | None:
-    """The room that a dotted name belongs to: None outside the package, "zeroi2v" for a public name."""
+    """The room of a dotted name: None outside the package, "zeroi2v" for a public name."""
     package, _, rest = name.partition(".")
     if package != "zeroi2v":
         return None
@@ -344,9 +345,13 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 def heavy_modules_after(statement: str) -> list[str]:
-    """The heavy modules that a fresh interpreter has loaded after a statement; what the statement itself writes is dropped."""
-    report = f"import sys, json; sys.stderr.write(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
-    program = f"try:\n    {statement}\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n{report}"
+    """The heavy modules that a fresh interpreter has loaded after a statement."""
+    loaded_ones = f"[name for name in {HEAVY!r} if name in sys.modules]"
+    report = f"import sys, json; sys.stderr.write(json.dumps({loaded_ones}))"
+    program = (
+        f"try:\n    {statement}\n"
+        f"except SystemExit as stop:\n    assert not stop.code, stop.code\n{report}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
@@ -362,7 +367,10 @@ def test_importing_is_free(module: str) -> None:
 
 
 def test_help_is_free(capsys: pytest.CaptureFixture[str]) -> None:
-    statement = "import sys; sys.argv = ['zeroi2v', '--help']; import zeroi2v.cli.main; sys.exit(zeroi2v.cli.main.main())"
+    statement = (
+        "import sys; sys.argv = ['zeroi2v', '--help']; "
+        "import zeroi2v.cli.main; sys.exit(zeroi2v.cli.main.main())"
+    )
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
@@ -375,7 +383,10 @@ def test_help_is_free(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def text_files() -> Iterator[tuple[str, str]]:
-    """The name and text of every file that git tracks, or would after `git add`; the test is skipped outside a repository."""
+    """The name and text of every file that git tracks, or would track after `git add`.
+
+    Outside a repository the test is skipped.
+    """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(

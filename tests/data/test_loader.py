@@ -1,4 +1,4 @@
-"""Is a batch what its seed, epoch and videos say, whoever decodes it, and is a broken video reported and never replaced?"""
+"""Seed, epoch and videos decide a batch, whoever decodes it; a broken video is never replaced."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ CLIP = ClipConfig(frames=4)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Video]:
-    """Seven videos of 20 frames, 64 by 48; in frame t the grey level is 12 t on the left and lower on the right."""
+    """Seven videos of 20 frames, 64 by 48. Frame t has grey level 12 t left, and less right."""
     folder = tmp_path_factory.mktemp("videos")
     found = []
     for number in range(7):
@@ -249,8 +249,8 @@ from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import train_loader
 
 videos = [Video(Path(sys.argv[1]), 0)] * 100
-loader = train_loader(videos, clip=ClipConfig(frames=4), pixels=PixelsConfig(), size=16, labels=("a",), batch_size=3, seed=0,
-                      workers=2, broken="stop")
+loader = train_loader(videos, clip=ClipConfig(frames=4), pixels=PixelsConfig(), size=16,
+                      labels=("a",), batch_size=3, seed=0, workers=2, broken="stop")
 try:
     for epoch in itertools.count():
         for batch in loader.epoch(epoch):

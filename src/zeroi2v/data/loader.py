@@ -1,6 +1,7 @@
-"""How do videos become batches of clips, for training, for evaluation, and how are they checked, in parallel?
+"""How do videos become batches of clips? For training, for evaluation, and to check every video.
 
-Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side, K classes. Clips are uint8.
+Shapes: B videos, V views of a video (clips * crops), T frames, S pixels a side, K classes. Clips
+are uint8.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from zeroi2v.data.transforms import train_pixels, view_pixels
 from zeroi2v.data.workers import WorkerLoader, worker_loader
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
-_RESIZED = (
-    256 / 224
-)  # shorter side of a decoded training frame / S, as in the official implementation
+_RESIZED = 256 / 224  # shorter side of a decoded training frame / S, as in the official code
 
 
 def train_loader(
@@ -45,11 +44,14 @@ def train_loader(
     multi_label: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> TrainLoader:
-    """Batches of random clips. `labels` are the names of the classes; `workers` processes decode, 0: this one does.
+    """Batches of random clips.
 
-    `share` (k, n): only every n-th sample of a batch, from the k-th on, which may be none; so n processes share each batch.
+    `labels` are the names of the classes. `workers` processes decode; with 0 the calling process
+    decodes. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on, so that
+    n processes share each batch. A share of a small batch may be empty.
 
-    ConfigError if a flip is to exchange a label that is none of `labels`, or the clip's decoder cannot be used.
+    ConfigError if a flip is to exchange a label that is none of `labels`, or if the decoder of the
+    clip cannot be used.
     """
     require_decoder(clip.decoder)
     for name in chain.from_iterable(pixels.flip_pairs):
@@ -72,7 +74,10 @@ def train_loader(
 
 
 def targets(labels: Iterable[int], several_of: int | None) -> Tensor:
-    """What a video's labels are to the loss and the figures: the label, int64; or of K classes, `several_of`, 1.0 where it has them."""
+    """The labels of a video as a tensor: the label, int64; or (K,) float32, 1.0 at every label.
+
+    `several_of` is K where a video may have several labels, else None.
+    """
     if several_of is None:
         (label,) = labels
         return torch.tensor(label)
@@ -82,10 +87,11 @@ def targets(labels: Iterable[int], several_of: int | None) -> Tensor:
 
 
 class TrainLoader:
-    """Batches of clips (B, T, 3, S, S) and labels (B,) int64, or several labels (B, K) float32, for one epoch after another.
+    """Batches of clips and labels, for one epoch after another.
 
-    What sample `index` of an epoch looks like follows from seed, epoch and index alone. The last batch may be smaller, and where
-    broken videos are left out any batch may be, even empty.
+    Clips are (B, T, 3, S, S). Labels are (B,) int64, or (B, K) float32 where a video may have
+    several. The pixels of a sample follow from seed, epoch and index alone. The last batch may be
+    smaller. Where broken videos are left out, any batch may be smaller, even empty.
     """
 
     def __init__(
@@ -151,7 +157,7 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
 
 @dataclass
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): the epoch travels with the index, so that workers that live on need not be told."""
+    """Batches of (epoch, index). The epoch travels with the index to the worker processes."""
 
     count: int
     batch_size: int
@@ -203,10 +209,10 @@ def view_loader(
     workers: int,
     share: tuple[int, int] = (0, 1),
 ) -> WorkerLoader[Views]:
-    """All views of every video, in order: an iterable of `Views`, with a length. `batch_size` counts videos.
+    """All views of every video, in order: an iterable of `Views`, with a length.
 
-    `share` (k, n): only every n-th batch, from the k-th on; so n processes share the videos. ConfigError if the clip's decoder cannot be
-    used.
+    `batch_size` counts videos. `share` (k, n): the loader gives every n-th batch, from the k-th on,
+    so that n processes share the videos. ConfigError if the decoder of the clip cannot be used.
     """
     require_decoder(clip.decoder)
     own, shares = share

@@ -44,8 +44,8 @@ def model_costs(
 ) -> Shown:
     """The costs of a saved model, or of a model that settings describe: adapted, and merged.
 
-    `settings` have values, `assignments` are `--set key=value` texts. `training_mode` is the mode in which a training step is
-    estimated. ConfigError names a setting that changes nothing of what is counted.
+    `settings` have values, `assignments` are `--set key=value` texts. A training step is estimated
+    in `training_mode`. ConfigError names a setting that changes nothing of what is counted.
     """
     recipe = override(changed(Recipe(), settings), assignments)
     keys = (assignment.partition("=")[0].strip() for assignment in assignments)
