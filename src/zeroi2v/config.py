@@ -211,7 +211,7 @@ class TrainConfig:
     seed: int = 0
     # A file that lists videos to leave out, as `zeroi2v data check --out` writes the file.
     exclude: str | None = None
-    # "stop": a video that cannot be read ends the run. "skip": it is left out and listed.
+    # "stop": a video that cannot be read ends the run. "skip": the video is left out and listed.
     broken: Literal["stop", "skip"] = "stop"
     validate_every: int = 1  # epochs
     # The run ends after so many validations without a new best epoch. 0: never early.
@@ -304,7 +304,7 @@ class Recipe:
         smoothed = self.data.multi_label and self.train.label_smoothing > 0
         _require(
             not smoothed,
-            "label_smoothing must be 0 with data.multi_label: it is for one label a video",
+            "label_smoothing is for one label a video; with data.multi_label it must be 0",
         )
 
     def clip_in_epoch(self, epoch: int) -> ClipConfig:

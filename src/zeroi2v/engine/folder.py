@@ -34,7 +34,7 @@ LOG_FILE: Final = "log.jsonl"
 LAST_FILE: Final = "last.safetensors"
 BOARD_FOLDER: Final = "tensorboard"
 RESUME_FILE: Final = "resume.pt"
-# What a run writes before the end of its first epoch, and the folder of TensorBoard.
+# A run that stopped before its first state was saved holds no other files.
 _UNFINISHED: Final = {RECIPE_FILE, CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, LAST_FILE, BOARD_FOLDER}
 
 
@@ -67,7 +67,10 @@ class RunFolder:
         )
 
     def claimed(self) -> AbstractContextManager[None]:
-        """Within the block no other training can use the folder. ConfigError if one uses it now."""
+        """Within the block no other training can use the folder.
+
+        ConfigError if another training uses the folder now.
+        """
         return claimed(self.path, "another training") if self.writes else nullcontext()
 
     def begin(self, recipe: Recipe, model: VideoClassifier) -> None:
@@ -83,7 +86,10 @@ class RunFolder:
     def write_best(
         self, model: VideoClassifier, results: Mapping[str, float], *, epoch: int
     ) -> None:
-        """Write the model as it is now, as the best epoch's. `results` are for its card."""
+        """Write the model with its present weights as the model of the best epoch.
+
+        `results` are the figures that the card of the model shows.
+        """
         if self.writes:
             spec = dataclasses.replace(model.spec, results=results)
             write_model(self.path, spec, model.stored(), {"epoch": str(epoch)})
@@ -95,7 +101,7 @@ class RunFolder:
             write_weights(path, model.spec, model.stored(), {"epoch": str(epoch)})
 
     def write_entry(self, entry: Mapping[str, Any]) -> None:
-        """Add the line of an epoch to the log, and its points to TensorBoard's board if open."""
+        """Add the line of an epoch to the log, and to TensorBoard's board if the board is open."""
         if self.writes:
             append_json(self.path / LOG_FILE, entry)
         if self._board is not None:

@@ -30,7 +30,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and messages."""
+        """Whether this process is the first process, which alone writes files and messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:

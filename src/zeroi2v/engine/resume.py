@@ -65,7 +65,7 @@ class Position:
 
 
 class TrainingState:
-    """The parts of a run that change in training, and the file that they are saved to."""
+    """The objects that change in training, and the file in which their state is saved."""
 
     def __init__(
         self,

@@ -264,7 +264,7 @@ class Training:
         )
 
     def out_of_patience(self) -> bool:
-        """Whether the last `train.patience` validations were no better than an earlier one."""
+        """Whether `train.patience` validations have passed since the best validation."""
         patience = self.recipe.train.patience
         return bool(patience) and self.position.validations_since_best >= patience
 

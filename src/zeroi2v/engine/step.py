@@ -1,6 +1,6 @@
 """How does a model learn from one batch? By a forward pass, a backward pass and an optimiser step.
 
-The processes of a group share every batch: each process has a part of its clips.
+The processes of a group share every batch: each process has a part of the clips of the batch.
 
 Shapes: b clips of this process, F frames, S pixels a side.
 """

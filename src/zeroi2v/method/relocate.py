@@ -272,11 +272,10 @@ def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tens
 
 
 def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
-    """The offset of each channel of v: (H, D) int64, 0 where the channel stays in its frame."""
+    """The offset of each channel of v: (H, D) int64. A channel that does not move has offset 0."""
     furthest = max((abs(move.offset) for move in moves), default=0)
-    middle = (
-        furthest  # of a clip so long that no offset leads out of the clip from its middle frame
-    )
+    # No offset leads out of a clip of this length from its middle frame.
+    middle = furthest
     return frames_read(layout, moves, 2 * furthest + 1)[middle] - middle
 
 
