@@ -128,7 +128,7 @@ def new_model(
     )
     if resumed_folder is None and recipe.train.start_from is not None:
         start_from(model, recipe.train.start_from)
-    check_spared(model.plan, model.tower, recipe.train)
+    check_spared(model.plan, recipe.train)
     return model
 
 
