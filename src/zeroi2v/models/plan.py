@@ -1,8 +1,7 @@
 """Which heads of a tower are temporal, which adapters does a block get, and what trains?
 
-A `Plan` is what a configuration means for one tower. The plan needs the survey of the tower and not
-the tower. It names modules by their path in the tower, so the plan holds for every copy of the
-tower.
+A `Plan` is what a configuration means for one tower. A plan is made from the survey of the tower.
+The plan names modules by their path in the tower, so the plan holds for every copy of the tower.
 
 Shapes: F frames of a clip; T frames as attention sees them, F / tubelet; D channels.
 """
