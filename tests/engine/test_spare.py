@@ -211,7 +211,7 @@ def test_registers_stay_and_a_mean_over_patches_reads_them_all() -> None:
 def test_a_tower_that_counts_on_its_patches_says_so() -> None:
     model = create_model("swin_tiny_patch4_window7_224", num_classes=3, frames=2)
     with pytest.raises(ConfigError, match=r"token_share: swin_tiny.* needs all of its patches"):
-        check_spared(model.plan, model.tower, TrainConfig(token_share=0.5))
+        check_spared(model.plan, TrainConfig(token_share=0.5))
 
 
 def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import numpy as np
@@ -35,6 +36,9 @@ from zeroi2v.data.torchcodec_frames import seeks_exactly, torchcodec_clip
 from zeroi2v.data.video_files import NO_FRAME, decoded, open_video, packets_of
 from zeroi2v.errors import VideoError
 
+# A function that gets the number of frames of a video and returns the numbers of the wanted frames.
+Choose: TypeAlias = Callable[[int], Sequence[int]]
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -48,7 +52,7 @@ class VideoInfo:
 
 def read_clip(
     path: Path,
-    choose: Callable[[int], Sequence[int]],
+    choose: Choose,
     *,
     short_side: int | None = None,
     decoder: Decoder = "pyav",
@@ -62,28 +66,7 @@ def read_clip(
     scaled to the size of the first. PyAV decodes the videos that torchcodec cannot decode.
     VideoError if no frame can be decoded.
     """
-    if is_frame_folder(path):
-        files = image_files(path)
-        order = _chosen(choose, len(files))
-        numbers = sorted({*order})
-        images = oriented(decode_image(files[number]) for number in numbers)
-        numbered = ((number, *image) for number, image in zip(numbers, images, strict=True))
-        return _collect(order, numbered, short_side)[0]
-    threads = 1 if get_worker_info() else min(4, os.cpu_count() or 1)
-    with open_video(path, threads=threads) as (container, stream):
-        timeline = Timeline.of(container, stream)
-        if timeline.times:
-            order = _chosen(choose, timeline.frames)
-            try:
-                if decoder == "torchcodec":
-                    clip = _by_torchcodec(path, container, stream, timeline, order, short_side)
-                    if clip is not None:
-                        return clip
-                frames = frames_by_seeking(container, stream, timeline, sorted({*order}))
-                return _collect(order, frames, short_side)[0]
-            except (TimelineError, av.FFmpegError):
-                pass  # the packets do not tell which frames there are
-    return _by_counting(path, choose, timeline.frames, short_side)
+    return _source(path).clip(choose, short_side, decoder)
 
 
 def scan(path: Path) -> VideoInfo:
@@ -106,20 +89,108 @@ def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
 
     VideoError if there is none.
     """
-    if is_frame_folder(path):
-        yield from oriented(map(decode_image, image_files(path)))
-        return
-    with open_video(path) as (container, stream):
-        frames = oriented(decoded(stream, packets_of(container, stream)))
-        first = next(frames, None)
-        if first is None:
-            raise VideoError(path, NO_FRAME)
-        yield first
-        yield from frames
+    yield from _source(path).frames()
 
 
-def _chosen(choose: Callable[[int], Sequence[int]], frames: int) -> Sequence[int]:
-    """The numbers that `choose` picks. IndexError if the video has no such frame."""
+def _source(path: Path) -> ImageFolder | VideoFile:
+    """The source of a video's frames: a folder of images or a video file."""
+    return ImageFolder(path) if is_frame_folder(path) else VideoFile(path)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of images, which are the frames of a video."""
+
+    path: Path
+
+    def frames(self) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+        """Every frame, in order, as stored, and how the frame is laid out for display."""
+        yield from oriented(map(decode_image, image_files(self.path)))
+
+    def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
+        """As `read_clip`. Images are decoded by PyAV, whatever the `decoder` of video files."""
+        files = image_files(self.path)
+        order = _chosen(choose, len(files))
+        numbers = sorted({*order})
+        images = oriented(decode_image(files[number]) for number in numbers)
+        numbered = ((number, *image) for number, image in zip(numbers, images, strict=True))
+        return _collect(order, numbered, short_side)[0]
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video file, or a part of a tar file that holds a video file."""
+
+    path: Path
+
+    def frames(self) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+        """Every frame that can be decoded, in order, as stored, and its layout for display."""
+        with open_video(self.path) as (container, stream):
+            frames = oriented(decoded(stream, packets_of(container, stream)))
+            first = next(frames, None)
+            if first is None:
+                raise VideoError(self.path, NO_FRAME)
+            yield first
+            yield from frames
+
+    def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
+        """As `read_clip`: by seeking if the packets tell which frames there are."""
+        threads = 1 if get_worker_info() else min(4, os.cpu_count() or 1)
+        with open_video(self.path, threads=threads) as (container, stream):
+            timeline = Timeline.of(container, stream)
+            if timeline.times:
+                order = _chosen(choose, timeline.frames)
+                try:
+                    if decoder == "torchcodec":
+                        clip = self._by_torchcodec(container, stream, timeline, order, short_side)
+                        if clip is not None:
+                            return clip
+                    frames = frames_by_seeking(container, stream, timeline, sorted({*order}))
+                    return _collect(order, frames, short_side)[0]
+                except (TimelineError, av.FFmpegError):
+                    pass  # the packets do not tell which frames there are
+        return self._by_counting(choose, timeline.frames, short_side)
+
+    def _by_torchcodec(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        timeline: Timeline,
+        order: Sequence[int],
+        short_side: int | None,
+    ) -> Tensor | None:
+        """The clip as torchcodec decodes it; None if PyAV has to decode it.
+
+        torchcodec turns a frame that its container turns, but mirrors none.
+        """
+        if not seeks_exactly(container):
+            return None
+        _, _, orientation = next(frames_by_seeking(container, stream, timeline, [0]))
+        if orientation.is_mirrored:
+            return None
+        key_times = {time for time, _ in timeline.keys}
+        return torchcodec_clip(
+            self.path, order, stream, timeline.times, key_times, short_side=short_side
+        )
+
+    def _by_counting(self, choose: Choose, guess: int, short_side: int | None) -> Tensor:
+        """The clip from decoding the whole file, twice if the file has not `guess` frames."""
+        for _ in range(2):
+            if not guess:
+                raise VideoError(self.path, NO_FRAME)
+            order = _chosen(choose, guess)
+            with open_video(self.path) as (container, stream):
+                frames = oriented(decoded(stream, packets_of(container, stream)))
+                numbered = ((number, *frame) for number, frame in enumerate(frames))
+                clip, count = _collect(order, numbered, short_side)
+            if count == guess:
+                return clip
+            guess = count
+        raise VideoError(self.path, "each time it is decoded, it holds another number of frames")
+
+
+def _chosen(choose: Choose, frames: int) -> Sequence[int]:
+    """The numbers that `choose` picks. IndexError if the video has no frame of such a number."""
     order = choose(frames)
     if not order or min(order) < 0 or max(order) >= frames:
         raise IndexError(f"a choice of frames {list(order)} of a video of {frames}")
@@ -154,42 +225,3 @@ def _collect(
         rgb = reformatter.reformat(frame, *stored_size, "rgb24", threads=1)
         clip[positions[number]] = orientation.upright(rgb.to_ndarray())
     return torch.from_numpy(clip).movedim(-1, 1), count
-
-
-def _by_torchcodec(
-    path: Path,
-    container: InputContainer,
-    stream: VideoStream,
-    timeline: Timeline,
-    order: Sequence[int],
-    short_side: int | None,
-) -> Tensor | None:
-    """The clip as torchcodec decodes it; None if PyAV has to decode it.
-
-    torchcodec turns the frames of a video whose container says so, but it mirrors no frame.
-    """
-    if not seeks_exactly(container):
-        return None
-    _, _, orientation = next(frames_by_seeking(container, stream, timeline, [0]))
-    if orientation.is_mirrored:
-        return None
-    key_times = {time for time, _ in timeline.keys}
-    return torchcodec_clip(path, order, stream, timeline.times, key_times, short_side=short_side)
-
-
-def _by_counting(
-    path: Path, choose: Callable[[int], Sequence[int]], guess: int, short_side: int | None
-) -> Tensor:
-    """The clip from decoding the whole file, twice if `guess` is not the number of its frames."""
-    for _ in range(2):
-        if not guess:
-            raise VideoError(path, NO_FRAME)
-        order = _chosen(choose, guess)
-        with open_video(path) as (container, stream):
-            frames = oriented(decoded(stream, packets_of(container, stream)))
-            numbered = ((number, *frame) for number, frame in enumerate(frames))
-            clip, count = _collect(order, numbered, short_side)
-        if count == guess:
-            return clip
-        guess = count
-    raise VideoError(path, "each time it is decoded, it holds another number of frames")

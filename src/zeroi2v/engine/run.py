@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,77 +83,40 @@ def train(
     excluded: list[Path] = []
     if recipe.train.exclude is not None:
         dataset, excluded = leave_out(dataset, Path(recipe.train.exclude))
-    model = new_model(recipe, dataset, out if resume else None)
-    torch.manual_seed(recipe.train.seed + processes.rank)  # dropout differs between processes
-    training = Training(recipe, dataset, folder, processes, model, log)
-    with folder.claimed():
-        if resume:
-            training.restore()
-        else:
-            folder.begin(recipe, model)
-        training.say_settings()
-        processes.wait()
-        training.run()
-    position = training.position
-    for path, reason in position.broken.items():
-        log.warn(f"left out: {path}: {reason}")
-    if left_out := tuple(map(str, excluded)):
-        listed = f"left out, as {recipe.train.exclude} lists them: {len(left_out)} videos"
-        log.say(f"{listed}: {', '.join(left_out)}")
-    return Run(
-        folder=out,
-        best_epoch=position.best_epoch,
-        best=position.best if position.best >= 0 else None,
-        broken=position.broken,
-        epochs=position.epoch - 1,
-        excluded=left_out,
-        needs_tower=not model.keeps_tower,
-    )
+    training = Training(recipe, dataset, excluded, folder, resume, processes, log)
+    return training.run()
 
 
-def new_model(
-    recipe: Recipe, dataset: VideoDataset, resumed_folder: Path | None
-) -> VideoClassifier:
-    """The model that a run trains, with the weights that the run starts from.
-
-    If the run in `resumed_folder` is resumed, that folder says how the model is built, and
-    `TrainingState.load` later reads the weights. ConfigError names a setting that does not fit.
-    """
-    torch.manual_seed(recipe.train.seed)
-    config = recipe.model if resumed_folder is None else model_recipe(resumed_folder).model
-    model = build_model(
-        config,
-        labels=dataset.classes,
-        clip=recipe.clip,
-        views=recipe.views,
-        multi_label=recipe.data.multi_label,
-    )
-    if resumed_folder is None and recipe.train.start_from is not None:
-        start_from(model, recipe.train.start_from)
-    check_spared(model.plan, model.tower, recipe.train)
-    return model
-
-
+@dataclass(eq=False)
 class Training:
-    """A run in progress: the model, its optimiser, the videos, and the position of the run."""
+    """A run in progress: the model, its optimiser, the videos, and the position of the run.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: VideoDataset,
-        folder: RunFolder,
-        processes: Processes,
-        model: VideoClassifier,
-        log: Log,
-    ) -> None:
-        self.recipe, self.dataset, self.folder = recipe, dataset, folder
-        self.processes, self.model, self.log = processes, model, log
-        settings = recipe.train
+    ConfigError names a setting that does not fit the tower, the strategy or the videos.
+    """
+
+    recipe: Recipe
+    dataset: VideoDataset  # without the excluded videos
+    excluded: Sequence[Path]  # the videos that `train.exclude` leaves out
+    folder: RunFolder
+    resumes: bool  # whether the run in the folder goes on; otherwise a new run begins there
+    processes: Processes
+    log: Log
+    position: Position = field(init=False, default_factory=Position)
+    model: VideoClassifier = field(init=False)
+    # The model whose weights the optimiser moves: `model`, or a sharded copy of it.
+    trained: VideoClassifier = field(init=False)
+    learner: Learner = field(init=False)
+    state: TrainingState = field(init=False)
+    loader: TrainLoader = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings, processes = self.recipe.train, self.processes
+        torch.manual_seed(settings.seed)
+        self.model = model = self.new_model()
+        torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
         self.loader = self.new_loader(1)  # the number of batches is the same in every epoch
         is_sharded = settings.sharding == "full" and processes.size > 1
-        # The model whose weights the optimiser moves: `model`, or a sharded copy of it.
         self.trained = shard(model, processes.device) if is_sharded else model.to(processes.device)
-        self.highest_rate = settings.learning_rate * model.plan.strategy.learning_rate_share
         optimizer = build_optimizer(
             self.trained, learning_rate=self.highest_rate, weight_decay=settings.weight_decay
         )
@@ -162,13 +125,31 @@ class Training:
         scaler = torch.amp.GradScaler(processes.device.type, enabled=is_fp16)
         self.learner = Learner(processes, wrapped, model.spec, optimizer, scaler, settings)
         self.state = TrainingState(
-            folder.path / RESUME_FILE,
-            data=data_key(dataset.classes, dataset.train),
+            self.folder.path / RESUME_FILE,
+            data=data_key(self.dataset.classes, self.dataset.train),
             model=model,
             trained=wrapped,
             parts={"optimizer": optimizer, "scaler": scaler},
         )
-        self.position = Position()
+
+    def new_model(self) -> VideoClassifier:
+        """The model that the run trains, with the weights that the run starts from.
+
+        If the run is resumed, its folder says how the model is built, and `TrainingState.load`
+        later reads the weights.
+        """
+        recipe, start = self.recipe, self.recipe.train.start_from
+        model = build_model(
+            model_recipe(self.folder.path).model if self.resumes else recipe.model,
+            labels=self.dataset.classes,
+            clip=recipe.clip,
+            views=recipe.views,
+            multi_label=recipe.data.multi_label,
+        )
+        if not self.resumes and start is not None:
+            start_from(model, start)
+        check_spared(model.plan, recipe.train)
+        return model
 
     def new_loader(self, epoch: int) -> TrainLoader:
         """The loader of training clips for an epoch. The epoch decides the frames of a clip."""
@@ -225,7 +206,34 @@ class Training:
                 "there are no videos to validate on: the last epoch is taken for the best"
             )
 
-    def run(self) -> None:
+    def run(self) -> Run:
+        """Train in the folder of the run, while no other training can use the folder."""
+        with self.folder.claimed():
+            if self.resumes:
+                self.restore()
+            else:
+                self.folder.begin(self.recipe, self.model)
+            self.say_settings()
+            self.processes.wait()
+            self.train_epochs()
+        position = self.position
+        for path, reason in position.broken.items():
+            self.log.warn(f"left out: {path}: {reason}")
+        excluded = tuple(map(str, self.excluded))
+        if excluded:
+            listed = f"left out, as {self.recipe.train.exclude} lists them: {len(excluded)} videos"
+            self.log.say(f"{listed}: {', '.join(excluded)}")
+        return Run(
+            folder=self.folder.path,
+            best_epoch=position.best_epoch,
+            best=position.best if position.best >= 0 else None,
+            broken=position.broken,
+            epochs=position.epoch - 1,
+            excluded=excluded,
+            needs_tower=not self.model.keeps_tower,
+        )
+
+    def train_epochs(self) -> None:
         """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
         if settings.tensorboard:
@@ -267,6 +275,11 @@ class Training:
         """Whether `train.patience` validations have passed since the best validation."""
         patience = self.recipe.train.patience
         return bool(patience) and self.position.validations_since_best >= patience
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest learning rate of the run."""
+        return self.recipe.train.learning_rate * self.model.plan.strategy.learning_rate_share
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step. Steps are counted from 0 over all epochs."""

@@ -32,7 +32,7 @@ from zeroi2v.models.plan import Plan
 from zeroi2v.models.video import VideoClassifier
 
 
-def check_spared(plan: Plan, tower: nn.Module, settings: TrainConfig) -> None:
+def check_spared(plan: Plan, settings: TrainConfig) -> None:
     """ConfigError if a saving that the settings ask for is impossible with the model.
 
     The message names the setting, and the tower or the strategy that prevents the saving.
@@ -48,7 +48,7 @@ def check_spared(plan: Plan, tower: nn.Module, settings: TrainConfig) -> None:
     if settings.token_share < 1:
         if plan.strategy.peer is not None:
             raise ConfigError(f"token_share: strategy {strategy} needs all patches of a frame")
-        if not _is_plain(tower):
+        if not plan.tower.is_plain:
             raise ConfigError(
                 f"token_share: {name} needs all of its patches; "
                 "only a plain vision transformer can leave patches out"
@@ -147,13 +147,6 @@ def _class_token_modules(tower: nn.Module) -> tuple[nn.Module, ...]:
     last: Any = tower.blocks[-1]
     is_plain = type(last) is Block and type(last.attn) is Attention
     return (last.attn.proj, last.norm2) if is_plain else ()
-
-
-def _is_plain(tower: nn.Module) -> bool:
-    """Whether every block is a plain vision transformer's, which works with any set of patches."""
-    return isinstance(tower, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention for block in tower.blocks
-    )
 
 
 class PatchDropping:

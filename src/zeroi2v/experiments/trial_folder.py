@@ -73,7 +73,7 @@ def _check_row(trial: Trial, dataset: VideoDataset) -> None:
     try:
         with torch.device("meta"):
             model = build_model(config, labels=dataset.classes, clip=trial.recipe.clip)
-        check_spared(model.plan, model.tower, trial.recipe.train)
+        check_spared(model.plan, trial.recipe.train)
     except ZeroI2VError as error:
         raise ConfigError(f"row {trial.row}: {error}") from error
 

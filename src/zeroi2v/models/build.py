@@ -10,9 +10,10 @@ from typing import Any
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.method.heads import Heads
-from zeroi2v.models.plan import make_plan, strategy_of
+from zeroi2v.models.plan import Plan, strategy_of
 from zeroi2v.models.spec import numbered_labels
-from zeroi2v.models.towers import open_tower
+from zeroi2v.models.survey import survey
+from zeroi2v.models.towers import TowerSource
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import from_dict
 
@@ -77,8 +78,18 @@ def build_model(
 ) -> VideoClassifier:
     """The model of a configuration, for classes of these names and for clips of this kind."""
     strategy_of(config)  # refuses a wrong strategy before any weights are fetched
-    tower, config = open_tower(config)
-    plan = make_plan(config, tower, frames=clip.frames, num_classes=len(labels))
+    source = TowerSource(
+        name=config.tower,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        options=config.tower_options,
+        tubelet=config.tubelet,
+    )
+    tower = source.open()
+    if config.weights is not None:
+        # A saved model brings these weights along, so its configuration names no weights.
+        config = dataclasses.replace(config, pretrained=False, weights=None)
+    plan = Plan(config, survey(tower, config.tower), clip.frames, num_classes=len(labels))
     model = VideoClassifier(tower, plan)
 
     _warn_of_spatial_blocks(model)

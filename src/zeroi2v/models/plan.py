@@ -1,20 +1,18 @@
 """Which heads of a tower are temporal, which adapters does a block get, and what trains?
 
-A `Plan` is what a configuration means for one tower. The plan names modules by their path in the
-tower, so the plan holds for every copy of the tower.
+A `Plan` is what a configuration means for one tower. A plan is made from the survey of the tower.
+The plan names modules by their path in the tower, so the plan holds for every copy of the tower.
 
 Shapes: F frames of a clip; T frames as attention sees them, F / tubelet; D channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal, TypeAlias
-
-from torch import nn
 
 from zeroi2v.config import ClipConfig, ModelConfig
 from zeroi2v.errors import ConfigError, nearest
@@ -22,7 +20,7 @@ from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
 from zeroi2v.method.relocate import Move, channel_moves, head_moves
 from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy
 from zeroi2v.models import peers
-from zeroi2v.models.survey import Block, Survey, survey
+from zeroi2v.models.survey import Block, Survey
 
 Kind: TypeAlias = Literal["linear", "gelu", "st", "lora", "rows", "columns"]
 
@@ -60,15 +58,91 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration means for one tower."""
+    """What a configuration means for one tower.
+
+    The four fields decide everything else, so `dataclasses.replace` gives the plan of another
+    configuration or of another number of frames. ConfigError or HeadsError names the setting that
+    does not fit the tower. TowerError says why the tower cannot be adapted.
+    """
 
     config: ModelConfig
-    strategy: Strategy
     tower: Survey
-    blocks: tuple[BlockPlan, ...]
-    first_adapted: int  # the number, from 0, of the first block that has adapters
+    clip_frames: int  # F
     num_classes: int
-    frames: int  # T
+
+    def __post_init__(self) -> None:
+        self._check_adapted_blocks()
+        frames_seen(self.clip_frames, self.config.tubelet)  # refuses a wrong number of frames
+        self._check_operator()
+        has_temporal_heads = any(head != 0 for layout in self.heads for head in layout)
+        if self.strategy.adapter == "heads" and not has_temporal_heads:
+            raise ConfigError(
+                f"strategy {self.config.strategy}: there are no temporal heads to train"
+            )
+        if self.strategy.peer is not None:
+            peers.check(self.config, self.tower, self.heads)
+
+    def _check_adapted_blocks(self) -> None:
+        """ConfigError if `adapted_blocks` does not fit the strategy or the tower."""
+        number, block_count = self.config.adapted_blocks, len(self.tower.blocks)
+        if number is None:
+            return
+        if self.strategy.adapter is None:
+            raise ConfigError(
+                f"adapted_blocks: strategy {self.config.strategy} has no adapters of its own to "
+                "leave out"
+            )
+        if number > block_count:
+            raise ConfigError(
+                f"adapted_blocks: {self.config.tower} has {block_count} attention blocks, "
+                f"got {number}"
+            )
+
+    def _check_operator(self) -> None:
+        """ConfigError if the operator does not fit the tower, or if `ratio` is too small."""
+        if self.config.operator == "cls_shift" and not self.tower.has_class_token:
+            raise ConfigError(f"operator cls_shift: {self.config.tower} has no class token")
+        if self.config.ratio is not None and not self.moved_share:
+            raise ConfigError(f"ratio must be at least 0.001, got {self.config.ratio}")
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """The strategy that the configuration names."""
+        return strategy_of(self.config)
+
+    @property
+    def frames(self) -> int:
+        """T: the frames of a clip as attention sees them."""
+        return self.clip_frames // self.config.tubelet
+
+    @cached_property
+    def heads(self) -> tuple[HeadLayout, ...]:
+        """The head layout of every block."""
+        config, counts = self.config, self.tower.head_counts
+        moves_heads = config.operator in ("stdha", "hr_qkv")
+        if moves_heads and self.moved_share:
+            return heads_of_ratio(self.moved_share, counts)
+        is_spatial = not moves_heads or (self.strategy.peer is not None and config.heads is None)
+        offsets: Heads = [] if is_spatial else config.heads
+        return parse_heads(offsets, head_counts=counts, frames=self.frames)
+
+    @cached_property
+    def blocks(self) -> tuple[BlockPlan, ...]:
+        """The plans of all blocks. A peer builds its own adapters, so its blocks have none here."""
+        shifts = self.config.operator in ("shift_kv", "shift_qkv")
+        shifted = self.moved_share if shifts else Fraction(0)
+        blocks = []
+        for number, (block, layout) in enumerate(zip(self.tower.blocks, self.heads, strict=True)):
+            adapted = number >= self.first_adapted and self.strategy.peer is None
+            adapters = _adapters(block, layout, self) if adapted else {}
+            blocks.append(BlockPlan(block, layout, shifted, adapters))
+        return tuple(blocks)
+
+    @property
+    def first_adapted(self) -> int:
+        """The number, from 0, of the first block that has adapters."""
+        number, block_count = self.config.adapted_blocks, len(self.tower.blocks)
+        return 0 if number is None else block_count - number
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -116,34 +190,10 @@ class Plan:
         return self.tower.norm_parameters if self.strategy.trains_norm else frozenset()
 
 
-def make_plan(config: ModelConfig, tower: nn.Module, *, frames: int, num_classes: int) -> Plan:
-    """The plan of a configuration for its tower, for clips of F frames.
-
-    ConfigError or HeadsError names the setting that does not fit the tower. TowerError says why the
-    tower cannot be adapted.
-    """
-    strategy = strategy_of(config)
-    _check_sites(config.sites, strategy)
-    anatomy = survey(tower, config.tower)
-    plan = Plan(
-        config=config,
-        strategy=strategy,
-        tower=anatomy,
-        blocks=(),  # follow below: they depend on the other fields
-        first_adapted=_first_adapted(config, strategy, len(anatomy.blocks)),
-        num_classes=num_classes,
-        frames=frames_seen(frames, config.tubelet),
-    )
-    heads = _heads(plan)
-    if strategy.peer is not None:
-        peers.check(config, tower, heads)
-    return dataclasses.replace(plan, blocks=_blocks(plan, heads))
-
-
 def strategy_of(config: ModelConfig) -> Strategy:
     """The strategy that a configuration names.
 
-    ConfigError if the strategy is unknown, or if a setting has no meaning for the strategy.
+    ConfigError if the strategy is unknown, or if a setting does not fit the strategy.
     """
     if config.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
@@ -155,6 +205,7 @@ def strategy_of(config: ModelConfig) -> Strategy:
     for name in strategy.unused_settings:
         if getattr(config, name) != getattr(ModelConfig, name):
             raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
+    _check_sites(config.sites, strategy)
     return strategy
 
 
@@ -179,54 +230,6 @@ def _check_sites(sites: tuple[str, ...] | None, strategy: Strategy) -> None:
         raise ConfigError(
             "sites: qkv already stands for q, k and v; name qkv alone, or some of q, k and v"
         )
-
-
-def _heads(plan: Plan) -> tuple[HeadLayout, ...]:
-    """The head layout of every block. ConfigError if the operator or the strategy does not fit."""
-    config, counts = plan.config, plan.tower.head_counts
-    if config.operator == "cls_shift" and not plan.tower.has_class_token:
-        raise ConfigError(f"operator cls_shift: {config.tower} has no class token")
-    if config.ratio is not None and not plan.moved_share:
-        raise ConfigError(f"ratio must be at least 0.001, got {config.ratio}")
-    moves_heads = config.operator in ("stdha", "hr_qkv")
-    is_spatial = not moves_heads or (plan.strategy.peer is not None and config.heads is None)
-    if moves_heads and plan.moved_share:
-        heads = heads_of_ratio(plan.moved_share, counts)
-    else:
-        offsets: Heads = [] if is_spatial else config.heads
-        heads = parse_heads(offsets, head_counts=counts, frames=plan.frames)
-    only_spatial = not any(head != 0 for layout in heads for head in layout)
-    if plan.strategy.adapter == "heads" and only_spatial:
-        raise ConfigError(f"strategy {config.strategy}: there are no temporal heads to train")
-    return heads
-
-
-def _first_adapted(config: ModelConfig, strategy: Strategy, block_count: int) -> int:
-    """The number, from 0, of the first block that has adapters."""
-    if config.adapted_blocks is None:
-        return 0
-    if strategy.adapter is None:
-        raise ConfigError(
-            f"adapted_blocks: strategy {config.strategy} has no adapters of its own to leave out"
-        )
-    if config.adapted_blocks > block_count:
-        raise ConfigError(
-            f"adapted_blocks: {config.tower} has {block_count} attention blocks, "
-            f"got {config.adapted_blocks}"
-        )
-    return block_count - config.adapted_blocks
-
-
-def _blocks(plan: Plan, heads: Sequence[HeadLayout]) -> tuple[BlockPlan, ...]:
-    """The plans of all blocks. A peer builds its own adapters, so its blocks have none here."""
-    shifts = plan.config.operator in ("shift_kv", "shift_qkv")
-    shifted = plan.moved_share if shifts else Fraction(0)
-    blocks = []
-    for number, (block, layout) in enumerate(zip(plan.tower.blocks, heads, strict=True)):
-        adapted = number >= plan.first_adapted and plan.strategy.peer is None
-        adapters = _adapters(block, layout, plan) if adapted else {}
-        blocks.append(BlockPlan(block, layout, shifted, adapters))
-    return tuple(blocks)
 
 
 def _adapters(block: Block, heads: HeadLayout, plan: Plan) -> dict[str, AdapterPlan]:

@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from timm.layers.attention import Attention
 from timm.layers.norm import LayerNorm2d
 from timm.models.davit import SpatialBlock as DaViTBlock
+from timm.models.vision_transformer import Block as PlainBlock
+from timm.models.vision_transformer import VisionTransformer
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
@@ -90,6 +93,8 @@ class Survey:
     image_size: int  # pixels along a side of a picture
     mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]
+    is_plain: bool  # whether every block is that of timm's plain vision transformer
+    block_type: str  # type of the first block; type of the tower where the tower lists no blocks
 
     @property
     def head_counts(self) -> tuple[int, ...]:
@@ -123,6 +128,22 @@ def survey(tower: nn.Module, name: str) -> Survey:
         image_size=image_size(tower),
         mean=mean,
         std=std,
+        is_plain=_is_plain(tower),
+        block_type=type(next(iter(_listed_blocks(tower)), tower)).__name__,
+    )
+
+
+def _listed_blocks(tower: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules in the list `blocks` of a tower. Only some towers have this list."""
+    blocks = getattr(tower, "blocks", None)
+    return (*blocks,) if isinstance(blocks, nn.Sequential | nn.ModuleList) else ()
+
+
+def _is_plain(tower: nn.Module) -> bool:
+    """Whether every block is a plain vision transformer's, which works with any set of patches."""
+    return isinstance(tower, VisionTransformer) and all(
+        type(block) is PlainBlock and type(block.attn) is Attention
+        for block in _listed_blocks(tower)
     )
 
 

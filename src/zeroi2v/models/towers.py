@@ -7,10 +7,10 @@ the list with what `survey` says of every tower.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, TowerError, nearest, one_line
 from zeroi2v.models.pictures import inflate, note_image_size
 from zeroi2v.models.survey import survey
@@ -49,20 +48,28 @@ REFUSALS: Final = (  # errors that timm raises when it refuses options
 )
 
 
-def open_tower(config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
-    """The tower that a configuration names, with its weights; and the configuration to save.
+@dataclass(frozen=True, kw_only=True)
+class TowerSource:
+    """Where a tower and its weights come from."""
 
-    The tower takes pictures of `config.tubelet` frames. A saved model brings the weights that came
-    from a file along, so the configuration to save names neither the file nor pretrained weights.
-    """
-    by_name = config.pretrained and config.weights is None
-    tower = build_tower(config.tower, pretrained=by_name, options=config.tower_options)
-    if config.weights is not None:
-        load_tower_weights(tower, config.weights)
-        config = dataclasses.replace(config, pretrained=False, weights=None)
-    if config.tubelet > 1:
-        inflate(tower, config.tubelet, config.tower)
-    return tower, config
+    name: str
+    pretrained: bool  # whether timm fetches weights for the tower, unless `weights` names some
+    weights: str | None  # the file or folder of the weights (docs/weights.md)
+    options: Mapping[str, Any]  # arguments for timm
+    tubelet: int  # neighbouring frames that the patch embedding makes one picture of
+
+    def open(self) -> nn.Module:
+        """The tower with its weights, in eval mode. The tower takes pictures of `tubelet` frames.
+
+        ConfigError, TowerError or CheckpointError names the setting or the file that is wrong.
+        """
+        by_name = self.pretrained and self.weights is None
+        tower = build_tower(self.name, pretrained=by_name, options=self.options)
+        if self.weights is not None:
+            load_tower_weights(tower, self.weights)
+        if self.tubelet > 1:
+            inflate(tower, self.tubelet, self.name)
+        return tower
 
 
 def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:

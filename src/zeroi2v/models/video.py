@@ -58,7 +58,7 @@ class VideoClassifier(nn.Module):
         self.spec = Spec(
             model=plan.config,
             labels=numbered_labels(plan.num_classes),
-            clip=ClipConfig(frames=plan.frames * plan.config.tubelet),
+            clip=ClipConfig(frames=plan.clip_frames),
             image_size=plan.tower.image_size,
             mean=plan.tower.mean,
             std=plan.tower.std,
@@ -101,7 +101,7 @@ class VideoClassifier(nn.Module):
     def heads(self) -> tuple[HeadLayout, ...]:
         """The offsets of the heads of each block; ((offset, share), ...) stands for a split
         head."""
-        return tuple(block.heads for block in self.plan.blocks)
+        return self.plan.heads
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -275,7 +275,7 @@ class VideoClassifier(nn.Module):
                 layouts = tuple(map(layout_text, self.heads))
                 config = dataclasses.replace(config, heads=layouts)
         self.set_config(config)
-        self.plan = dataclasses.replace(self.plan, frames=seen)
+        self.plan = dataclasses.replace(self.plan, clip_frames=clip.frames)
         self.spec = dataclasses.replace(self.spec, clip=clip)
         peers.resize(self.tower, self.adapters, seen)
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from zeroi2v.config import ModelConfig
@@ -20,6 +18,7 @@ from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.heads import HeadLayout
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models.peers import aim, evl, joint, st_adapter
+from zeroi2v.models.survey import Survey
 
 
 class Build(Protocol):
@@ -89,7 +88,7 @@ def settings_to_reset(config: ModelConfig, name: str) -> dict[str, Any]:
     }
 
 
-def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) -> None:
+def check(config: ModelConfig, tower: Survey, heads: Sequence[HeadLayout]) -> None:
     """Check that a peer can be attached to a tower.
 
     ConfigError if some head is temporal. TowerError if the tower is no plain vision transformer.
@@ -98,15 +97,10 @@ def check(config: ModelConfig, tower: nn.Module, heads: Sequence[HeadLayout]) ->
         raise ConfigError(
             f"heads: strategy {config.strategy} has spatial heads alone; leave heads out"
         )
-    blocks = getattr(tower, "blocks", ())
-    plain = isinstance(tower, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention for block in blocks
-    )
-    if not plain:
-        kind = type(next(iter(blocks), tower)).__name__
+    if not tower.is_plain:
         raise TowerError(
             f"{config.tower}: strategy {config.strategy} is for plain vision transformers, "
-            f"not for {kind}"
+            f"not for {tower.block_type}"
         )
 
 

@@ -1,0 +1,79 @@
+"""A plan follows from its four fields, and stays itself where models are copied and sent."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+
+import zeroi2v
+from zeroi2v.config import ModelConfig
+from zeroi2v.errors import ConfigError, HeadsError
+from zeroi2v.models.plan import Plan
+from zeroi2v.models.survey import survey
+from zeroi2v.models.towers import TowerSource
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"strategy": "lora", "adapted_blocks": 2},
+    {"operator": "cls_shift", "ratio": 0.25},
+    {"strategy": "temporal_heads"},
+    {"strategy": "evl"},
+]
+
+
+def plan_of(**settings: Any) -> Plan:
+    return zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=8, **settings).plan
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_copied_plan_is_equal_and_has_the_same_blocks(settings: dict[str, Any]) -> None:
+    plan = plan_of(**settings)
+    copies = (pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan), dataclasses.replace(plan))
+    for other in copies:
+        assert other == plan
+        assert other.blocks == plan.blocks
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.num_classes = 4  # type: ignore[misc]  # this is what the test tries
+
+
+def test_a_replaced_field_is_resolved_as_in_a_new_plan() -> None:
+    plan = plan_of()
+    config = dataclasses.replace(plan.config, heads=(-1,), strategy="lora", adapted_blocks=1)
+    changed = dataclasses.replace(plan, config=config, clip_frames=32)
+    expected = zeroi2v.create_model(
+        "zeroi2v_tiny",
+        num_classes=3,
+        frames=32,
+        heads=[-1],
+        strategy="lora",
+        adapted_blocks=1,
+    ).plan
+    assert changed == expected != plan
+    assert (changed.blocks, changed.frames) == (expected.blocks, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"strategy": "none"}, ConfigError),
+        ({"sites": ("middle",)}, ConfigError),
+        ({"adapted_blocks": 9}, ConfigError),
+        ({"tubelet": 3}, ConfigError),
+        ({"operator": "cls_shift", "ratio": 1e-5}, ConfigError),
+        ({"strategy": "temporal_heads", "heads": ()}, ConfigError),
+        ({"strategy": "aim", "heads": (-1,)}, ConfigError),
+        ({"heads": (-1,) * 13}, HeadsError),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_when_the_plan_is_made(
+    settings: dict[str, Any], error: type[Exception]
+) -> None:
+    source = TowerSource(name="zeroi2v_tiny", pretrained=False, weights=None, options={}, tubelet=1)
+    config = ModelConfig(tower=source.name, **settings)
+    anatomy = survey(source.open(), source.name)
+    with pytest.raises(error):
+        Plan(config, anatomy, 8, num_classes=3)
