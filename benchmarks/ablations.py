@@ -308,10 +308,10 @@ def page(result: Mapping[str, Any]) -> str:
         f"Measured on {result['date']}: {machine['processor']}, two trainings at a time on one "
         f"thread each, torch {result['versions']['torch']}. Every row was trained with the seeds "
         f"{', '.join(map(str, result['seeds']))} on the same {videos['train']:,} training videos, "
-        f"and judged on the same {videos['val']:,} validation videos. A training has "
-        f"{train['epochs']} epochs, batches of {train['batch_size']}, a learning rate of "
-        f"{train['learning_rate']:g} and clips of {clip['frames']} frames. A training of the "
-        f"median row took {seconds:.0f} s. "
+        f"and judged on the same {videos['val']:,} validation videos. Unless a row says "
+        f"otherwise, a training has {train['epochs']} epochs, batches of {train['batch_size']}, a "
+        f"learning rate of {train['learning_rate']:g} and clips of {clip['frames']} frames. A "
+        f"training of the median row took {seconds:.0f} s. "
         "[`ablations.json`](../benchmarks/results/ablations.json) holds every figure and setting. "
         "The number of validation videos alone leaves a row uncertain by up to "
         f"{open_points(scores, videos['val']):.1f} points either way (95 %). All seeds are judged "
@@ -355,8 +355,8 @@ says little about Something-Something V2, the data set of the printed figures.
 Data, tower and budget are small here. The miniature also differs from the paper in these points:
 
 - **Clips** have 4 frames where the paper's clips have 8, and 8 where the paper's clips have 16. A
-  video has 17 frames, and a motion crosses the picture once. So an offset reaches twice as far into
-  a clip. The rows of Table 1c with 32 frames and the rows of Table 1b with ViT-L are not run.
+  video has 17 frames, and its motion runs once from start to end. So an offset reaches twice as far
+  into a clip. The rows of Table 1c with 32 frames and the rows of Table 1b with ViT-L are not run.
 - **Heads.** The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 blocks of 12 heads of 64
   channels. Half a head is 4 channels. Channel shift moves a share of every head, and 8 channels
   cannot move a twelfth back and a twelfth ahead. So channel shift is run at 1/4 alone: one channel
