@@ -16,6 +16,7 @@ import json
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -285,8 +286,8 @@ def orders(
     lines = [
         f"Of the pairs of rows whose printed figures differ, {agreed} are ordered as in the paper "
         f"with every seed, {len(disagreeing)} the other way with every seed, and in {undecided} "
-        f"the seeds disagree. Were all rows alike, chance would give about {by_chance:.0f} of the "
-        "first kind and as many of the second."
+        "the seeds disagree. If all rows were equally good, chance would order about "
+        f"{by_chance:.0f} as in the paper with every seed, and as many the other way."
     ]
     if disagreeing:
         lines.append(f"The other way: {'; '.join(disagreeing)}.")
@@ -304,28 +305,38 @@ def page(result: Mapping[str, Any]) -> str:
     train, clip = result["budget"]["train"], result["budget"]["clip"]
     seconds = statistics.median(row["seconds"] for row in result["rows"].values())
     lines += [
-        f"Measured on {result['date']}: {machine['processor']}, two trainings at a time on a "
-        f"thread each, torch {result['versions']['torch']}, seeds "
-        f"{', '.join(map(str, result['seeds']))} of the trainings, on the same "
-        f"{videos['train']:,} training and {videos['val']:,} validation videos. "
-        f"{train['epochs']} epochs, batches of {train['batch_size']}, learning rate "
-        f"{train['learning_rate']:g}, {clip['frames']} frames; the median row took {seconds:.0f} s "
-        "a training. [`ablations.json`](../benchmarks/results/ablations.json) holds every figure "
-        "and setting. The number of validation videos alone leaves "
-        f"{open_points(scores, videos['val']):.1f} points either way open in a row (95 %); all "
-        "seeds are judged on the same.",
+        f"Measured on {result['date']}: {machine['processor']}, two trainings at a time on one "
+        f"thread each, torch {result['versions']['torch']}. Every row was trained with the seeds "
+        f"{', '.join(map(str, result['seeds']))} on the same {videos['train']:,} training videos, "
+        f"and judged on the same {videos['val']:,} validation videos. Unless a row says "
+        f"otherwise, a training has {train['epochs']} epochs, batches of {train['batch_size']}, a "
+        f"learning rate of {train['learning_rate']:g} and clips of {clip['frames']} frames. A "
+        f"training of the median row took {seconds:.0f} s. "
+        "[`ablations.json`](../benchmarks/results/ablations.json) holds every figure and setting. "
+        "The number of validation videos alone leaves a row uncertain by up to "
+        f"{open_points(scores, videos['val']):.1f} points either way (95 %). All seeds are judged "
+        "on the same videos.",
         "",
         "## The comparisons",
         "",
-        "The differences are between rows of the same seed, and so of the same order of the same "
-        "clips. The interval is Student's over the seeds; three of them leave it wide.",
+        "A line says by how many points the first method is better than the second. Both methods "
+        "are compared at the same seed, and so on the same clips in the same order. The interval "
+        "is Student's over the seeds; three seeds leave the interval wide. The last column says "
+        "whether the first method is better with every seed.",
         "",
         *answers(scores),
         "",
     ]
     for title, rows in TABLES.items():
         lines += section(title, rows, scores)
-    return "\n".join(lines)
+    return "\n".join(map(wrapped, lines))
+
+
+def wrapped(line: str) -> str:
+    """A line of text as lines of at most 100 columns; a row of a table, or lines, as they are."""
+    if line.startswith("|") or "\n" in line:
+        return line
+    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def open_points(scores: Mapping[str, Sequence[float]], videos: int) -> float:
@@ -336,29 +347,33 @@ def open_points(scores: Mapping[str, Sequence[float]], videos: int) -> float:
 
 HEAD = """# The paper's ablations in miniature
 
-[`benchmarks/ablations.py`](../benchmarks/ablations.py) trains the rows of Tables 1a, 1b, 1c, 2 and
-8 and writes this page. Does the order of the rows come out as in the paper where a training is
-cheap: on the motion videos, with the embedded tower of 0.7 M parameters? The answer says little
-about Something-Something V2, where the printed figures are from.
+[`benchmarks/ablations.py`](../benchmarks/ablations.py) trains the rows of the paper's Tables 1a,
+1b, 1c, 2 and 8, and writes this page. Is the order of the rows the same as in the paper where a
+training is cheap: on the motion videos, with the embedded tower of 0.7 M parameters? The answer
+says little about Something-Something V2, the data set of the printed figures.
 
-What is small here, beside data, tower and budget:
+Data, tower and budget are small here. The miniature also differs from the paper in these points:
 
-- Clips have 4 frames where the paper's have 8, and 8 where the paper's have 16: a video has 17
-  frames, and a motion crosses it once. So an offset reaches twice as far into a clip. The rows of
-  Table 1c with 32 frames and those of Table 1b with ViT-L are not run.
-- The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 of 12 of 64. Half a head is 4
-  channels. Channel shift moves a share of every head, and 8 channels cannot move a twelfth back and
-  a twelfth ahead: it is run at 1/4 alone, a channel back and one ahead.
-- The temporal embedding stays zero: it would tell spatial heads when their frame was shown, and on
-  these videos that gives the order away.
-- One-sided offsets (fields of 2, 4 and 6 frames) are the negative ones, as in the authors' code;
-  the paper writes the positive.
-- Nothing is tuned for a row, and a training of 800 steps is short: what learns faster here stands
-  higher. All have one learning rate, full fine-tuning a tenth of it, as in the paper. A width of
-  192 means a quarter of the channels. Which two and three sites the paper's shorter rows have
-  cannot be read; here they are q/k/v and up, and also proj.
-- With every head spatial nothing tells the order of frames, and of eight classes in pairs of
-  reversals half the answers are lost."""
+- **Clips** have 4 frames where the paper's clips have 8, and 8 where the paper's clips have 16. A
+  video has 17 frames, and its motion runs once from start to end. So an offset reaches twice as far
+  into a clip. The rows of Table 1c with 32 frames and the rows of Table 1b with ViT-L are not run.
+- **Heads.** The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 blocks of 12 heads of 64
+  channels. Half a head is 4 channels. Channel shift moves a share of every head, and 8 channels
+  cannot move a twelfth back and a twelfth ahead. So channel shift is run at 1/4 alone: one channel
+  back and one channel ahead.
+- **The temporal embedding** stays zero. A trained temporal embedding would tell spatial heads when
+  their frame was shown, and on these videos that gives the order of the frames away.
+- **One-sided offsets** (fields of 2, 4 and 6 frames) are the negative offsets, as in the authors'
+  code. The paper writes the positive offsets.
+- **Training** is short, 800 steps, and nothing is tuned for a row. A row that learns faster here
+  stands higher. All rows have one learning rate; full fine-tuning has a tenth of it, as in the
+  paper.
+- **Names of rows.** A width of 192 means a quarter of the channels. The paper does not show which
+  sites its rows with two and three sites have. Here the two sites are q/k/v and up, and the third
+  site is proj.
+
+If every head is spatial, nothing tells the order of the frames. The eight classes are pairs of
+reversals, so half of the answers are then lost."""
 
 
 def main() -> None:
