@@ -30,10 +30,17 @@ from torch.utils.data import get_worker_info
 
 from zeroi2v.config import Decoder
 from zeroi2v.data.display import Orientation, oriented, scaled_size
-from zeroi2v.data.frame_folders import decode_image, image_files, is_frame_folder
+from zeroi2v.data.frame_folders import decode_image, image_files
 from zeroi2v.data.timeline import Timeline, TimelineError, frames_by_seeking
 from zeroi2v.data.torchcodec_frames import seeks_exactly, torchcodec_clip
-from zeroi2v.data.video_files import NO_FRAME, decoded, open_video, packets_of
+from zeroi2v.data.video_files import (
+    NO_FRAME,
+    decoded,
+    is_tar_address,
+    open_video,
+    packets_of,
+    reason,
+)
 from zeroi2v.errors import VideoError
 
 # A function that gets the number of frames of a video and returns the numbers of the wanted frames.
@@ -93,8 +100,12 @@ def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
 
 
 def _source(path: Path) -> ImageFolder | VideoFile:
-    """The source of a video's frames: a folder of images or a video file."""
-    return ImageFolder(path) if is_frame_folder(path) else VideoFile(path)
+    """The source of the frames of a video: a folder of images, or a video file."""
+    try:
+        is_folder = not is_tar_address(path) and path.is_dir()
+    except OSError as error:  # the name is too long, or a folder above it may not be searched
+        raise VideoError(path, reason(error)) from error
+    return ImageFolder(path) if is_folder else VideoFile(path)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import av
 
 from zeroi2v.data.file_kinds import files_of
-from zeroi2v.data.video_files import NO_FRAME, is_tar_address, reason
+from zeroi2v.data.video_files import NO_FRAME, reason
 from zeroi2v.errors import VideoError, first_names
 
 _CODECS: Final[dict[bytes, Literal["mjpeg", "png", "webp", "bmp"]]] = {  # by the first two bytes
@@ -20,14 +20,6 @@ _CODECS: Final[dict[bytes, Literal["mjpeg", "png", "webp", "bmp"]]] = {  # by th
 }
 _LAST_NUMBER: Final = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 _FRAME_NAMES: Final = ("img", "image", "frame")  # how the names of frames begin
-
-
-def is_frame_folder(path: Path) -> bool:
-    """Whether the path of a video is that of a folder, so that its frames are images."""
-    try:
-        return not is_tar_address(path) and path.is_dir()
-    except OSError as error:  # the name is too long, or a folder above it may not be searched
-        raise VideoError(path, reason(error)) from error
 
 
 def image_files(folder: Path) -> list[Path]:

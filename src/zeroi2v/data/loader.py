@@ -47,8 +47,8 @@ def train_loader(
     """Batches of random clips.
 
     `labels` are the names of the classes. `workers` processes decode; with 0 the calling process
-    decodes. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on, so that
-    n processes share each batch. A share of a small batch may be empty.
+    decodes. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on. So n
+    processes share each batch; a share of a small batch may be empty.
 
     ConfigError if a flip is to exchange a label that is none of `labels`, or if the decoder of the
     clip cannot be used.

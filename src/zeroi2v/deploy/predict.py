@@ -61,7 +61,8 @@ class Predictor:
     def predict(self, video: VideoPath, *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
         _require_top_k(top_k)
-        return self._predictions(self._views(video), top_k)
+        views = self._views(video)
+        return self._predictions(views, top_k)
 
     def predict_each(
         self, videos: Sequence[VideoPath], *, top_k: int = 5, workers: int = 0
