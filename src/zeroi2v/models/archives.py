@@ -126,7 +126,8 @@ def _pickled(path: Path) -> Any:
             ) from error
         raise CheckpointError(
             f"{path}: holds more than tensors ({names}), and zeroi2v runs no code of a file; "
-            "if you trust the file, load it with PyTorch, save its state_dict alone, and give the new file"
+            "if you trust the file, load it with PyTorch, save its state_dict alone, "
+            "and give the new file"
         ) from error
 
 
