@@ -1,4 +1,4 @@
-"""Is the merged model the same model? Merge a saved model, compare both, and only then write.
+"""Does a merged model give the same logits? Merge a model, compare both, and only then write.
 
 Shapes: n clips, K classes.
 """
@@ -36,7 +36,7 @@ class Difference(TypedDict):
 
 
 class Proof(Difference):
-    """What shows that a merged model is the adapted model."""
+    """The comparison which shows that a merged model gives the logits of the adapted model."""
 
     compared_on: str
 
@@ -50,12 +50,13 @@ def merge_folder(
     workers: int = 0,
     log: Log | None = None,
 ) -> Proof:
-    """Merge a saved model into the folder `out`, and compare the two.
+    """Merge a saved model, compare both models, and write the merged model to the folder `out`.
 
-    They are compared on the evaluation videos of `data`, opened by `config` and decoded by
-    `workers` processes, or on random clips if there is no `data`. ConfigError if `out` exists,
-    MergeError if the two differ by more than rounding, VideoError if a video cannot be read:
-    nothing is written then.
+    The models are compared on the evaluation videos of `data`, opened by `config` and decoded by
+    `workers` processes. Without `data`, they are compared on random clips.
+
+    ConfigError if `out` exists. MergeError if the logits differ by more than rounding. VideoError
+    if a video cannot be read. After an error nothing is written.
     """
     if out.exists():
         raise ConfigError(f"{out}: already there; choose another --out, or remove it")
@@ -67,7 +68,7 @@ def merge_folder(
         else:
             videos = _evaluation_videos(adapted, data, config or DataConfig())
             before, after = (
-                _logits_of_videos(one, videos, workers, log) for one in (adapted, merged)
+                _logits_of_videos(version, videos, workers, log) for version in (adapted, merged)
             )
         apart = difference(before, after)
         largest = apart["largest_logit_difference"]
@@ -81,7 +82,7 @@ def merge_folder(
 
 @torch.no_grad()
 def random_logits(model: VideoClassifier) -> Tensor:
-    """The logits of a model on always the same clips of normal noise: (n, K)."""
+    """The logits of a model on clips of normal noise, the same clips in every call: (n, K)."""
     size = (RANDOM_CLIPS, model.frames, 3, model.image_size, model.image_size)
     clips = torch.randn(size, generator=torch.Generator().manual_seed(0))
     logits: Tensor = model(clips.to(model.classifier.weight.device))

@@ -1,4 +1,4 @@
-"""What happens in a video? A saved model answers by the views that it was trained to judge by.
+"""What happens in a video? A saved model answers from the views that its `Spec` names.
 
 Shapes: V views of a video, T frames, S pixels a side, K classes.
 """
@@ -67,7 +67,7 @@ class Predictor:
     def predict_each(
         self, videos: Sequence[VideoPath], *, top_k: int = 5, workers: int = 0
     ) -> Iterator[list[Prediction] | VideoError]:
-        """For each video, in order, its predictions, or the error if it cannot be read.
+        """For each video, in order, its predictions, or the error if the video cannot be read.
 
         While the model computes, `workers` threads read the videos that follow.
         """
@@ -83,7 +83,7 @@ class Predictor:
             yield views if isinstance(views, VideoError) else self._predictions(views, top_k)
 
     def _views(self, video: VideoPath) -> Tensor:
-        """The views of a video by the model's protocol: uint8 (V, T, 3, S, S)."""
+        """The views of a video, as the model's `Spec` cuts them out: uint8 (V, T, 3, S, S)."""
         if not os.fspath(video):
             raise VideoError("''", "an empty path; give a video file or a folder of frames")
         spec = self.model.spec

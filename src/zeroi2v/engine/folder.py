@@ -63,7 +63,7 @@ class RunFolder:
                 return
         raise ConfigError(
             f"{self.path}: already there and not empty; "
-            "choose another --out, remove it, or go on with --resume"
+            "choose another --out, remove the folder, or go on with --resume"
         )
 
     def claimed(self) -> AbstractContextManager[None]:

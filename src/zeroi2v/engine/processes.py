@@ -47,7 +47,8 @@ class Processes:
     def keep_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within the block a backward pass adds up gradients in this process alone.
 
-        The last part of a batch runs outside of the block, and averages over the processes.
+        The last part of a batch runs outside of the block. Its backward pass averages the gradients
+        over the processes.
         """
         if self.accelerator is None:
             return nullcontext()

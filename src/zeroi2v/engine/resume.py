@@ -33,7 +33,7 @@ FORMAT: Final = 2
 class Position:
     """How far a run has come.
 
-    Counts and sums are those of the epoch in progress, over all processes.
+    The fields `batch` to `seconds` count the epoch in progress, over all processes.
     """
 
     epoch: int = 1  # the epoch in progress, from 1
@@ -44,7 +44,7 @@ class Position:
     seconds: float = 0.0
     best_epoch: int = 0  # 0: no epoch is finished
     best: float = -1.0  # figure of the best epoch, top-1 or mAP; -1: no epoch was validated
-    validations_since_best: int = 0
+    validations_since_best: int = 0  # validations since the best figure last rose
     broken: dict[str, str] = field(default_factory=dict)  # path of a video -> reason
 
     def add(self, loss: float, clips: int, *, skipped: bool) -> None:
@@ -85,7 +85,7 @@ class TrainingState:
         self.model, self.trained, self.parts = model, trained, parts
 
     def save(self, position: Position, *, writes: bool) -> None:
-        """Replace the file of the state. All processes must call this; the first process `writes`.
+        """Replace the file of the state. All processes must call this; only one process `writes`.
 
         ZeroI2VError if the loss or a weight is not finite. CheckpointError if the file cannot be
         written. After an error the earlier file is still there.

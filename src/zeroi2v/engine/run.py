@@ -46,7 +46,7 @@ class Run:
     broken: Mapping[str, str]  # path -> reason, of videos that cannot be read and were left out
     epochs: int  # finished epochs
     excluded: tuple[str, ...]  # paths of videos that `train.exclude` left out
-    needs_tower: bool = False  # the folder loads only where the weights of its tower can be had
+    needs_tower: bool = False  # loading the folder needs the tower's weights from elsewhere
 
 
 def train(
@@ -61,14 +61,14 @@ def train(
     """Train a model on `dataset.train`, validate it on `dataset.val`, and write a run folder `out`.
 
     On a CPU the same recipe and videos give the same weights. With `resume`, a run that stopped
-    goes on in its folder. On a CPU its weights are in the end, bit for bit, those of a run that
-    never stopped. Ctrl-C saves the state of the run and raises KeyboardInterrupt.
+    goes on in its folder. On a CPU the resumed run ends, bit for bit, with the weights of a run
+    that never stopped. Ctrl-C saves the state of the run and raises KeyboardInterrupt.
 
-    A video that cannot be read raises its VideoError. With `train.broken = "skip"` the video is
+    A video that cannot be read raises VideoError. With `train.broken = "skip"` the video is
     left out instead, and listed in `Run.broken`.
 
     The `processes` of a group (`join_processes`) share every batch; `train.batch_size` counts the
-    clips of all processes. Without `processes` this process trains alone, whatever started it.
+    clips of all processes. Without `processes` this process trains alone, even in a group.
 
     ConfigError if `out` holds other files, or if another training uses `out` now.
     """
@@ -272,7 +272,7 @@ class Training:
         )
 
     def out_of_patience(self) -> bool:
-        """Whether `train.patience` validations have passed since the best validation."""
+        """Whether `train.patience` validations have passed since the best figure last rose."""
         patience = self.recipe.train.patience
         return bool(patience) and self.position.validations_since_best >= patience
 
@@ -352,7 +352,7 @@ class Training:
         position.next_epoch()
 
     def require_progress(self) -> None:
-        """An error if the epoch in progress moved no weight, or ended with weights not finite.
+        """Raise an error if the epoch moved no weight, or ended with weights that are not finite.
 
         ZeroI2VError if fp16 skipped every step, or if the loss or a weight is not finite.
         DatasetError if no training video can be read.
@@ -386,7 +386,7 @@ class Training:
         return evaluation
 
     def is_best(self, validation: Evaluation | None) -> bool:
-        """Whether the epoch in progress is the best so far; its figure enters the position.
+        """Note the figure of the epoch in progress, and tell whether the epoch is the best so far.
 
         Of equal epochs the later one is the best. An epoch without a validation is the best only
         as long as no epoch has been validated.

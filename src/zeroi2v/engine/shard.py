@@ -41,9 +41,9 @@ def shard(model: VideoClassifier, device: torch.device) -> VideoClassifier:
 
 @contextmanager
 def gathered(trained: nn.Module, model: VideoClassifier) -> Iterator[None]:
-    """Within the block `model` has the weights of the trained model, and is on its device.
+    """Within the block `model` has the weights of `trained`, and is on the device of `trained`.
 
-    If `trained` is not sharded, `model` has its weights in any case and nothing is done. All
+    If `trained` is not sharded, the two models share their weights, and nothing is done. All
     processes must enter the block.
     """
     if not isinstance(trained, FSDPModule):

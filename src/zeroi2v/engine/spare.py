@@ -1,11 +1,11 @@
-"""Which tensors need a training step not compute or keep? `spared` installs these savings.
+"""Which tensors does a training step neither compute nor keep? `spared` installs these savings.
 
 Some savings change no result: a step keeps no tensor that can be computed again cheaply, and leaves
 out tokens that neither the feature nor a gradient needs. Settings ask for other savings:
 `train.checkpointing` and `train.token_share`.
 
 The savings are installed when training begins and removed when training ends. Outside of training a
-model has none of them.
+model has no savings.
 
 Shapes: B clips, T frames, N tokens per frame, D channels. The first P tokens of a frame are the
 class token and the register tokens.
@@ -96,9 +96,9 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 class Checkpointed:
-    """A `forward` of which a training step keeps the inputs alone.
+    """A `forward` for which a training step keeps only the inputs.
 
-    For the gradient, the step computes all other tensors of this forward again.
+    For the gradient, the step computes all other tensors of this forward pass again.
     """
 
     def __init__(self, forward: Callable[..., Any]) -> None:

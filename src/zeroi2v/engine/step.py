@@ -49,9 +49,9 @@ class Step:
 def take_step(learner: Learner, clips: Tensor, labels: Tensor, learning_rate: float) -> Step:
     """Take one training step. `clips`, uint8 (b, F, 3, S, S), are this process's part of the batch.
 
-    The gradient is that of the mean loss over the clips of all processes. So the gradient depends,
-    but for rounding, neither on the number of processes nor on `train.accumulate`, the number of
-    parts in which a process takes its clips.
+    The step follows the gradient of the mean loss over the clips of all processes. Apart from
+    rounding, this gradient depends neither on the number of processes nor on `train.accumulate`,
+    the number of parts in which a process takes its clips.
     """
     processes, settings = learner.processes, learner.settings
     count = round(processes.sum(len(labels)))

@@ -1,4 +1,4 @@
-"""How good is a model? The scores of every video, averaged over its views, and figures from them.
+"""How good is a model? The scores of every video, averaged over views, and their figures.
 
 Shapes: n videos, V views of each (clips * crops), K classes.
 """
@@ -22,7 +22,7 @@ from zeroi2v.log import Log
 from zeroi2v.machine import from_all, rank_and_size
 from zeroi2v.models.video import VideoClassifier
 
-FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # for people
+FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # key -> text
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """How good the answers are: numbers of 0..1 with names of FIGURE_NAMES.
+        """The figures of the model, from 0 to 1, by their keys in FIGURE_NAMES.
 
-        A model is chosen by the first figure.
+        Training compares epochs by the first figure.
         """
         if self.multi_label:
             known = [precision for precision in self.per_class() if precision is not None]
@@ -104,18 +104,18 @@ def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, 
 
     ConfigError if the models have no figure in common.
     """
-    names = [name for name in FIGURE_NAMES if all(name in one for one in figures_of_models)]
+    names = [name for name in FIGURE_NAMES if all(name in figures for figures in figures_of_models)]
     if not names:
         raise ConfigError(
-            "some models know one label a video, others several: they have no mean; "
-            "evaluate them apart"
+            "some models know one label a video, others several, so their figures have no mean; "
+            "evaluate these models apart"
         )
     count = len(figures_of_models)
     return {name: sum(figures[name] for figures in figures_of_models) / count for name in names}
 
 
 def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
-    """The settings by which to open videos for a model, whose videos have one label or several.
+    """The settings by which to open videos for a model: `multi_label` as in the model's training.
 
     ConfigError if the settings ask for several labels and the model knows one.
     """
@@ -136,9 +136,9 @@ def evaluate(
 ) -> Evaluation:
     """Score every video in the precision of the model's weights, `batch_size` clips at once.
 
-    `clip` and `views` say how views are cut out of a video; None: as the model was trained. A video
-    that cannot be read is listed in `skipped`. DatasetError if no video can be read. The processes
-    of a group share the batches, and each of them returns the results of all.
+    `clip` and `views` say how views are cut out of a video; None: the `clip` or `views` of the
+    model. A video that cannot be read is listed in `skipped`. DatasetError if no video can be read.
+    The processes of a group share the batches, and every process returns the results of all videos.
     """
     model.eval()
     clip, views = clip or model.clip, views or model.views
@@ -175,16 +175,16 @@ def _evaluation(
     logits: Mapping[int, Tensor],
     broken: Mapping[int, VideoError],
 ) -> Evaluation:
-    """The results by the number of the video, in the order of the videos."""
+    """The evaluation of all videos. `logits` and `broken` are by the number of the video."""
     skipped = [broken[index] for index in sorted(broken)]
     if not logits:
-        first = skipped[0] if skipped else "there is none"
-        raise DatasetError(f"none of the {len(videos)} videos can be read; the first: {first}")
+        first = f"; the first error: {skipped[0]}" if skipped else ""
+        raise DatasetError(f"none of the {len(videos)} videos can be read{first}")
     order = sorted(logits)
-    several_of = len(model.labels) if model.spec.multi_label else None
+    class_count = len(model.labels) if model.spec.multi_label else None  # None: one label a video
     return Evaluation(
         logits=torch.stack([logits[index] for index in order]),
-        labels=torch.stack([targets(videos[index].labels, several_of) for index in order]),
+        labels=torch.stack([targets(videos[index].labels, class_count) for index in order]),
         videos=tuple(videos[index] for index in order),
         skipped=tuple(skipped),
     )

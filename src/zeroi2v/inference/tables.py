@@ -1,6 +1,6 @@
 """How are the scores and confusions of an evaluation written as tables, CSV or Parquet?
 
-For people who look closer, and for programs that average several models.
+The tables are for people who look closer, and for programs that average several models.
 """
 
 from __future__ import annotations

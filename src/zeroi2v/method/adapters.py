@@ -72,7 +72,7 @@ class LoRA(_Bottleneck):
         return self.add_branch(output, x)
 
     def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
-        """U(D(x)), of which the caller adds s times to the output channels `rows` of `linear`."""
+        """U(D(x)). The caller adds s U(D(x)) to the output channels `rows` of `linear`."""
         return self.branch(x)
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
@@ -92,9 +92,10 @@ class LinearAdapter(_Bottleneck):
         return self.add_branch(x, x)
 
     def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
-        """W U(D(x)), of which the caller adds s times to the output channels `rows` of `linear`.
+        """W U(D(x)), where W has the rows `rows` of the weight of `linear`.
 
-        An adapter that stands before those output channels alone has this effect on them.
+        The caller adds s W U(D(x)) to the output channels `rows`. So the adapter changes the input
+        of these output channels alone: W (x + s U(D(x))) = W x + s W U(D(x)).
         """
         return F.linear(self.branch(x), linear.weight[rows])
 
@@ -180,7 +181,7 @@ class TrainedRows(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach()[rows].clone())
 
     def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
-        """`output`, the linear layer's, with the channels of temporal heads from trained rows."""
+        """The layer's `output`, in which trained rows make the channels of temporal heads."""
         bias = None if linear.bias is None else linear.bias[self.rows]
         trained = F.linear(x, self.weight, bias)
         return output.index_copy(-1, self.rows, trained.to(output.dtype))
@@ -206,7 +207,7 @@ class TrainedColumns(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach()[:, columns].clone())
 
     def beside(self, linear: nn.Linear, x: Tensor, output: Tensor) -> Tensor:
-        """`output`, the linear layer's, plus the difference that the trained columns make."""
+        """The layer's `output`, plus the difference that the trained columns make."""
         change = self.weight - linear.weight[:, self.columns]
         return output + F.linear(x[..., self.columns], change)
 

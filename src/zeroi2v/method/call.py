@@ -27,16 +27,17 @@ class Call:
 
     clips: int  # B
     frames: int  # T
-    # The T for which the offsets were chosen. Training may begin with fewer frames of a video.
+    # T of a whole clip. The offsets hold for whole clips. Training may begin with shorter clips.
     whole_frames: int
-    adapters: Any  # adapters[block][site]: the adapter at a site of a block, blocks from 0
+    adapters: Any  # adapters[block][name]: an adapter of a block, by name; blocks count from 0
     temporal_embedding: Tensor  # (T, D)
     kept: dict[Hashable, Tensor] = field(default_factory=dict)  # from one hook for a later hook
 
     def scaled(self, offset: int) -> int:
-        """The offset, in frames of this call, that spans the same time as `offset` of all frames.
+        """The offset of a head in this call, where `offset` is the head's offset in a whole clip.
 
-        The offset shrinks in proportion to the number of frames, and is rounded away from 0.
+        A clip of this call may have fewer frames than a whole clip, in the same time. The offset
+        shrinks in proportion to the number of frames, and is rounded away from 0.
         """
         if self.frames == self.whole_frames:
             return offset
@@ -69,7 +70,7 @@ def begin_call(call: Call | None) -> Call | None:
 def in_call(call: Call | None) -> Iterator[None]:
     """Make `call` the call of this thread within the block.
 
-    A hook that computes activations of an earlier call again needs that call.
+    A hook that computes activations of an earlier call again needs the earlier call.
     """
     before = begin_call(call)
     try:

@@ -21,7 +21,7 @@ class Affine(NamedTuple):
 
 
 def affine(linear: nn.Linear, rows: Tensor | slice = slice(None)) -> Affine:
-    """The map of a linear layer, in float64; of the output channels `rows` alone, if given."""
+    """The map of a linear layer, or of the layer's output channels `rows` alone, in float64."""
     bias = linear.bias
     return Affine(
         linear.weight.detach()[rows].double(),

@@ -20,9 +20,9 @@ _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
 class _AddLinear(torch.autograd.Function):
-    """x + s (U z + b), which keeps z for the gradient, and neither x nor the sum.
+    """x + s (U z + b). The operation keeps z for the gradient, and neither x nor the sum.
 
-    The matrix product adds into a copy of x, so no second tensor of that size is made.
+    The matrix product adds into a copy of x, so no second tensor of the size of x is made.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x * sigmoid(1.702 x), which keeps x alone for the gradient.
+    """x * sigmoid(1.702 x). The operation keeps x alone for the gradient.
 
     The derivative of QuickGELU at x is the derivative of SiLU at 1.702 x.
     """
@@ -95,8 +95,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 def remember_norm_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """A forward hook of a norm: attach the norm and its input to the output, for `keep_norm_input`.
 
-    A gradient step keeps the input of a norm in any case. From that input the norm can compute its
-    output again, so the output need not be kept as well.
+    A training step keeps the input of a norm in any case. From its input the norm can compute its
+    output again, so the step need not keep the output as well.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         origin = (norm, output._version, inputs[0], inputs[0]._version)
@@ -118,7 +118,7 @@ def keep_norm_input(norm_output: Tensor) -> AbstractContextManager[None]:
     output_reference = weakref.ref(norm_output)
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
-        """The shape alone, where an operation asks to keep the norm's output or a view of it."""
+        """The shape of `kept` if `kept` is the norm's output or a view of it; else `kept`."""
         output = output_reference()
         is_output = output is not None and (kept is output or kept._base is output)
         return kept.shape if is_output else kept

@@ -1,4 +1,4 @@
-"""Which offset has each head of an attention block? Head layouts, by users and by Table 6.
+"""Which offset has each head of an attention block? Head layouts, from users and from Table 6.
 
 A head layout has one entry for each head of a block. The entry is the offset of the head in frames,
 0 for a spatial head. For a head that is split among several offsets, the entry is a tuple of pairs
@@ -29,7 +29,7 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     - text such as "-1*1, 1*1/2": offset*count, where the count may be a fraction of a head;
     - a list with the offset of each temporal head; an empty list makes all heads spatial.
 
-    HeadsError says what is wrong, and names the block whose heads are too few.
+    HeadsError says what is wrong, and names a block that has too few heads.
     """
     if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
         heads_of_blocks: list[Heads] = [heads] * len(head_counts)

@@ -30,8 +30,8 @@ class Move(NamedTuple):
 
     first_head: int
     stop_head: int  # one past the last head
-    start: Fraction  # of the channels of a head, where the share begins: 0 to 1
-    stop: Fraction  # of the channels of a head, where the share ends: 0 to 1
+    start: Fraction  # where the share begins, as a part of a head's channels: 0 to 1
+    stop: Fraction  # where the share ends, as a part of a head's channels: 0 to 1
     offset: int  # in frames
 
     def slices(self, width: int) -> tuple[slice, slice]:
@@ -82,7 +82,7 @@ class FusedLayout:
     head_first: bool = False  # [head, (q, k, v), channel] instead of [(q, k, v), head, channel]
 
     def views(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """Views (..., P, H, D) of `projected` (..., C), with P of the parts q, k and v each.
+        """Views (..., P, H, D) of `projected` (..., C). Each view holds P of the parts q, k and v.
 
         Where q, k and v are equally wide, one view holds all three, P = 3. Otherwise three views
         hold q, k and v in this order, P = 1.
@@ -104,12 +104,12 @@ class FusedLayout:
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """The output channels of the fused projection that are q, k and v: each (H, D) int64."""
         width = self.head_count * (2 * self.key_width + self.value_width)
-        channels = torch.arange(width, device="cpu")  # also where the tower has no storage
+        channels = torch.arange(width, device="cpu")  # also inside torch.device("meta")
         q, k, v = (part for view in self.views(channels) for part in view.unbind(-3))
         return q, k, v
 
     def fused(self, parts: Iterable[Tensor]) -> Tensor:
-        """The fused projection's output (..., C) from parts (..., P, H, D): undoes `views`."""
+        """The fused projection's output (..., C) from the views (..., P, H, D) of `views`."""
         if self.head_first:
             by_head = [part.transpose(-3, -2).flatten(-2) for part in parts]  # (..., H, P * D)
             return torch.cat(by_head, -1).flatten(-2)
@@ -142,7 +142,7 @@ def relocate(
     by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
     if torch.compiler.is_compiling():  # also true while torch exports a graph
         return _relocated_copy(by_frame, layout, moves, queries=queries).flatten(0, 2)
-    shape = by_frame.shape  # the gradient keeps `moved_channels`, which must keep no tensor
+    shape = by_frame.shape  # autograd keeps `moved_channels`, and must not keep `by_frame` with it
 
     def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
         """For each part and move, a view (B, T, W, ...) of the channels, and the offset."""
@@ -274,7 +274,7 @@ def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tens
 def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
     """The offset of each channel of v: (H, D) int64. A channel that does not move has offset 0."""
     furthest = max((abs(move.offset) for move in moves), default=0)
-    # No offset leads out of a clip of this length from its middle frame.
+    # From the middle frame of a clip of 2 * furthest + 1 frames, no offset leads out of the clip.
     middle = furthest
     return frames_read(layout, moves, 2 * furthest + 1)[middle] - middle
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 PARTS: Final = ("q", "k", "v")  # sites that share the fused projection
+# The four sites of a block; and the same sites with q, k and v apart.
 FOUR: Final = ("qkv", "proj", "up", "down")
 SIX: Final = (*PARTS, "proj", "up", "down")
 # At these sites an adapter changes the input of the linear layer, at all other sites the output.
@@ -48,10 +49,8 @@ class Strategy:
     unused_settings: tuple[str, ...] = ()  # settings of ModelConfig that must keep their defaults
 
 
-ZERO_COST: Final = (
-    "operator",
-    "ratio",
-)  # settings of temporal heads; all heads of peers are spatial
+# Settings of temporal heads. Peers do not use them, because all heads of a peer are spatial.
+ZERO_COST: Final = ("operator", "ratio")
 ADAPTERS: Final = ("adapter_ratio", "adapter_scale")  # settings of adapters
 STRATEGIES: Final = {
     "zeroi2v": Strategy("linear", FOUR, ("qkv", *SIX), trains_norm=True),

@@ -31,7 +31,8 @@ IN_A_FOLDER: Final = (  # names of weights files in a folder; the first that exi
 )
 # Training programs keep the weights among other things; these are the keys of the weights.
 WRAPPERS: Final = ("state_dict", "model")
-# Names in the log that mmengine keeps beside the weights. None of them is imported.
+# Classes and functions in the log that mmengine keeps beside the weights. None of them is imported:
+# `_Nothing` stands for all of them.
 LOGS: Final = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     *("numpy.ndarray", "numpy.dtype"),
@@ -104,7 +105,7 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 def _pickled(path: Path) -> Any:
     """The content of a file that `torch.save` wrote.
 
-    CheckpointError if the file holds more than tensors and plain values. No code in it is run.
+    CheckpointError if the file holds more than tensors and plain values. No code of the file runs.
     """
     try:
         with (
@@ -124,8 +125,9 @@ def _pickled(path: Path) -> Any:
                 f"{path}: not a file of weights, or damaged, or a file that holds more than tensors"
             ) from error
         raise CheckpointError(
-            f"{path}: holds more than tensors ({names}), which is not run; "
-            "where the file is trusted, save its state_dict alone and give that"
+            f"{path}: holds more than tensors ({names}), and zeroi2v runs no code of a file; "
+            "if you trust the file, load it with PyTorch, save its state_dict alone, "
+            "and give the new file"
         ) from error
 
 
@@ -158,7 +160,7 @@ class _Nothing:
 
 
 class _Node:
-    """A module of a TorchScript archive: only its attributes, whatever class the archive names."""
+    """The attributes of a module of a TorchScript archive, in place of the module's own class."""
 
     def __init__(self) -> None:
         self.attributes: dict[str, Any] = {}
@@ -205,7 +207,7 @@ class _TorchScriptReader(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, identity: Any) -> Tensor:
-        """The values of a storage, which the archive keeps in a file of their own."""
+        """The values of a storage, which the archive keeps in a separate file."""
         kind, dtype, name, _device, _count = identity
         if kind != "storage":
             raise pickle.UnpicklingError(f"holds {kind!r} instead of the values of a tensor")

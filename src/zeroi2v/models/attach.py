@@ -1,7 +1,7 @@
 """How do temporal heads and adapters reach a tower, and how do the tower's linears absorb adapters?
 
 Temporal heads and adapters act through hooks on the modules of the tower. A merge folds the
-adapters into the linears.
+adapters into the linears. A linear is a linear layer, `nn.Linear`.
 
 The adapters of a block have names: {"qkv": LinearAdapter, ...}. The sites `q`, `k` and `v` share
 the fused projection. Where a site has two linears (the halves of a SwiGLU), each linear has a LoRA
@@ -82,7 +82,7 @@ def _linear(tower: nn.Module, block: BlockPlan, adapter: AdapterPlan) -> nn.Line
     path = _site(block, adapter).linears[adapter.linear]
     linear = tower.get_submodule(path)
     if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{path} is no linear")
+        raise TypeError(f"{path} is no linear layer")
     return linear
 
 
@@ -102,7 +102,7 @@ def attach(
     for number, block in enumerate(plan.blocks):
         attention: Any = tower.get_submodule(block.block.name)
         if hasattr(attention, "qkv_bias_separate"):
-            # timm then calls the projection as a module, and hooks of the module run.
+            # With this setting timm calls the projection as a module, so the module's hooks run.
             attention.qkv_bias_separate = True
         projection = attention.qkv
         if plan.config.operator == "cls_shift":
@@ -123,7 +123,10 @@ def attach(
 def _attach(
     tower: nn.Module, block: BlockPlan, number: int, name: str, adapter: AdapterPlan
 ) -> RemovableHandle:
-    """Hook one adapter to its site. `number` is the block's, from 0; `name` is the adapter's."""
+    """Hook one adapter to its site.
+
+    `number` is the number of the block, from 0; `name` is the name of the adapter.
+    """
     if adapter.site in PARTS:
         hook = BesidePart(number, name, block.block.layout)
         return _linear(tower, block, adapter).register_forward_hook(hook)

@@ -32,7 +32,7 @@ NOT_PER_HEAD: Final = {
     "timm.models.edgenext.CrossCovarianceAttn": "attends over channels",
     "timm.models.xcit.XCA": "attends over channels",
 }
-SEPARATE: Final = frozenset(  # names of projections that are not fused with the other two
+SEPARATE: Final = frozenset(  # names of projections in attention without a fused projection
     [
         "q",
         "k",
@@ -102,8 +102,8 @@ def mixes_pictures(module: nn.Module) -> bool:
 def read_heads(attention: Any) -> HeadChannels | str:
     """The channels of the heads of an attention module that has a `qkv`.
 
-    Where keys and values cannot be moved head by head, the reason: a text that follows the module's
-    name in a message.
+    If keys and values cannot be moved head by head, the result is the reason, a text. In a message,
+    the text follows the module's name.
     """
     name = type_name(attention)
     if name in NOT_PER_HEAD:
@@ -129,14 +129,16 @@ class MLP:
 
     up: tuple[nn.Linear, ...]  # the linears that read the MLP's input, side by side
     down: nn.Linear  # the last linear
-    entry: nn.Module  # the module whose input feeds `up`; or, if `entry_is_norm`, whose output does
+    # The input of this module feeds `up`. If `entry_is_norm`, the output of the module feeds `up`.
+    entry: nn.Module
     entry_is_norm: bool  # `entry` is a norm inside the MLP, before `up`
 
 
 def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
     """The MLPs of a block, in order. None stands for an MLP that consists of convolutions.
 
-    An MLP inside an attention module does not count: some compute relative positions.
+    An MLP inside an attention module does not count. Some attention modules
+    have an MLP that computes relative positions.
     """
     inside_attention = {
         part
@@ -152,7 +154,7 @@ def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
         up = tuple(linear for name in UP if isinstance(linear := children.get(name), nn.Linear))
         if up and isinstance(down, nn.Linear):
             first = next(iter(children.values()))
-            entry_is_norm = len(up) > 1 and first not in up  # so in ViTamin, before the two linears
+            entry_is_norm = len(up) > 1 and first not in up  # ViTamin: a norm before two linears
             if len(up) == 1:
                 entry: nn.Module = up[0]
             else:

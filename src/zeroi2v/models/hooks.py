@@ -16,7 +16,7 @@ from zeroi2v.method.strategies import PARTS
 
 
 class AdapterHook:
-    """The hook of one adapter, which the number of its block, from 0, and its name identify."""
+    """The hook of the adapter `name` of a block; `block` is the number of the block, from 0."""
 
     def __init__(self, block: int, name: str) -> None:
         self.block, self.name = block, name
@@ -47,7 +47,7 @@ class After(AdapterHook):
 
 
 class Beside(AdapterHook):
-    """A forward hook of a linear: an adapter that reads the linear's input changes its output."""
+    """A forward hook of a linear: the adapter reads the linear's input and changes its output."""
 
     def __call__(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         adapter = self.adapter()

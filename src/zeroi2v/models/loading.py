@@ -91,9 +91,10 @@ def _untrained(saved: SavedModel) -> VideoClassifier:
 
 
 def _check_pixels(model: VideoClassifier, saved: SavedModel) -> None:
-    """Compare the pixels that a rebuilt model takes with those that the saved model was trained on.
+    """Check that a rebuilt model takes the same pixels as the saved model.
 
-    A tower whose weights the folder holds may have been resized; the model is then resized first.
+    If the folder holds the weights of the tower, the saved model may have been resized; so the
+    rebuilt model is resized before the check.
     CheckpointError if the image size, the mean or the standard deviation differ.
     """
     trained_on = saved.pixels
@@ -107,15 +108,15 @@ def _check_pixels(model: VideoClassifier, saved: SavedModel) -> None:
     if trained_on != here:
         raise CheckpointError(
             f"{saved.folder}: tower {spec.model.tower!r} here takes other pixels than "
-            f"the one it was trained on: {trained_on}"
+            f"the tower of the saved model: {trained_on}"
         )
 
 
 def _check_tower(model: VideoClassifier, saved: SavedModel) -> None:
-    """Compare timm's weights of a frozen tower with those that the saved model was trained on.
+    """Check that timm's weights of a frozen tower are the weights that the saved model had.
 
-    CheckpointError if the weights differ. A folder that holds the weights of the tower needs no
-    such comparison.
+    CheckpointError if the weights differ. If the folder holds the weights of the tower, there is
+    nothing to check.
     """
     if not saved.recipe.model.pretrained:
         return
@@ -129,8 +130,8 @@ def _check_tower(model: VideoClassifier, saved: SavedModel) -> None:
 def _remedy() -> str:
     """The end of a message for users who cannot fetch the weights of a tower."""
     return (
-        "; this folder holds no weights of its tower: load it once where the Hub can be reached, "
-        "bring the cache of the Hub (HF_HOME) here, or merge the model where its tower is "
+        "; this folder holds no weights of its tower: load the model once where the Hub can be "
+        "reached, bring the cache of the Hub (HF_HOME) here, or merge the model where its tower is "
         "(`zeroi2v merge`) and bring the merged folder"
     )
 

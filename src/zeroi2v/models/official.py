@@ -46,7 +46,7 @@ OFFICIAL_KEYS: Final = {
 class OfficialModel:
     """The settings of a published model that its file does not hold."""
 
-    width: int  # the file tells width and frames too; a file of another width is another model
+    width: int  # also in the file, like `frames`; a file of another width is another model
     frames: int
     heads: str
     adapter_scale: float
@@ -212,7 +212,10 @@ def _sizes(file: Archive) -> Sizes:
 
 
 def _shape(file: Archive, key: str, axes: int) -> tuple[int, ...]:
-    """The shape of a tensor. CheckpointError if the tensor is missing or has other axes."""
+    """The shape of a tensor. CheckpointError if the tensor is missing or has other axes.
+
+    An axis of length 0 is an error too.
+    """
     if key not in file.tensors:
         raise CheckpointError(
             f"{file.path}: not a checkpoint of the official ZeroI2V code: {key} is missing"

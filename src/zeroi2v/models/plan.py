@@ -31,7 +31,7 @@ class AdapterPlan:
 
     kind: Kind
     site: str  # qkv, q, k, v, proj, up, down
-    linear: int = 0  # which linear of the site: for LoRA and for trained rows and columns
+    linear: int = 0  # number of the linear at the site: for LoRA, trained rows, trained columns
     inputs: int = 0  # channels that the adapter reads
     width: int = 0  # channels of the bottleneck
     outputs: int = 0  # channels that the adapter makes
@@ -46,7 +46,9 @@ class BlockPlan:
     block: Block
     heads: HeadLayout
     shifted: Fraction  # the share of every head's channels that a channel shift moves; 0: no shift
-    adapters: Mapping[str, AdapterPlan]  # by name: the site; a site with two linears has up, up_2
+    adapters: Mapping[
+        str, AdapterPlan
+    ]  # by name: site, or up and up_2 where the site has two linears
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -146,7 +148,7 @@ class Plan:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites that get adapters: those of the configuration, or else of the strategy."""
+        """The sites that get adapters, by the configuration, or else by the strategy."""
         if self.config.sites is None:
             return self.strategy.sites
         return tuple(dict.fromkeys(self.config.sites))
@@ -233,7 +235,7 @@ def _check_sites(sites: tuple[str, ...] | None, strategy: Strategy) -> None:
 
 
 def _adapters(block: Block, heads: HeadLayout, plan: Plan) -> dict[str, AdapterPlan]:
-    """The adapters of one block, by name, at those of the plan's sites that the block has."""
+    """The adapters of one block, by name, at each site of the plan that the block has."""
     strategy, width = plan.strategy, max(1, int(plan.adapter_ratio * block.width))
     adapters: dict[str, AdapterPlan] = {}
     for name in plan.sites:
@@ -268,9 +270,10 @@ def _part_channels(block: Block, part: str) -> int:
 
 
 def _trained_channels(block: Block, site: str, temporal: Sequence[int]) -> AdapterPlan:
-    """The channels that belong to the temporal heads: `temporal` holds the numbers of the heads.
+    """The rows or columns of one site that train: they belong to the temporal heads of the block.
 
-    They are rows of the fused projection, or columns of the output projection.
+    Rows of the fused projection train, and columns of the output projection. `temporal` holds the
+    numbers of the temporal heads.
     """
     if site == "qkv":
         rows = [row for part in block.layout.rows() for row in part[temporal].flatten().tolist()]

@@ -1,12 +1,12 @@
 """How is a model written to a folder from which the model can be rebuilt?
 
     config.json        the model's configuration, labels, clip, views and normalisation, and the
-                       fingerprint of the tower's weights where the folder does not hold them
-    model.safetensors  the model's weights, without those of a frozen tower that timm can fetch
+                       fingerprint of the tower if the folder does not hold the tower's weights
+    model.safetensors  the model's weights, without a frozen tower that timm can fetch
     README.md          the model's card, for people
 
 All three files are written in full under other names and then renamed. So a full disk leaves the
-old model as it was. A crash does so too, except in the moment in which the three are renamed.
+old model as it was. So does a crash, unless it falls into the moment of the three renames.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_weights(
 
 
 def push_to_hub(name: str, spec: Spec, stored: Stored, *, private: bool) -> str:
-    """Save a model to the Hub as `user/model`, and give its address there.
+    """Save a model to the Hub as `user/model`, and return the model's address on the Hub.
 
     CheckpointError if the Hub refuses the model.
     """

@@ -1,7 +1,7 @@
 """What must be known of a model beside its weights?
 
-A saved folder, a server and a pipeline ask for the same facts. A model has one `Spec`, which holds
-them. A `Spec` never changes: `dataclasses.replace` makes another `Spec`.
+A saved folder, a server and a pipeline ask for the same facts. The `Spec` of a model holds these
+facts. A `Spec` never changes: `dataclasses.replace` makes another `Spec`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Spec:
     model: ModelConfig  # the tower and the method
     labels: tuple[str, ...]  # names of the classes, in the order of the logits
     clip: ClipConfig  # how a clip is cut out of a video
-    views: ViewsConfig = field(default_factory=ViewsConfig)  # whose scores are averaged
+    views: ViewsConfig = field(default_factory=ViewsConfig)  # the scores of the views are averaged
     image_size: int  # S, pixels along a side of a frame
     mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]

@@ -3,6 +3,8 @@
 Blocks are recognised by their structure, so a tower that timm adds needs no entry here. The file
 `families.py` holds what single families of towers do differently.
 
+A linear is a linear layer, `nn.Linear`.
+
 Shapes: B pictures, N tokens per picture, D channels; H, W rows and columns of a map.
 """
 
@@ -93,7 +95,7 @@ class Survey:
     image_size: int  # pixels along a side of a picture
     mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]
-    is_plain: bool  # whether every block is that of timm's plain vision transformer
+    is_plain: bool  # whether every block is a plain vision transformer's, as timm builds it
     block_type: str  # type of the first block; type of the tower where the tower lists no blocks
 
     @property
@@ -112,7 +114,7 @@ def survey(tower: nn.Module, name: str) -> Survey:
     if getattr(tower, "global_pool", None) in MANY_TOKENS:
         raise TowerError(
             f"{name}: gives no single feature per picture; "
-            "tower_options={'global_pool': 'avg'} makes the tower give one"
+            "tower_options={'global_pool': 'avg'} makes the tower give a single feature"
         )
     norms = {parameter for norm in final_norms(tower) for parameter in norm.parameters()}
     mean, std = normalisation(tower)
@@ -140,7 +142,7 @@ def _listed_blocks(tower: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _is_plain(tower: nn.Module) -> bool:
-    """Whether every block is a plain vision transformer's, which works with any set of patches."""
+    """Whether every block is a plain vision transformer's. Such blocks take any set of patches."""
     return isinstance(tower, VisionTransformer) and all(
         type(block) is PlainBlock and type(block.attn) is Attention
         for block in _listed_blocks(tower)
@@ -150,10 +152,10 @@ def _is_plain(tower: nn.Module) -> bool:
 def _attention_modules(
     tower: nn.Module, name: str
 ) -> tuple[dict[str, HeadChannels], tuple[str, ...]]:
-    """The attention modules whose heads can be temporal, by path; and the paths of the others.
+    """The attention modules whose heads can be temporal, by path; and the paths of all others.
 
-    TowerError if there is no module of the first kind, or if a module mixes the pictures of a
-    batch.
+    TowerError if no attention module can have temporal heads, or if a module mixes the pictures of
+    a batch.
     """
     movable: dict[str, HeadChannels] = {}
     reasons: dict[str, str] = {}  # path of an attention module -> why the module stays spatial
@@ -310,7 +312,7 @@ def final_norms(tower: nn.Module) -> list[nn.Module]:
 
 
 def _modules_after_blocks(tower: nn.Module) -> Iterator[nn.Module]:
-    """The modules that timm's towers name as norms after the last block."""
+    """The modules after the last block that have one of timm's names for a norm there."""
     for holder in (tower, getattr(tower, "head", None), getattr(tower, "encoder", None)):
         for name in ("norm", "fc_norm", "neck"):
             norm = getattr(holder, name, None)

@@ -2,7 +2,7 @@
 
 `towers.json` lists the names of the towers that can be adapted in every attention block, or in
 some. The list is stored, because building all towers of timm takes minutes. A slow test compares
-the list with what `survey` says of every tower.
+the list with the survey of every tower.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class TowerSource:
     """Where a tower and its weights come from."""
 
     name: str
-    pretrained: bool  # whether timm fetches weights for the tower, unless `weights` names some
+    pretrained: bool  # whether timm fetches the weights, unless `weights` names a file
     weights: str | None  # the file or folder of the weights (docs/weights.md)
     options: Mapping[str, Any]  # arguments for timm
-    tubelet: int  # neighbouring frames that the patch embedding makes one picture of
+    tubelet: int  # frames from which the patch embedding makes one picture
 
     def open(self) -> nn.Module:
         """The tower with its weights, in eval mode. The tower takes pictures of `tubelet` frames.
@@ -106,7 +106,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """ConfigError names an option that has another setting, or an image size that is not square."""
+    """ConfigError names an option that is no option of a shape, or a size that is not square."""
     for option in NOT_OPTIONS:
         if option in options:
             raise ConfigError(

@@ -99,8 +99,7 @@ class VideoClassifier(nn.Module):
 
     @property
     def heads(self) -> tuple[HeadLayout, ...]:
-        """The offsets of the heads of each block; ((offset, share), ...) stands for a split
-        head."""
+        """The head layout of each block. In a layout ((offset, share), ...) is a split head."""
         return self.plan.heads
 
     @property
@@ -150,8 +149,7 @@ class VideoClassifier(nn.Module):
         return logits
 
     def features(self, clip: Tensor, *, fewer_frames: bool = False) -> Tensor:
-        """The tower's feature of each frame, after the final norm: clip (B, F, 3, S, S) -> (B, T,
-        D).
+        """The tower's feature of each frame (B, T, D), after the final norm.
 
         With `fewer_frames` a clip may have fewer than F frames that span the same stretch of video;
         a training can begin with such clips. The offsets are then scaled with the number of frames,
@@ -271,7 +269,7 @@ class VideoClassifier(nn.Module):
             trains = self.temporal_embedding.requires_grad
             self.temporal_embedding = nn.Parameter(resized, requires_grad=trains)
             if config.ratio is None and config.operator in ("stdha", "hr_qkv"):
-                # heads=None would stand for the table's layout of the new number of frames.
+                # With other frames, heads=None would mean another layout of the paper's table.
                 layouts = tuple(map(layout_text, self.heads))
                 config = dataclasses.replace(config, heads=layouts)
         self.set_config(config)
@@ -329,7 +327,7 @@ class VideoClassifier(nn.Module):
         write_model(Path(folder), self.spec, self.stored())
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
-        """Save the model to the Hugging Face Hub as `user/model`, and give its address there.
+        """Save the model to the Hugging Face Hub as `user/model`, and return its address there.
 
         The Hub's model is created if it does not exist. CheckpointError if the Hub refuses.
         """
@@ -338,8 +336,8 @@ class VideoClassifier(nn.Module):
     def set_config(self, config: ModelConfig) -> None:
         """Replace the configuration that is saved with the model.
 
-        Needed where weights have changed in such a way that the old configuration would rebuild
-        another model.
+        Callers need this after a change of the weights, if the old configuration would rebuild a
+        model without the change.
         """
         self.plan = dataclasses.replace(self.plan, config=config)
         self.spec = dataclasses.replace(self.spec, model=config)

@@ -3,8 +3,8 @@
 In a key of these tables, `#` stands for a number, `*` for "weight" or "bias", and `**` for any
 rest. "/0", "/1" or "/2" after a key stands for the first, second or last third of a tensor's rows.
 
-Each key of a file must be in the table of its kind or in the table's list of keys that are left
-out; otherwise the file is refused.
+Each key of a file must be in the table for this kind of file, or in the list of keys that are left
+out. Otherwise the file is refused.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def _configuration(path: Path) -> dict[str, Any]:
 def assign_weights(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:
     """Copy the tensors of a file into the tensors `own` of a model, if all of them fit.
 
-    CheckpointError if a key is missing or unknown, or if a tensor has another shape; axes of length
-    1 are ignored. The model is then unchanged.
+    CheckpointError if a key is missing or unknown, or if a tensor has another shape, apart from
+    axes of length 1. After an error the model is unchanged.
     """
     targets: dict[str, Tensor] = {}  # key in the file -> the tensor to fill
     for name, tensor in own.items():

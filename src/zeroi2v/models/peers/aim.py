@@ -6,9 +6,9 @@
     x = x + A_s(MSA(LN1(x)))         spatial: an adapter after the attention
     x = x + MLP(y) + s * A_j(y)      joint: an adapter beside the MLP, y = LN2(x)
 
-A_s has a skip connection. A_t and A_j have none and start at zero, so the block starts as the
-tower's own block. For Something-Something the authors put another adapter, with a skip connection,
-before the temporal attention ("temporal_in").
+A_s has a skip connection. A_t and A_j have no skip connection and start at zero. So the block
+starts as the tower's own block. For Something-Something the authors put another adapter,
+with a skip connection, before the temporal attention ("temporal_in").
 
 Shapes: B clips, T frames, N tokens per frame, D channels.
 """
@@ -77,7 +77,7 @@ def build(
 ) -> list[dict[str, nn.Module]]:
     """The adapters of every block, by site.
 
-    ConfigError if the sites name temporal_in, before the temporal attention, but not temporal.
+    ConfigError if `sites` names "temporal_in" without "temporal".
     """
     if "temporal_in" in sites and "temporal" not in sites:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How does EVL make a clip's feature of a frozen tower's tokens?
+"""How does EVL make the feature of a clip from the tokens of a frozen tower?
 
 "Frozen CLIP Models are Efficient Video Learners", Lin et al., 2022. A learnt query passes through a
 decoder with a layer for each of the tower's last four blocks. First a layer adds time to the tokens
@@ -51,7 +51,7 @@ class DecoderLayer(nn.Module):
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
         count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-        # A weight (R, D) for each step from a patch to a patch of the frame before, and after.
+        # One weight (D) for each step from a patch to a patch of the previous or the next frame.
         self.before = nn.Parameter(torch.zeros(count, channels))
         self.after = nn.Parameter(torch.zeros(count, channels))
         self.set_grid(grid)
@@ -163,7 +163,7 @@ class Keep:
 
 
 def read_tower(tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A forward hook of the tower: the decoder's feature of a clip replaces those of its frames."""
+    """A forward hook of the tower: the decoder's feature of a clip replaces the tower's output."""
     call = call_in_progress()
     if call is None:
         return output
@@ -180,7 +180,7 @@ def build(
     scale: float,
     dropout: float,
 ) -> list[dict[str, nn.Module]]:
-    """The decoder, under the last block; no modules for the other blocks."""
+    """The modules of every block: the last block has the decoder, the others have no modules."""
     blocks: Any = tower.blocks
     layers = [
         DecoderLayer(
