@@ -34,13 +34,14 @@ class ModelConfig:
     heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None
     # A row of Table 1a.
     operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"
-    # Share of the channels that read another frame: half of them t - 1, half t + 1. With operators
-    # stdha and hr_qkv, `ratio` replaces `heads`.
+    # Share of the channels that read another frame: half of these channels read frame t - 1, half
+    # read frame t + 1. With operators stdha and hr_qkv, `ratio` replaces `heads`.
     ratio: float | None = None
     strategy: str = "zeroi2v"  # a row of Table 2, or a peer
     # Sites of the adapters. None: the sites of the strategy.
     sites: tuple[str, ...] | None = None
-    # Only the last so many blocks have adapters, and nothing below them trains. None: all blocks.
+    # Number of blocks with adapters, counted from the last block. Nothing below these blocks
+    # trains. None: all blocks have adapters.
     adapted_blocks: int | None = None
     # Bottleneck width / channels of the tower. None: the strategy's ratio, mostly 0.25.
     adapter_ratio: float | None = None
@@ -50,7 +51,8 @@ class ModelConfig:
     classifier_dropout: float = 0.0
     # "zero": the temporal embedding stays zero, so only the heads can tell the order of frames.
     temporal_embedding: Literal["trained", "zero"] = "trained"
-    # Neighbouring frames that the patch embedding makes one picture of. Swin in Table 11: 2.
+    # Number of neighbouring frames from which the patch embedding makes one picture. Swin in
+    # Table 11: 2.
     tubelet: int = 1
     tower_options: dict[str, Any] = field(default_factory=dict)  # arguments for timm
 
@@ -188,22 +190,24 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 16  # clips of a step, of all processes together
-    # A process takes its clips of a step in so many parts, one after the other. More parts need
-    # less memory and give the same gradient.
+    # Number of parts into which a process divides its clips of a step. The process takes the parts
+    # one after the other. More parts need less memory and give the same gradient.
     accumulate: int = 1
     learning_rate: float = 1e-3  # the highest of the run
     weight_decay: float = 0.05  # not for norms and embeddings
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
-    # A step shortens a gradient, all weights as one vector, that is longer than this. 0: never.
+    # Greatest length of the gradient of all weights, taken as one vector. A step shortens a longer
+    # gradient to this length. 0: no gradient is shortened.
     gradient_clip: float = 0.0
-    # Of matrix products. "auto": bf16 where the processor multiplies bf16 natively, else fp32.
+    # Precision of matrix products. "auto": bf16 where the processor multiplies bf16 natively, else
+    # fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Whether a step keeps the input of each block alone and computes the rest again for the
     # gradient: less memory, more time.
     checkpointing: bool = False
-    token_share: float = 1.0  # of a clip's patches that a step sees, the same in all frames
+    token_share: float = 1.0  # share of patches that a step sees, alike in all frames
     few_frames: int = 0  # frames of a clip in the first `few_frames_epochs`; 0: `clip.frames`
     few_frames_epochs: int = 0
     # Processes that decode videos. -1: one for each core beyond the first, at most 8.
@@ -214,7 +218,8 @@ class TrainConfig:
     # "stop": a video that cannot be read ends the run. "skip": the video is left out and listed.
     broken: Literal["stop", "skip"] = "stop"
     validate_every: int = 1  # epochs
-    # The run ends after so many validations without a new best epoch. 0: never early.
+    # Number of validations without a new best epoch after which the run ends. 0: the run never ends
+    # early.
     patience: int = 0
     # Minutes between two saves of the run's state within an epoch. 0: only after each epoch.
     save_every_minutes: float = 10.0
@@ -249,7 +254,7 @@ class TrainConfig:
         )
         _require(
             0 <= self.label_smoothing < 1,
-            f"label_smoothing must be 0 to 1, got {self.label_smoothing}",
+            f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}",
         )
         _require(
             self.gradient_clip >= 0, f"gradient_clip must be at least 0, got {self.gradient_clip}"

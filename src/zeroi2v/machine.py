@@ -40,9 +40,9 @@ def started_group() -> tuple[int, int] | None:
 
 
 def announced_group() -> str:
-    """What the environment says of several processes although no launcher started a group.
+    """The environment variables that name several processes, if no launcher started a group.
 
-    Such as "RANK=1, WORLD_SIZE=4"; "" if a group was started, or if nothing speaks of a group.
+    For example "RANK=1, WORLD_SIZE=4"; "" if a group was started, or if nothing speaks of a group.
     """
     if started_group() is not None:
         return ""
@@ -96,7 +96,7 @@ def worker_count(asked: int, *, cores_kept: int = 1) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes so far that the allocator of a GPU held; on a CPU, that this process held."""
+    """The most bytes held so far: by the allocator of a GPU, or on a CPU by this process."""
     import torch
 
     if device.type == "cuda":
@@ -108,7 +108,7 @@ def peak_memory(device: torch.device) -> int:
 def free_bytes() -> int:
     """The bytes of main memory that this process can still take.
 
-    Limited by the machine, or by the control group of the process where that allows less.
+    The machine limits these bytes, or the control group of the process if the group allows less.
     """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():  # macOS does not tell what is free

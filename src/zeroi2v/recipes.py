@@ -101,7 +101,7 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 
 
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """The recipe with the settings changed that `--set key=value` texts name. The value is TOML.
+    """The recipe, changed by `--set key=value` texts. Each value is written in TOML.
 
     A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
     setting of this name. The key may go on with keys inside a setting, such as
@@ -120,7 +120,7 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
 
 def full_name(key: str) -> str:
-    """The `table.name` of a setting that is named so, or by its name alone.
+    """The `table.name` of a setting. `key` is this name, or the name without the table.
 
     ConfigError for an unknown setting names the nearest known settings.
     """
@@ -150,12 +150,12 @@ def _put(tables: dict[str, Any], name: str, value: object) -> None:
 
 
 def as_assignment(name: str, value: str) -> str:
-    """The `key=value` text by which `override` gives a setting this text as its value."""
+    """The `key=value` text that makes `override` set the setting `name` to the text `value`."""
     return f"{name}={value if _value(value.strip()) == value else _toml(value)}"
 
 
 def data_settings(assignments: Sequence[str], *, run: str | None = None) -> DataConfig:
-    """The defaults of [data], changed by `--set key=value` texts, where no recipe is read.
+    """The settings of [data] where no recipe is read: defaults, changed by `--set` texts.
 
     If the folder `run` is a run, the default of `data.split` is the split that the run was trained
     on. ConfigError for a setting of another table.

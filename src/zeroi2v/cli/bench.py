@@ -23,9 +23,9 @@ from zeroi2v.cli.options import (
 
 FILES: Final = ("bench.json", "bench.svg")
 NOTES = """\
-MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, evl ...), followed by :merged
-where its adapters are to be folded first; the weights are random. All others are compared with the
-first. Ctrl-C keeps the rounds that are finished. docs/speed.md says what the figures mean."""
+MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, evl ...). A strategy with
+:merged behind it is timed with its adapters folded. The weights are random. Every model is compared
+with the first model. Ctrl-C keeps the finished rounds. docs/speed.md explains the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class BenchArguments(OutputArguments):
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add("bench", "time models in turn: latency, throughput and memory", NOTES)
-    text = "what to time (default: plain zeroi2v:merged zeroi2v)"
+    text = "models to time (default: plain zeroi2v:merged zeroi2v)"
     parser.add_argument("names", nargs="*", metavar="MODEL", help=text)
     parser.add_argument(
         "--model",
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         type=nonempty,
         metavar="RUN",
         dest="saved",
-        help=f"time a saved model too, as often as you like: {MODEL}; also followed by :merged",
+        help=f"a saved model to time too, as often as you like: {MODEL}; :merged may follow",
     )
     text = "image transformer (default: the tower of the first saved model, or zeroi2v_tiny)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
@@ -70,15 +70,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", type=nonempty_path, metavar="FOLDER", help=text)
     set_option(
         parser,
-        "change one setting of [model] for all models that are built: adapter_ratio=0.5, "
-        "operator=hr_qkv ...",
+        "change one setting of [model] for every MODEL: adapter_ratio=0.5, operator=hr_qkv ...",
     )
     set_action(parser, BenchArguments, run)
 
 
 def _add_measuring(parser: Parser) -> None:
     """Declare how the models are timed."""
-    text = "where to run (default: the GPU if there is one)"
+    text = "device to run on (default: the GPU if there is one)"
     parser.add_argument("--device", choices=("cpu", "cuda"), help=text)
     dtype_option(parser, "precision of weights and clips (default: %(default)s)")
     text = "time the models after torch.compile"
@@ -87,9 +86,9 @@ def _add_measuring(parser: Parser) -> None:
     parser.add_argument("--rounds", type=count, default=20, metavar="N", help=text)
     text = "untimed calls of each model before the timed calls (default: %(default)s)"
     parser.add_argument("--warmup", type=count, default=3, metavar="N", help=text)
-    text = "largest batch to try for throughput; 1 tries none (default: as memory allows)"
+    text = "most clips of a batch, for throughput (default: as many as the memory holds)"
     parser.add_argument("--max-batch", type=count, metavar="N", help=text)
-    text = "memory that a batch may take on a CPU (default: half of what is free)"
+    text = "memory that a batch may take on a CPU (default: half of the free memory)"
     parser.add_argument("--memory", type=float, metavar="GIB", help=text)
 
 

@@ -19,8 +19,8 @@ from zeroi2v.cli.options import (
 NOTES = """\
 Each strategy is a row of the table, and so is each --row with settings of its own:
   --row no_time 'heads=[]' --row wide strategy=lora adapter_ratio=0.5
-Interrupted or killed, the same command goes on where it was; more rows or seeds can be asked for
-later."""
+After an interruption, the same command goes on with the trainings that are not finished. More rows
+or seeds can be added later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ def add(commands: Commands) -> None:
         type=nonempty_path,
         default=Path("compare"),
         metavar="FOLDER",
-        help="folder to write, outside of DATA, or to go on in (default: %(default)s)",
+        help="folder to write, outside of DATA, or folder of a comparison to go on with "
+        "(default: %(default)s)",
     )
     set_option(parser, "change one setting of all rows, as often as you like")
     set_action(parser, CompareArguments, run)

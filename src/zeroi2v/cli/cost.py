@@ -19,8 +19,8 @@ from zeroi2v.cli.options import (
 from zeroi2v.errors import ConfigError
 
 NOTES = """\
-Counted without computing: no weights are fetched and no GPU is needed. docs/costs.md says what is
-counted. --table 3, 4, 5, 10 or 11 prints that table of the paper, our counts beside its figures."""
+The command counts without computing: no weights are fetched and no GPU is needed. docs/costs.md
+says what is counted. --table prints a table of the paper, our counts beside the printed figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--strategy", type=nonempty, metavar="NAME", help=text)
     text = "frames of a clip (default: 8)"
     parser.add_argument("--frames", type=count, metavar="T", help=text)
-    text = "classes, where there is no --model (default: 400)"
+    text = "number of classes, without --model (default: 400)"
     parser.add_argument("--classes", type=count, metavar="N", help=text)
     views_options(parser, "the model's, or 1")
-    text = "a table of the paper instead"
+    text = "count the models of this table of the paper instead"
     parser.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help=text)
     set_option(parser, "change a setting of [model], [clip] or [views], as often as you like")
     set_action(parser, CostArguments, run)

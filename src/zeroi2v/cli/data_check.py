@@ -41,8 +41,8 @@ def add(commands: Commands) -> None:
     data_argument(parser)
     set_option(parser)
     text = (
-        "file to write with the broken videos, as train.exclude reads it: .txt, "
-        "or .csv with the reasons"
+        "list of the broken videos to write, for train.exclude: a .txt file, "
+        "or a .csv file with the reasons"
     )
     parser.add_argument("--out", type=nonempty_path, metavar="LIST", help=text)
     workers_option(parser, DECODING)
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: CheckArguments) -> int:
-    """Decode every video, write the list of the broken ones, and say how many there are."""
+    """Decode every video, write the list of the broken videos, and say how many are broken."""
     from zeroi2v.data.exclude import check_list_path, write_list
     from zeroi2v.data.loader import check_videos
     from zeroi2v.machine import worker_count

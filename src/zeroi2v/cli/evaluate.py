@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from zeroi2v.models.video import VideoClassifier
 
 NOTES = """\
-Without --split, the val split if DATA has one, else every video. Of several official splits it
-takes the one that the run in RUN was trained on, unless --set data.split names another. With
-several models it gives each and their mean:
+Without --split, eval takes the val split if DATA has a val split, else every video. If DATA has
+several official splits, eval takes the split that RUN was trained on, unless --set data.split names
+another split. With several models, eval prints the figures of each model and their mean:
 zeroi2v eval UCF101 --model RUN1 --model RUN2 --model RUN3"""
 SPLITS = ("train", "val", "test", "all")
 
@@ -63,7 +63,7 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add("eval", "measure models on labelled videos", NOTES)
     data_argument(parser)
-    text = "which videos of DATA (default: val, or all if DATA has no val)"
+    text = "split of DATA to evaluate on (default: val, or all if DATA has no val)"
     parser.add_argument("--split", choices=SPLITS, help=text)
     set_option(parser)
     parser.add_argument(
@@ -76,11 +76,11 @@ def add(commands: Commands) -> None:
         help=f"{MODEL}; once for each model",
     )
     views_options(parser, "as trained")
-    text = "what decodes video files (default: %(default)s)"
+    text = "library that decodes video files (default: %(default)s)"
     parser.add_argument("--decoder", choices=("pyav", "torchcodec"), default="pyav", help=text)
     text = "table to write with the scores of every video, .csv or .parquet"
     parser.add_argument("--scores", type=nonempty_path, metavar="FILE", help=text)
-    text = "table to write, .csv or .parquet: of each class, how many videos got which answer"
+    text = "table to write, .csv or .parquet: for each class, its videos by predicted class"
     parser.add_argument("--confusion", type=nonempty_path, metavar="FILE", help=text)
     text = "frames of a clip (default: as trained)"
     parser.add_argument("--frames", type=count, metavar="T", help=text)
@@ -100,9 +100,7 @@ def run(arguments: EvaluateArguments) -> int:
         for path in tables:
             check_table(path)
         if tables and len(arguments.models) > 1:
-            raise ConfigError(
-                "--scores and --confusion are of one model; give one --model with them"
-            )
+            raise ConfigError("--scores and --confusion work with one model; give a single --model")
         join_group()
         results = [_evaluated(arguments, model) for model in arguments.models]
         answers = [result.answer for result in results]
@@ -180,7 +178,7 @@ def _opened(arguments: EvaluateArguments, folder: str) -> VideoClassifier:
     model = load(folder).to(best_device())
     if arguments.confusion and model.spec.multi_label:
         raise ConfigError(
-            "--confusion is for one label a video; this model knows several: "
+            "--confusion is for one label a video; this model knows several labels: "
             "see per_class of --json"
         )
     if arguments.frames or arguments.image_size:
@@ -207,13 +205,13 @@ def _chosen(
     if dataset.held_out:
         log.warn(
             f"{arguments.data} has no val split: all its videos are evaluated, "
-            "also any that were trained on"
+            "also videos that the model may have been trained on"
         )
     return "all" if dataset.held_out else "val", dataset.for_evaluation()
 
 
 def _in_words(figures: Mapping[str, float], classes: int) -> str:
-    """The figures for people; a top-5 of fewer classes than six says nothing."""
+    """The figures for people, without top-5 if there are no more than five classes."""
     from zeroi2v.inference.evaluate import FIGURE_NAMES
 
     shown = {name: value for name, value in figures.items() if name != "top5" or classes > 5}

@@ -20,8 +20,8 @@ from zeroi2v.cli.options import (
 )
 
 NOTES = """\
-A run needs its tower again wherever it is loaded. The merged folder holds the tower too: it can be
-copied to a machine that reaches no network."""
+A run needs its tower again wherever the run is loaded. The merged folder holds the tower too, so
+the folder can be copied to a machine without a network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: MergeArguments) -> int:
-    """Merge, and say how far the two models lie apart."""
+    """Merge, and say how far the outputs of the two models differ."""
     from zeroi2v.data.output_folder import require_outside
     from zeroi2v.deploy.merge import merge_folder
     from zeroi2v.machine import worker_count
@@ -76,8 +76,8 @@ def run(arguments: MergeArguments) -> int:
         f"same answer for {proof['same_answers']} of {proof['clips']} {proof['compared_on']}"
     )
     print(
-        f"{arguments.out} holds its tower too and needs nothing else; "
-        "a run needs its tower again wherever it is loaded"
+        f"{arguments.out} holds the tower too and needs nothing else; "
+        "a run needs its tower again wherever the run is loaded"
     )
     print(f"Next: {command_line('predict', 'VIDEO', '--model', arguments.out)}")
     return 0

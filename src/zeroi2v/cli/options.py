@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's method, but an unknown option or command is an error here.
 
-        Only here are the known options and commands at hand, of which the error names the nearest.
+        This method knows the options and commands, so the error can name the nearest of them.
         """
         args = sys.argv[1:] if args is None else list(args)
         first = next((word for word in args if not word.startswith("-")), None)
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputArguments:
-    """The arguments of every command; a command adds its own in a subclass."""
+    """The arguments that every command has. A subclass adds the arguments of one command."""
 
     json: bool
     quiet: bool
@@ -97,7 +97,7 @@ class Commands:
 
 
 def set_action(parser: Parser, kind: type[Arguments], run: Callable[[Arguments], int]) -> None:
-    """Add --json and --quiet, and let `run` do the work, given the parsed arguments as `kind`."""
+    """Add --json and --quiet, and let `run` do the work with the arguments as a `kind`."""
     parser.add_argument(
         "--json", action="store_true", help="print one JSON value on standard output"
     )
@@ -124,7 +124,7 @@ def count(text: str) -> int:
 
 
 def nonempty(text: str) -> str:
-    """A name or path; an empty text is none, but perhaps a variable that was never set."""
+    """A name or path. An empty text is refused: it may come from a variable that was never set."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text
@@ -203,7 +203,7 @@ def print_json(value: object) -> None:
 
 
 def print_error(error: Exception) -> None:
-    """Say an error that does not end the command."""
+    """Print an error that does not end the command."""
     print(f"error: {error}", file=sys.stderr)
 
 

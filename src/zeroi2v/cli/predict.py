@@ -54,7 +54,9 @@ def run(arguments: PredictArguments) -> int:
 
     videos, log = arguments.videos, arguments.log()
     predictor = Predictor(arguments.model, dtype=arguments.dtype)
-    workers = min(worker_count(arguments.workers), len(videos) - 1)  # one video is never ahead
+    workers = min(
+        worker_count(arguments.workers), len(videos) - 1
+    )  # none reads the first video ahead
     results = predictor.predict_each(videos, top_k=arguments.top_k, workers=workers)
     answers: list[dict[str, object]] = []
     tracked = log.track(results, total=len(videos), title="predict")
@@ -63,12 +65,15 @@ def run(arguments: PredictArguments) -> int:
             answers.append({"video": video, "error": result.reason})
             print_error(result)
             continue
-        predictions = [{"label": one.label, "score": one.score} for one in result]
+        predictions = [
+            {"label": prediction.label, "score": prediction.score} for prediction in result
+        ]
         answers.append({"video": video, "predictions": predictions})
         if arguments.json:
             log.say(f"{len(answers)} of {len(videos)}: {video}: {_in_words(result[0])}")
         else:
-            print(video + "".join(f"\n  {_in_words(one)}" for one in result))
+            lines = [f"\n  {_in_words(prediction)}" for prediction in result]
+            print(video + "".join(lines))
     if arguments.json:
         print_json(answers)
     return 1 if any("error" in answer for answer in answers) else 0

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser = commands.add("towers", "list the image transformers that can be adapted")
     text = "only names that match, such as '*clip*' (default: all)"
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=text)
-    text = "list the towers of which some attention blocks stay spatial, instead of the others"
+    text = "list instead the partly covered towers: some of their attention blocks stay spatial"
     parser.add_argument("--partly", action="store_true", help=text)
     set_action(parser, TowersArguments, run)
 
@@ -38,7 +38,7 @@ def run(arguments: TowersArguments) -> int:
         near = nearest(arguments.pattern.strip("*"), known)
         raise ConfigError(
             f"no tower is called {arguments.pattern!r}{near}; "
-            "a part of a name needs stars: '*clip*'"
+            "put stars around a part of a name: '*clip*'"
         )
     if arguments.json:
         print_json(matching)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from zeroi2v.engine.run import Run
 
 NOTES = """\
-DATA is a folder with one folder of videos per class (or train/ and val/ with those inside), a CSV
-file with the columns path, label and, if you like, split (train, val), or a published data set:
-docs/data.md lists the formats. Without a split a fifth of each class is held out."""
+DATA is a folder with one folder of videos per class (or train/ and val/ with such folders inside),
+a CSV file with the columns path, label and, if you like, split (train, val), or a published data
+set: docs/data.md lists the formats. Without a split, a fifth of each class is held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,9 @@ def add(commands: Commands) -> None:
         metavar="RUN",
         help="folder to write, outside of DATA (default: %(default)s)",
     )
-    text = "go on with the run in RUN, with its own settings; only --workers may change"
+    text = "go on with the run in RUN, with the settings of that run; only --workers may change"
     parser.add_argument("--resume", action="store_true", help=text)
-    text = "begin with the weights, and the model, of an earlier run"
+    text = "begin with the model and the weights of an earlier run"
     parser.add_argument("--start-from", type=nonempty, metavar="RUN", help=text)
     set_option(parser, "change a setting of docs/training.md, as often as you like")
     workers_option(parser, DECODING)
@@ -152,7 +152,7 @@ def _trained(arguments: TrainArguments, recipe: Recipe, dataset: VideoDataset) -
             log=arguments.log(),
         )
     except VideoError as error:
-        advice = "mend it, or leave such videos out with --broken skip"
+        advice = "mend the video, or leave broken videos out with --broken skip"
         raise VideoError(error.path, f"{error.reason}; {advice}") from error
 
 
@@ -170,7 +170,7 @@ def _answer(result: Run, dataset: VideoDataset, figure: str) -> dict[str, object
 
 
 def _say(result: Run, figure: str, tower: str) -> None:
-    """The same for people, and what to do next."""
+    """Print the result for people, and what to do next."""
     from zeroi2v.inference.evaluate import FIGURE_NAMES
 
     score = ""

@@ -60,7 +60,7 @@ class VideoDataset:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each kind of thing that is odd: its number and the first three."""
+        """One line for each kind of odd thing: how many there are, and the first three."""
         odd = {
             "files or folders are no videos of a class": self.ignored,
             "videos are missing and left out": self.missing,
@@ -129,13 +129,14 @@ def open_dataset(
     seed: int = 0,
     missing: Literal["stop", "skip", "keep"] = "stop",
 ) -> VideoDataset:
-    """Find the videos of a source, in the format that `config` names, else in the one recognised.
+    """Find the videos of a source. No video is decoded.
 
-    No video is decoded. The split "val", or else "test", is what to validate on. Without either,
-    `val_share` of each class is held out of training, the same for the same `seed`: at least one
-    video of every class that has two. `missing`: a listed video that is not on disk is an error, is
-    left out, or is kept as a video that cannot be read. DatasetError says what is wrong with the
-    source, with file and line.
+    `config` names the format, or the first format that recognises the source is taken. The videos
+    to validate on are the split "val", or else the split "test". If the source has neither split,
+    `val_share` of the videos of each class is held out of training: at least one video of every
+    class that has two. The same `seed` holds out the same videos. `missing`: a listed video that is
+    not on disk is an error, is left out, or is kept as a video that cannot be read. DatasetError
+    says what is wrong with the source, with file and line.
     """
     config = config or DataConfig()
     if not 0 <= val_share < 1:

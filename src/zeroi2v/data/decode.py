@@ -1,4 +1,4 @@
-"""Which bytes: how do the frames of a video become pixels?
+"""How are the frames of a video decoded into pixels?
 
 A video is a video file, a part of a tar file, or a folder of images.
 
@@ -145,7 +145,7 @@ class VideoFile:
             yield from frames
 
     def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
-        """As `read_clip`: by seeking if the packets tell which frames there are."""
+        """As `read_clip`. Seeks if the packets tell the frames, else decodes the whole file."""
         threads = 1 if get_worker_info() else min(4, os.cpu_count() or 1)
         with open_video(self.path, threads=threads) as (container, stream):
             timeline = Timeline.of(container, stream)
@@ -197,7 +197,7 @@ class VideoFile:
             if count == guess:
                 return clip
             guess = count
-        raise VideoError(self.path, "each time it is decoded, it holds another number of frames")
+        raise VideoError(self.path, "each decoding gives another number of frames")
 
 
 def _chosen(choose: Choose, frames: int) -> Sequence[int]:
@@ -220,7 +220,7 @@ def _collect(
     positions: dict[int, list[int]] = {}
     for position, number in enumerate(order):
         positions.setdefault(number, []).append(position)
-    reformatter = VideoReformatter()  # the same for all frames: it keeps its tables
+    reformatter = VideoReformatter()  # one for all frames: a reformatter keeps its tables
     clip = np.empty((0, 0, 0, 3), dtype=np.uint8)  # (n, H, W, 3) from the first wanted frame on
     width = height = count = 0
     for number, frame, orientation in frames:

@@ -1,7 +1,7 @@
 """Which way up, mirrored or not, and how large is a frame shown?
 
-A display matrix tells how players turn and mirror the frame that is stored. Containers carry one
-(MP4, MOV, Matroska), and so do H.264 and H.265 streams and the EXIF data of an image.
+A display matrix tells how players turn and mirror the frame that is stored. MP4, MOV and Matroska
+files carry a display matrix, and so do H.264 and H.265 streams and the EXIF data of an image.
 
 Shapes: H, W pixels of the frame as stored.
 """
@@ -85,7 +85,7 @@ def oriented(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, O
 
 
 def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with the aspect kept and the shorter one equal to `short_side`."""
+    """Width and height with the aspect kept and the shorter side equal to `short_side`."""
     scale = short_side / min(width, height)
     return round(width * scale), round(height * scale)
 

@@ -87,7 +87,7 @@ def write_frames(
         codec = stream.codec_context
         codec.thread_count, codec.time_base = 1, time_base
         codec.colorspace, codec.color_range = matrix, colour_range
-        reformatter = VideoReformatter()  # the same for all frames: it keeps its tables
+        reformatter = VideoReformatter()  # one for all frames: a reformatter keeps its tables
         start, time = first[0].pts or 0, -step
         for frame, orientation in chain([first], frames):
             picture = reformatter.reformat(

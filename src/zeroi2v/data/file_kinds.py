@@ -90,7 +90,8 @@ _RIFF_VIDEOS: Final = (b"AVI ", b"AVIX", b"CDXA")
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of MP4 and QuickTime
 _IMAGE_BRANDS: Final = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
 _FIRST_BYTES: Final = 1024
-_TS_PACKETS: Final = ((0, 188), (4, 192))  # first byte and length of MPEG-TS packets; begin with G
+# Of MPEG-TS files: the position of the first packet, which begins with G, and the packet length
+_TS_PACKETS: Final = ((0, 188), (4, 192))
 
 _COPY_WORDS: Final = re.compile(r"(.+?)[ ._-]+(?:proxy|low[ _-]?res|lowresolution|lrv|preview)")
 _SONY_COPY: Final = re.compile(r"(c\d{4})s\d{2}")  # C0001S03.MP4 of C0001.MP4
@@ -187,7 +188,7 @@ def _kind_of_entry(entry: os.DirEntry[str]) -> str:
     kind = kind_by_name(entry.name)
     if kind is not None:
         return kind
-    if not entry.is_file():  # a link to nothing is a broken video; a pipe is none at all
+    if not entry.is_file():  # a link to nothing is a broken video; a pipe is no video
         return "video" if entry.is_symlink() else "other"
     return "video" if _begins_as_video(entry) else "other"
 

@@ -23,7 +23,7 @@ _FRAME_NAMES: Final = ("img", "image", "frame")  # how the names of frames begin
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The frames of a folder of images, by number. VideoError if nothing tells which they are.
+    """The frames of a folder of images, by number. VideoError if nothing tells the frames.
 
     The names of all frames differ in their last number only. Where a folder has several kinds of
     names, the frames are the one kind that begins with img, image or frame.

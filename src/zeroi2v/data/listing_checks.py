@@ -47,9 +47,10 @@ def check_listing(source: Path, listing: Listing, *, multi_label: bool) -> Check
 def classes_without_training(
     source: Path, classes: Sequence[str], splits: Mapping[str, Iterable[set[str]]]
 ) -> list[str]:
-    """The warning about classes that occur in other splits than train only; none without train.
+    """The warning about classes that have no training video, while other classes have some.
 
-    `splits` has the labels of every video by split.
+    There is no warning if no class has a training video. `splits` has the
+    labels of every video by split.
     """
     labels = {split: {*set().union(*videos)} for split, videos in splits.items()}
     trained = labels.pop("train", set())
@@ -80,7 +81,7 @@ def _check_class_names(source: Path, classes: Sequence[str], *, multi_label: boo
 def _check_entries(
     entries: Sequence[Entry], classes: Sequence[str], odd: Sequence[str], *, multi_label: bool
 ) -> tuple[list[Entry], dict[str, set[str]], list[str]]:
-    """The first entry of each video, the labels of each path, and what is listed twice."""
+    """The first entry of each video, the labels of each path, and the repeated labels."""
     known = {*classes}
     wrong, repeated = [*odd], []
     first: dict[str, Entry] = {}
@@ -110,7 +111,7 @@ def _check_entries(
 
 
 def _require_one_spelling(source: Path, entries: Sequence[Entry]) -> None:
-    """DatasetError if a class without training videos is spelled almost as a class with them."""
+    """DatasetError if a class without training videos is another spelling of a trained class."""
     trained = {entry.label for entry in entries if entry.split in ("train", "")}
     others = sorted({entry.label for entry in entries} - trained)
     pairs = [(name, same_spelling(name, trained)) for name in others if trained]

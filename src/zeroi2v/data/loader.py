@@ -58,9 +58,9 @@ def train_loader(
         if name not in labels:
             raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
     flipped = {
-        labels.index(one): labels.index(other)
+        labels.index(before): labels.index(after)
         for pair in pixels.flip_pairs
-        for one, other in (pair, pair[::-1])
+        for before, after in (pair, pair[::-1])
     }
     samples = _TrainSamples(
         videos, clip, pixels, size, seed, flipped, len(labels) if multi_label else None
@@ -90,8 +90,8 @@ class TrainLoader:
     """Batches of clips and labels, for one epoch after another.
 
     Clips are (B, T, 3, S, S). Labels are (B,) int64, or (B, K) float32 where a video may have
-    several. The pixels of a sample follow from seed, epoch and index alone. The last batch may be
-    smaller. Where broken videos are left out, any batch may be smaller, even empty.
+    several labels. The pixels of a sample follow from seed, epoch and index alone. The last batch
+    may be smaller. Where broken videos are left out, any batch may be smaller, even empty.
     """
 
     def __init__(
@@ -259,18 +259,18 @@ class _ViewSamples(Dataset[tuple[int, Tensor | VideoError]]):
 
 
 def _views(samples: Sequence[tuple[int, Tensor | VideoError]]) -> Views:
-    broken = [(index, found) for index, found in samples if isinstance(found, VideoError)]
-    read = [(index, found) for index, found in samples if isinstance(found, Tensor)]
-    clips = (
-        default_collate([found for _, found in read]) if read else torch.empty(0, dtype=torch.uint8)
-    )
+    broken = [(index, sample) for index, sample in samples if isinstance(sample, VideoError)]
+    read = [(index, sample) for index, sample in samples if isinstance(sample, Tensor)]
+    clips = torch.empty(0, dtype=torch.uint8)
+    if read:
+        clips = default_collate([sample for _, sample in read])
     return Views([index for index, _ in read], clips, broken)
 
 
 def check_videos(
     paths: Sequence[Path], *, workers: int
 ) -> Iterator[tuple[Path, VideoInfo | VideoError]]:
-    """Decode every video, in order, and say what it holds or what is wrong with it."""
+    """Decode every video, in order. Gives its path, and its VideoInfo or its VideoError."""
     yield from zip(paths, worker_loader(_Scans(paths), workers, batch_size=None), strict=True)
 
 

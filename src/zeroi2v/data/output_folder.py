@@ -1,4 +1,4 @@
-"""May a folder be written there? Not inside a folder of videos, where it may count as a class."""
+"""May results be written to a folder? Not inside DATA: the folder could count as a class."""
 
 from __future__ import annotations
 

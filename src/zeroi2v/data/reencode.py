@@ -66,7 +66,7 @@ def _copy_all(
         source, copy = pairs[index]
         if error is not None:
             if error.path == str(copy):
-                advice = "what is finished stays: mend that and give the same command again"
+                advice = "what is finished stays: mend the cause and give the same command again"
                 raise VideoError(copy, f"{error.reason}; {advice}")
             broken.add(source)
         yield source, error
@@ -96,7 +96,7 @@ class _Copies(Dataset[tuple[int, VideoError | None]]):
 def _copies(dataset: VideoDataset, out: Path) -> dict[Path, Path]:
     """The copy of each video: its path below the data set's folder, with the ending .mp4.
 
-    If some videos lie elsewhere, it is the path below the folder that all videos share.
+    If some videos lie elsewhere, the paths begin below the folder that all videos share.
     """
     sources = {video.path: Path(os.path.abspath(video.path)) for video in dataset.for_check}
     folder = dataset.source if dataset.source.is_dir() else dataset.source.parent

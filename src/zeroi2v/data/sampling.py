@@ -1,4 +1,4 @@
-"""Which frames: which frame numbers make up a clip of a video? Index arithmetic only.
+"""Which frame numbers make up a clip of a video? Index arithmetic only.
 
 n frames in the video, T frames in the clip. Both samplers are the official implementation's,
 rounding (half to even) included. A sampler that is given a generator `rng` draws a training clip;

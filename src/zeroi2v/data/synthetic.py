@@ -1,4 +1,4 @@
-"""What do the drawn motion videos show, and the still pictures that pretrained the embedded tower?
+"""What do motion videos show? And the still pictures that pretrained the embedded tower?
 
 A picture shows a main object with a light and a dark half, two plain distractors and a textured
 background. An object that leaves the picture on one side comes in on the other. A motion video
@@ -101,9 +101,9 @@ def random_scene(count: int, generator: torch.Generator) -> Scene:
 
 
 def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
-    """About the signed distance from points (u, v) to the outline of a shape of unit size.
+    """The signed distance, about, from points (u, v) to the outline of a shape of unit size.
 
-    It is negative inside the shape.
+    The distance is negative inside the shape.
     """
     length, wide, high = torch.sqrt(u * u + v * v + 1e-9), u.abs(), v.abs()
     match SHAPES[shape]:
@@ -215,7 +215,7 @@ def motion_frames(
 class _Writer(Dataset["str | OSError"]):
     """Item i of a split writes a video and its time reversal, and gives their motion.
 
-    The two are drawn from (seed, split, i) alone.
+    Both videos are drawn from (seed, split, i) alone.
     """
 
     def __init__(self, folder: Path, split: str, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Which frames does a video file hold, and how is each decoded from the key frame before it?
+"""Which frames does a video file hold, and how is each frame decoded from the key frame before it?
 
 Packets tell when their frames are shown, before anything is decoded. Where the packets cannot be
 relied on, the timeline says so: frames have to be counted while the whole file is decoded.
@@ -39,7 +39,7 @@ class TimelineError(Exception):
 
 @dataclass(frozen=True)
 class Timeline:
-    """Which frames the packets of a stream announce, found without decoding any."""
+    """Which frames the packets of a stream announce, found without decoding a frame."""
 
     frames: int
     is_reordered: bool  # packets come in another order than their frames are shown

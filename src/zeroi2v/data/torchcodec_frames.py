@@ -37,7 +37,7 @@ def require_decoder(decoder: str) -> None:
             f"clip.decoder is torchcodec, but {error.name} is not installed: "
             "pip install torchcodec, or choose pyav"
         ) from error
-    except (ImportError, OSError, RuntimeError) as error:  # its message is a page long
+    except (ImportError, OSError, RuntimeError) as error:  # torchcodec's message is a page long
         raise ConfigError(
             "clip.decoder is torchcodec, which finds no FFmpeg that it can use, or was made for "
             "another torch: install FFmpeg (apt install ffmpeg, conda install ffmpeg) and the "
@@ -61,8 +61,9 @@ def torchcodec_clip(
 ) -> Tensor | None:
     """The frames with the numbers in `order`: uint8 (n, 3, H, W).
 
-    None if torchcodec cannot decode them, or decodes other frames. Frame i is shown at `times[i]`,
-    in the stream's units. Frames whose shorter side is above `short_side` are scaled down to it.
+    None if torchcodec cannot decode these frames, or decodes other frames. Frame i is shown at
+    `times[i]`, in the stream's units. Frames whose shorter side is above `short_side` pixels are
+    scaled down to `short_side`.
     """
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize

@@ -1,4 +1,4 @@
-"""Which pixels: how are the frames of a clip cropped, scaled, flipped, erased and normalised?
+"""How are the frames of a clip cropped, scaled, flipped, erased and normalised?
 
 All frames of a clip are treated alike.
 
@@ -50,8 +50,8 @@ def random_crop(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a crop, drawn as torchvision's RandomResizedCrop draws it.
 
-    Its area is uniform and its aspect log-uniform within their ranges. If none of ten draws fits
-    into the frame, it is the largest centred crop whose aspect is allowed.
+    The area of the crop is uniform and its aspect log-uniform within their ranges. If none of ten
+    draws fits into the frame, the crop is the largest centred crop whose aspect is allowed.
     """
     for _ in range(10):
         crop_height, crop_width = _random_sides(
@@ -125,7 +125,7 @@ def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
 def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
 
-    It passes over memory twice.
+    The function passes over the memory of the clip twice.
     """
     mean_255, std_255 = (
         255 * torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std)

@@ -42,8 +42,8 @@ def is_tar_address(path: Path) -> bool:
 def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container of a video file and its video stream.
 
-    More than one thread loses good frames beside broken frames, so that the caller has to check
-    the frames that come. An error of FFmpeg inside the block becomes a VideoError.
+    With more than one thread, good frames beside broken frames are lost. The caller then has to
+    check which frames come. An error of FFmpeg inside the block becomes a VideoError.
     """
     try:
         with av.open(_url(path), metadata_errors="replace") as container:
@@ -90,7 +90,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if not decodable:
         raise VideoError(path, "no decoder for its video stream")
     videos = [stream for stream in decodable if stream.frames != 1] or decodable  # 0: unknown
-    best = container.streams.best("video")  # may be none of them
+    best = container.streams.best("video")  # may be a stream outside of `videos`
     largest = max(videos, key=lambda stream: stream.width * stream.height)
     return next((stream for stream in videos if stream is best), largest)
 

@@ -98,7 +98,7 @@ class _WorkerWatch:
 
 
 def start_worker(_: int) -> None:
-    """What every worker does first.
+    """Prepare a worker process. Every worker calls this function first.
 
     A worker ignores Ctrl-C, because the process that started the worker ends it. A worker ends
     with that process, however that process ends, and reports no error if that process leaves while

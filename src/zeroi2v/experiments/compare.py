@@ -71,7 +71,7 @@ def compare(
 ) -> dict[str, Any]:
     """Train every row with every seed, one training after the other: what compare.json holds.
 
-    A training that `out` holds already, finished, is not repeated. ConfigError or DatasetError
+    A finished training in `out` is not repeated. ConfigError or DatasetError
     comes before anything is trained. A training that fails costs no other training. ZeroI2VError
     if no training finishes.
     """
@@ -157,7 +157,9 @@ def _recipe_of(row: Row, budget: Recipe) -> Recipe:
     except ConfigError as error:
         raise ConfigError(f"row {row.name}: {error}") from error
     if recipe.train.seed != budget.train.seed:
-        raise ConfigError(f"row {row.name}: train.seed is for --seeds to say, for all rows alike")
+        raise ConfigError(
+            f"row {row.name}: train.seed is the same for all rows; set it with --seeds"
+        )
     if recipe.data != budget.data:
         raise ConfigError(f"row {row.name}: [data] is the same for all rows; set it with --set")
     return recipe

@@ -48,7 +48,7 @@ def run_trial(
     log.say(f"[{trial}]")
     resume = (folder / RESUME_FILE).is_file()
     if not resume and (folder / RECIPE_FILE).is_file():
-        shutil.rmtree(folder)  # the training ended before it could be gone on with
+        shutil.rmtree(folder)  # the training ended before its first state was saved
     run = train(trial.recipe, dataset, folder, resume=resume, log=log)
     model = load(folder).to(best_device())
     left_out = _left_out(run, trial.recipe)
@@ -76,7 +76,7 @@ def run_trial(
 
 
 def data_facts(dataset: VideoDataset) -> dict[str, Any]:
-    """What an entry says of the videos: how many, and a key that changes with them."""
+    """What an entry says of the videos: how many, and a key that changes with the videos."""
     videos = [*dataset.train, *dataset.val]
     return {
         "train": len(dataset.train),

@@ -33,9 +33,9 @@ def open_folder(out: Path) -> list[dict[str, Any]]:
 
 
 def check_trials(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> None:
-    """Check that the trials can be trained, and go on with what the folder holds; write nothing.
+    """Check that the trials can be trained, and that they fit the folder. Nothing is written.
 
-    ConfigError or DatasetError names what does not fit.
+    ConfigError or DatasetError names the trial or setting that does not fit.
     """
     if not dataset.val:
         raise DatasetError(f"{dataset.source}: a comparison needs videos to validate on")
@@ -63,7 +63,8 @@ def _check_settings(
             before = to_dict(read_recipe(begun))
         if before and (changed := _difference(before, to_dict(trial.recipe))):
             raise ConfigError(
-                f"{out}: {trial} was begun with {changed}; keep that, or choose another --out"
+                f"{out}: {trial} was begun with {changed}; "
+                "keep these settings, or choose another --out"
             )
 
 

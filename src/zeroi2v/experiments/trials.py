@@ -1,4 +1,4 @@
-"""How are many trials run? Each in a process of its own; what is finished is kept.
+"""How are many trials run? Each in a process of its own; finished trials are kept.
 
 A process of its own makes the peak memory of a training its own, and a crash costs no other trial.
 """
@@ -33,7 +33,7 @@ Running: TypeAlias = dict[Connection, tuple[BaseProcess, Trial]]
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """What the process of every trial is given."""
+    """The values that the process of every trial gets."""
 
     dataset: VideoDataset
     out: Path
@@ -56,10 +56,10 @@ def run_trials(
     """Run the trials that `out` does not hold yet.
 
     Gives the entries of the finished trials, in the order of `trials`, and for each failed trial,
-    by name, the reason. `each` is called with both, as they are then, whenever a trial is finished
-    and kept. `at_once` trainings run side by side, each on `threads` threads (None: torch's own
-    number). ConfigError if `out` holds files of something else, or a trial begun with other
-    settings or videos, or is in use.
+    by name, the reason. Whenever a trial is finished and kept, `each` is called with the entries
+    and the reasons so far. `at_once` trainings run side by side, each on `threads` threads (None:
+    torch's own number). ConfigError if `out` holds other files, or a trial that was begun with
+    other settings or videos, or if another comparison uses `out`.
     """
     check_trials(trials, dataset, out)
     with claimed(out, "another comparison"), _ended_together() as running:

@@ -31,7 +31,7 @@ class Watched:
     """What an attention block did in one forward pass of the model."""
 
     block: Block
-    moves: tuple[Move, ...]  # what of K and V leaves its own frame
+    moves: tuple[Move, ...]  # the channels of K and V that are relocated
     class_token: bool  # whether token 0 is a class token
     maps: Tensor  # softmax attention (B*T*W, H, n, n), each row adding up to 1
     # Where the graph of the logits begins: the output of the fused projection (B*T*W, ..., C) after
@@ -83,7 +83,7 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         if not record.one_map_per_head(frames, watched.layout.head_count):
             cause = ""
             if peer_of(model.plan.strategy):  # a peer may use the tower's attention for more
-                cause = f": strategy {model.spec.model.strategy} attends over frames with it too"
+                cause = f": strategy {model.spec.model.strategy} attends over frames with it, too"
             raise TowerError(f"{where} makes no single map per head{cause}")
         positions, grid = _positions(caller, attention, watched, prefix, record, frames)
     on_map = positions[positions >= 0].sort().values
@@ -124,8 +124,8 @@ class _Record:
     """What the hooks on one block keep of a forward pass: an entry for each call of the hook."""
 
     maps: list[Tensor] = field(default_factory=list)
-    projections: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # leaf, and what follows
-    shapes: list[torch.Size] = field(default_factory=list)  # of what the attention module gets
+    projections: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # leaf, and its clone
+    shapes: list[torch.Size] = field(default_factory=list)  # of the input of the attention module
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def hooks(
@@ -231,7 +231,7 @@ def patch_map(attention_row: Tensor, model: VideoClassifier) -> Tensor:
     """One row of an attention map (N,) on the grid of patches: (g, g).
 
     Class and register tokens are left out, so the map adds up to less than 1 where the row looks at
-    them. ConfigError if the row does not fit.
+    these tokens. ConfigError if the row does not fit.
     """
     prefix = prefix_tokens(model.tower)
     patches = attention_row[prefix:]
@@ -262,7 +262,7 @@ def head_looks(watched: Watched, label: int) -> dict[str, Looks]:
 
     The two sums are equal because the output is linear in S and in v; the second sum is computed.
     The gradient weights the channels token by token, without the mean over positions of the first
-    Grad-CAM paper. What register and class tokens pass on is left out.
+    Grad-CAM paper. The part of register and class tokens is left out.
 
         attention[s, j] = mean over h in the group and t that reads s, of S[t, h, c, j]
 

@@ -183,8 +183,10 @@ def _sheet(plain: Tensor, rows: Sequence[MapRow]) -> Image.Image:
 
 
 def _moving(plain: Tensor, rows: Sequence[MapRow]) -> Tensor:
-    """The same as a video, uint8 (T, 3, H, W): a line for each kind of map, its groups side by
-    side."""
+    """The frames and maps as a video, uint8 (T, 3, H, W).
+
+    Each kind of map has a line, with its groups of heads side by side.
+    """
     side, lines = plain.shape[-1], [[row for row in rows if row.kind == kind] for kind in KINDS]
     width, height = (1 + len(lines[0])) * side, len(lines) * (side + LINE)
     size = (width + width % 2, height + height % 2)  # the encoder takes even sides

@@ -1,4 +1,4 @@
-"""What does `zeroi2v bench` time, and on which device? The checks of what is asked for."""
+"""Which models does `zeroi2v bench` time, and on which device? Checks of its options."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def checked_device(name: str | None, memory: float | None) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: torch finds no GPU here; leave it out, or say --device cpu"
+            "--device cuda: torch finds no GPU here; leave the option out, or say --device cpu"
         )
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if memory is not None and not 0 < memory < math.inf:
         raise ConfigError(f"--memory must be above 0 GiB, and finite, got {memory}")
     if memory is not None and device.type == "cuda":
         raise ConfigError(
-            "--memory is of a CPU; on a GPU batches are doubled until its own memory ends"
+            "--memory is for a CPU; on a GPU, batches are doubled until the GPU's memory is full"
         )
     return device
 
@@ -39,13 +39,13 @@ def checked_recipe(
 ) -> Recipe | None:
     """The recipe of the models that are built, from flags and `--set` texts.
 
-    None if they are built like the first of the `saved` models. ConfigError for a setting that has
-    no effect on what is timed, or that the names of the models say.
+    None if the models are built like the first of the `saved` models. ConfigError for a setting
+    that changes nothing that is timed, or that the names of the models already set.
     """
     is_like_saved = bool(saved) and "model.tower" not in flags
     if is_like_saved and (flags or assignments):
         raise ConfigError(
-            "without --tower all is built like the first saved model; "
+            "without --tower every model is built like the first saved model; "
             "add --tower, or leave out --frames and --set"
         )
     recipe = override(changed(Recipe(), flags), assignments)

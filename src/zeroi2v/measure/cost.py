@@ -26,7 +26,7 @@ class Cost:
     trainable_params: int
     new_params: int  # beyond the tower and the classifier
     gmacs: float  # of the whole model
-    # Beyond the classifier, and the plain tower on as many pictures as attention sees frames:
+    # beyond the classifier and the plain tower, which takes a picture for each frame of attention
     extra_gmacs: float
 
 

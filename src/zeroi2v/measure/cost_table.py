@@ -21,7 +21,7 @@ from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import changed, full_name, override
 
 Shown: TypeAlias = tuple[dict[str, Any], Iterable[str]]  # one JSON value, and lines of text
-CLASSES: Final = 400  # of a model that is not saved, where nobody says how many: Kinetics-400's
+CLASSES: Final = 400  # of a model that is not saved, unless the user names a number: Kinetics-400's
 UNITS: Final = {  # figure -> its name in the text, what the figure is divided by, its unit
     "params": ("parameters", 1e6, "M"),
     "trainable_params": ("that train", 1e6, "M"),
@@ -83,7 +83,7 @@ def _described_model(
     for name in names:
         if not name.startswith(("model.", "clip.", "views.")):
             raise ConfigError(
-                f"--set {name}: only settings of [model], [clip] and [views] change what is counted"
+                f"--set {name}: only settings of [model], [clip] and [views] change the counts"
             )
     # The values of the weights change no cost: none are fetched.
     config = dataclasses.replace(recipe.model, pretrained=False, weights=None)
@@ -138,7 +138,7 @@ def _model_lines(
         figures = [value[form].get(name) for form in forms]
         cells = ["-" if figure is None else f"{figure / divisor:.2f} {unit}" for figure in figures]
         yield f"{text:30}" + "".join(f"{cell:>16}" for cell in cells)
-    yield "Memory is of one clip, beyond the weights, estimated: docs/costs.md."
+    yield "Memory is estimated, for one clip and beyond the weights: docs/costs.md."
     if reason:
         yield reason
 
@@ -181,7 +181,7 @@ def _table_lines(number: int, entries: Sequence[Mapping[str, Any]]) -> Iterator[
         yield f"{row.method:20} {row.views:8}{columns(line)}"
         for text in filter(None, (*map(": ".join, row.exceptions.items()), row.note)):
             yield f"    {text}"
-    yield "Without ours: quoted from the paper."
+    yield "A row without our figures is quoted from the paper."
 
 
 def _cell(column: str, printed: float | None, ours: Mapping[str, float] | None) -> str:

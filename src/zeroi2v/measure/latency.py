@@ -13,8 +13,8 @@ from zeroi2v.measure.cost import plain_tower
 from zeroi2v.measure.timing import balanced_orders, interleave, median_ratio
 from zeroi2v.models.video import VideoClassifier
 
-SECONDS: Final = 5.0  # that the timing takes, about
-CYCLES: Final = 10  # of the balanced orders, at most
+SECONDS: Final = 5.0  # about how long the timing takes
+CYCLES: Final = 10  # the most cycles of the balanced orders
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def training_memory(model: VideoClassifier, mode: TrainingMode, *, clips: int = 
 
 
 def _on_pretended_cpu(model: VideoClassifier, clips: int) -> Tensor:
-    """Let the tensors of a model claim to be on the CPU, still without storage; give such clips.
+    """Let the tensors of a model claim to be on the CPU, without storage. Gives clips of that kind.
 
     This function works within a FakeTensorMode.
     """

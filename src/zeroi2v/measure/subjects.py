@@ -116,7 +116,7 @@ def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device
     sizes = [0, *(subject.weights for subject in subjects)]
     if 2 * max(sizes) > free:
         held = f"{len(subjects)} models hold {sum(sizes) / MIB:.0f} MiB"
-        raise ConfigError(f"{name}: {held} and {free / MIB:.0f} MiB are free; name fewer")
+        raise ConfigError(f"{name}: {held} and {free / MIB:.0f} MiB are free; name fewer models")
 
 
 def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassifier:

@@ -1,6 +1,6 @@
 """How many clips per second does a subject of `zeroi2v bench` take, at its best batch?
 
-Tried are batches of 1, 2, 4, 8 ... clips, as far as they fit into the memory.
+The batches that are tried have 1, 2, 4, 8 ... clips, until a batch does not fit into the memory.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def double_batches(
         + clips(subject, 1).nbytes
         for subject in subjects
     }
-    warmup = int(any(subject.is_compiled for subject in subjects))  # else the peak's call warms up
+    # without compiling, the call that measures the peak is warm-up enough
+    warmup = int(any(subject.is_compiled for subject in subjects))
     for batch in (2**power for power in itertools.count(1)):
         if max_batch and batch > max_batch:
             _stop(running, throughputs, "max_batch")

@@ -67,10 +67,10 @@ def median_ratio(times: Mapping[str, list[float]], over: str, under: str) -> flo
 
 
 def fast_ratio(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
-    """The ratio of two calls by their faster rounds, how certain that is, and the median ratio.
+    """The ratio of two calls by their faster rounds, the interval of this ratio, and the median.
 
     `fast`: the mean of the faster half of the times of one call, divided by the same mean of the
-    other call. What else runs on a machine makes a call slower and never faster, so that the faster
+    other call. Other work on the machine makes a call slower and never faster, so the faster
     half moves less from run to run than a median does. `low` and `high`: the middle 95 % of `fast`
     over as many rounds, drawn anew from the measured rounds (bootstrap). `median`: the median of
     the ratios round by round.

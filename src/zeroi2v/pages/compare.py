@@ -78,7 +78,7 @@ def terminal(result: Result) -> Group:
 
 
 def figure_name(result: Result) -> str:
-    """What the score is called on a page: "top-1" or "mAP". The first results held only a key."""
+    """What the score is called on a page: "top-1" or "mAP". The first files held only a key."""
     return str(result.get("figure_name", result["figure"]))
 
 

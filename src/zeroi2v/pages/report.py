@@ -67,7 +67,7 @@ def write_report(
         running=running,
         numbers=main_numbers(result),
         strips=[(label, _small(frames)) for label, frames in strips],
-        reversals={one: other for pair in result["pairs"] for one, other in (pair, pair[::-1])},
+        reversals={label: other for pair in result["pairs"] for label, other in (pair, pair[::-1])},
         curves=_curves(result),
         answers=[(result[key], title) for key, title in ANSWERS.items() if key in result],
         pair_table=pair_rows(result),

@@ -67,7 +67,7 @@ def heads_text(heads: Mapping[int, float]) -> str:
 
 
 def beside_heads(result: Mapping[str, Any]) -> str:
-    """What crosses frames in this model although no head does; '' if nothing does."""
+    """How channels cross frames beside the heads, as a sentence; '' if no channels do."""
     if result["operator"] != "cls_shift":
         return ""
     return (

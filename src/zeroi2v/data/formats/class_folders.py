@@ -53,7 +53,7 @@ def read(source: Source) -> Listing:
 
 @dataclass
 class _ClassFolder:
-    """One class folder, what it holds, and what is odd about that."""
+    """One class folder: the videos in it, the things that are not used, and the odd videos."""
 
     split: str
     folder: Path

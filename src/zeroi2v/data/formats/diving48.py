@@ -19,7 +19,7 @@ _VOCABULARY: Final = "Diving48_vocab.json"
 
 
 def recognises(source: Source) -> bool:
-    """Whether the vocabulary is there; beside class folders, with lists of parts of classes."""
+    """Whether the vocabulary is there. Beside class folders it must list four parts a class."""
     if _VOCABULARY not in source.lists:
         return False
     return not is_folder_per_class(source.path) or _is_own(source.lists[_VOCABULARY])

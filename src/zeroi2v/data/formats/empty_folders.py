@@ -24,7 +24,7 @@ def no_class_folders(source: Path) -> str:
 
 
 def no_videos(source: Path, empty: Sequence[Path], folders: Folders, *, is_all: bool) -> str:
-    """The error for class folders without videos. `is_all`: no class folder has any."""
+    """The error for class folders without videos. `is_all`: no class folder holds videos."""
     inner = _data_set_below(source, folders) if is_all else None
     video = _first_video(inner, folders) if inner else None
     if video is not None:

@@ -23,7 +23,7 @@ _SPLIT_OF_USE: Final = {"1": "train", "2": "test"}
 
 
 def recognises(source: Source) -> bool:
-    """Whether there is a list of a class; beside class folders, with lines as HMDB51's."""
+    """Whether a list is there. Beside class folders, every class needs a list of HMDB51's lines."""
     lists = _lists(source)
     if not lists:
         return False

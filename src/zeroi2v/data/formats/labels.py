@@ -13,7 +13,7 @@ LABEL_SEPARATOR: Final = "|"  # between the labels of a video, where it may have
 
 
 def labels_in(text: str, multi_label: bool) -> list[str]:
-    """The labels in a text: the whole text, or with `multi_label` what stands between bars."""
+    """The labels in a text: the whole text, or with `multi_label` the texts between bars."""
     return [label.strip() for label in text.split(LABEL_SEPARATOR)] if multi_label else [text]
 
 

@@ -44,7 +44,7 @@ class Layout:
 
 
 def is_folder_per_class(source: Path) -> bool:
-    """Whether a folder holds at least two class folders with videos, so that it can be learned."""
+    """Whether a folder holds at least two class folders with videos, enough to train."""
     return source.is_dir() and len(class_names(source)) > 1
 
 

@@ -79,7 +79,7 @@ def read_rows(
 ) -> Iterator[tuple[int, dict[str | None, str | None]]]:
     """Line number and row of a table with a header; first, as line 1, its columns.
 
-    A path may hold bytes that are no UTF-8, as the names of files may; nothing else may.
+    Only a path may hold bytes that are not UTF-8, because names of files may hold such bytes.
     """
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:

@@ -78,7 +78,7 @@ def _require_files_of_splits(folder: Path, files: Sequence[tuple[str, Path]]) ->
 def _read_file(
     file: Path, split: str, folder: str, multi_label: bool, names: FileNames, listing: Listing
 ) -> None:
-    """Add the videos of one manifest. `split` holds where the manifest has no column split."""
+    """Add the videos of one manifest. `split` replaces a missing column split."""
     for line in _lines(file):
         if line.wrong:
             listing.wrong.append(f"{line.where}: {line.wrong}")

@@ -26,7 +26,7 @@ _TRIED_LINES: Final = 100  # lines of a list that are tried to find the folder i
 
 
 def recognises(source: Source) -> bool:
-    """Whether there are such lists, and one of the first names in them is a video that is there."""
+    """Whether text lists are there, and one of the first paths in a list is a video on the disk."""
     lists = _lists(source)
     if source.path.is_file():
         return bool(lists)
@@ -36,7 +36,8 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Listing:
     """Read the list of each split.
 
-    DatasetError if two lists are of one split, or a line has several labels without the setting.
+    DatasetError if two lists are of one split, or if a line has several labels but
+    data.multi_label is not set.
     """
     listing, names = Listing(classes=source.classes()), FileNames()
     lists = _lists(source)
@@ -82,7 +83,7 @@ def _labels(name: str, numbers: Sequence[str], where: str, listing: Listing) -> 
 
 
 def _lists(source: Source) -> list[tuple[str, Path]]:
-    """Split and path of the text lists, without those of another official split."""
+    """Split and path of the text lists, without the lists of other official splits."""
     lists = []
     for name, file in sorted(source.lists.items()):
         split, numbered = split_in(file.stem), _OFFICIAL_SPLIT.search(file.stem)

@@ -34,7 +34,7 @@ class Format(NamedTuple):
     read: Callable[[Source], Listing]
 
 
-FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source reads it
+FORMATS: Final[Mapping[str, Format]] = {  # the first format that recognises a source reads it
     "kinetics": Format(kinetics.recognises, kinetics.read),
     "ssv2": Format(ssv2.recognises, ssv2.read),
     "ucf101": Format(ucf101.recognises, ucf101.read),
@@ -50,7 +50,7 @@ FORMATS: Final[Mapping[str, Format]] = {  # the first that recognises a source r
 def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
     """The name of the format of a source, and what the source lists.
 
-    The format is the one that the settings name, else the first that recognises the source.
+    The settings name the format. With "auto", the first format that recognises the source is taken.
     """
     if config.format != "auto" and config.format not in FORMATS:
         known = ["auto", *FORMATS]

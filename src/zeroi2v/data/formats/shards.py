@@ -68,7 +68,7 @@ class _Shard:
 
     archive: Path
     multi_label: bool
-    wrong: list[str]  # what is odd in it, a sentence each
+    wrong: list[str]  # a sentence for each member that is of no use
     videos: dict[str, Path] = field(default_factory=dict)  # key -> path
     labels: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (key, ending) -> names
 
@@ -78,7 +78,7 @@ class _Shard:
             # "r:" never opens a compressed file, of which no bytes could be picked
             with tarfile.open(self.archive, "r:") as tar:
                 while member := tar.next():
-                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+                    tar.members.clear()  # type: ignore[attr-defined]  # drops old headers
                     self._add(tar, member)
                 end = tar.offset
             with self.archive.open("rb") as file:

@@ -67,7 +67,8 @@ class Source:
     def classes(self) -> tuple[str, ...] | None:
         """The names in the file of class names, None without such a file.
 
-        The file is what data.classes names, else label_map*.txt or classes.txt.
+        data.classes names the file. Without data.classes, the file is label_map*.txt, classes.txt
+        or classInd.txt.
         """
         file = None if self.config.classes is None else Path(self.config.classes)
         if file is None:

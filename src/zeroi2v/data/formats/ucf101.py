@@ -22,7 +22,10 @@ _LINE: Final = re.compile(r"[^/]+/[^/]+\.\w+(?:\s+\d+)?")
 
 
 def recognises(source: Source) -> bool:
-    """Whether classInd.txt and a trainlist are there; beside class folders, with UCF101's lines."""
+    """Whether classInd.txt and a trainlist are there.
+
+    Beside class folders, the trainlist must begin with a line of UCF101's form.
+    """
     lists = [source.lists[name] for name in _TRAIN_LISTS if name in source.lists]
     if _CLASS_FILE not in source.lists or not lists:
         return False
