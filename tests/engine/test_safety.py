@@ -10,6 +10,7 @@ import dataclasses
 import math
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.towers_for_tests import random_clip, small_model
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine import run as training
+from zeroi2v.engine.interrupt import undivided
 from zeroi2v.engine.optim import build_optimizer
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.run import train
@@ -231,3 +233,41 @@ def test_names_on_the_hub_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert moved.train.start_from == "user/model"
     assert absolute_paths(Recipe()) == Recipe()
     assert absolute_paths(moved) == moved
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
+    moment: str, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
+    whole = train(recipe, dataset, tmp_path / "whole")
+    taken, step = 0, training.take_step
+
+    def interrupted(*arguments: Any) -> Step:
+        nonlocal taken
+        taken += 1
+        if taken == 8 and moment == "before":
+            signal.raise_signal(signal.SIGINT)
+        result = step(*arguments)
+        if taken == 8 and moment == "after":
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(training, "take_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, dataset, tmp_path / "run")
+    assert taken == 8
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    for name in ("last.safetensors", "model.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_second_ctrl_c_comes_at_once() -> None:
+    came = []
+    with pytest.raises(KeyboardInterrupt), undivided():
+        signal.raise_signal(signal.SIGINT)
+        came.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        came.append("after the second")
+    assert came == ["after the first"]

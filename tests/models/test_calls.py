@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier, create_model
-from zeroi2v.errors import ZeroI2VError
+from zeroi2v.errors import ConfigError, MergeError, ZeroI2VError
 
 WINDOWED = {
     "swin_tiny_patch4_window7_224": {
@@ -200,3 +204,41 @@ def test_outside_of_a_call_the_tower_is_the_image_tower() -> None:
     plain.load_state_dict(model.tower.state_dict())
     frames = random_clip(model).flatten(0, 1)
     assert torch.equal(model.tower(frames), plain(frames))
+
+
+def test_a_hook_added_to_a_model_from_a_pickle_takes_the_place_of_no_other(tmp_path: Path) -> None:
+    """In a fresh process PyTorch counts hooks from 0 again."""
+    model = model_of("zeroi2v_tiny", heads=[-1, 1])
+    clip = random_clip(model)
+    torch.save({"model": model, "clip": clip, "logits": model(clip)}, tmp_path / "saved.pt")
+    program = f"""
+import torch
+saved = torch.load({str(tmp_path / "saved.pt")!r}, weights_only=False)
+model = saved["model"]
+for module in model.modules():
+    module.register_forward_hook(lambda *_: None)
+    module.register_forward_pre_hook(lambda *_: None)
+assert torch.equal(model(saved["clip"]), saved["logits"])
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_other_labels_make_a_model_of_its_own() -> None:
+    model = model_of("zeroi2v_tiny")
+    clip = random_clip(model)
+    expected = model(clip)
+    renamed = model.with_labels(["a", "b", "c", "d", "e"])
+    assert (renamed.labels, model.labels[0]) == (("a", "b", "c", "d", "e"), "0")
+    assert torch.equal(renamed(clip), expected)
+    renamed.resize(frames=8)
+    assert model.frames == 4
+    assert torch.equal(model(clip), expected)
+    for wrong in (["a"], ["a", "a", "b", "c", "d"], "abcde"):
+        with pytest.raises(ConfigError, match="labels"):
+            model.with_labels(wrong)
+
+
+def test_a_merged_model_is_merged_once() -> None:
+    with pytest.raises(MergeError, match="merged already"):
+        model_of("zeroi2v_tiny").merge().merge()

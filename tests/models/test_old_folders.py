@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import zeroi2v
+from tests.towers_for_tests import small_model
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.engine.run import train
+from zeroi2v.errors import CheckpointError
+from zeroi2v.models.loading import start_from
 from zeroi2v.recipes import RECIPE_FILE, override, read_recipe
 
 SAVED = Path(__file__).with_name("saved")
@@ -41,3 +45,33 @@ def test_a_run_begun_by_0_1_0_goes_on(motion_videos: Path, tmp_path: Path) -> No
     assert run.epochs == 2
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapter_scale": 0.5}, "adapter_scale 1.0, not 0.5"),
+        ({"operator": "hr_qkv"}, "operator stdha, not hr_qkv"),
+        ({"strategy": "gelu_adapter"}, "strategy zeroi2v, not gelu_adapter"),
+    ],
+)
+def test_weights_are_not_started_from_where_they_would_mean_something_else(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = small_model("zeroi2v_tiny")
+    source.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        start_from(small_model("zeroi2v_tiny", **settings), tmp_path)
+    start_from(small_model("zeroi2v_tiny"), tmp_path)
+
+
+def test_weights_are_not_started_from_on_another_frozen_tower(tmp_path: Path) -> None:
+    model, other = (
+        zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4, pretrained=True)
+        for _ in range(2)
+    )
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        other.tower.get_parameter("blocks.0.attn.qkv.weight").mul_(1.5)
+    with pytest.raises(CheckpointError, match="has other weights than"):
+        start_from(other, tmp_path)

@@ -18,6 +18,7 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
+from zeroi2v.engine.interrupt import undivided
 from zeroi2v.engine.optim import build_optimizer, learning_rate_share
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key, require_finite
@@ -311,10 +312,11 @@ class Training:
         with spared(self.trained, settings):
             for clips, labels in tracked:
                 rate = self.learning_rate((position.epoch - 1) * batches + position.batch)
-                step = take_step(self.learner, clips, labels, rate)
-                position.add(step.loss, step.clips, skipped=step.skipped)
-                position.broken |= self.loader.broken
-                position.seconds = seconds_before + time.perf_counter() - started_at
+                with undivided():
+                    step = take_step(self.learner, clips, labels, rate)
+                    position.add(step.loss, step.clips, skipped=step.skipped)
+                    position.broken |= self.loader.broken
+                    position.seconds = seconds_before + time.perf_counter() - started_at
                 is_due = time.perf_counter() - saved_at > 60 * settings.save_every_minutes
                 if settings.save_every_minutes and processes.agree(is_due):
                     self.state.save(position, writes=processes.is_first)

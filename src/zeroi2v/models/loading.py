@@ -177,8 +177,8 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
 
     The classifier is copied if both models have the same labels and the same kind of scores;
     otherwise the classifier keeps its fresh weights. The temporal embedding is interpolated to the
-    frames of the model. CheckpointError if the saved model is merged, or has tensors of other
-    shapes.
+    frames of the model. CheckpointError if the saved model is merged, has tensors of other shapes
+    or another frozen tower, or computes another function of the same tensors.
     """
     source = load(folder)
     if source.spec.merged:
@@ -186,6 +186,7 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
             f"{folder}: merged, so it has no adapters to go on training; "
             "give the run that it was merged from"
         )
+    _require_same_function(model, source, folder)
     source.resize(frames=model.frames)
     own, taken = model.state_dict(), source.state_dict()
     same_labels = source.labels == model.labels
@@ -199,6 +200,33 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
     model.load_state_dict(taken)
     if source.keeps_tower:  # timm cannot fetch the weights of this tower by name
         model.set_config(dataclasses.replace(model.spec.model, pretrained=False))
+
+
+def _require_same_function(
+    model: VideoClassifier, source: VideoClassifier, folder: str | os.PathLike[str]
+) -> None:
+    """CheckpointError if the saved model would compute something else with the same tensors."""
+    configs = source.plan.config, model.plan.config
+    compared: dict[str, tuple[object, object]] = {
+        name: (getattr(configs[0], name), getattr(configs[1], name))
+        for name in ("strategy", "operator", "ratio")
+    }
+    compared["adapter_scale"] = (source.plan.adapter_scale, model.plan.adapter_scale)
+    if model.plan.strategy.adapter == "heads":  # its tensors belong to certain heads
+        compared["heads"] = (source.heads, model.heads)
+    for name, (saved, wanted) in compared.items():
+        if saved != wanted:
+            raise CheckpointError(
+                f"{folder}: was trained with {name} {saved}, not {wanted}; "
+                "train with the model settings of that run"
+            )
+    prints = source.stored().fingerprint, model.stored().fingerprint
+    if None not in prints and prints[0] != prints[1]:
+        names = source.plan.config.tower, model.plan.config.tower
+        raise CheckpointError(
+            f"{folder}: its tower {names[0]} has other weights than {names[1]}; "
+            "train with the tower of that run"
+        )
 
 
 @torch.no_grad()

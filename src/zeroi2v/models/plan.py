@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from zeroi2v.config import ClipConfig, ModelConfig
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, HeadsError, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
 from zeroi2v.method.relocate import Move, channel_moves, head_moves
 from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy
@@ -83,6 +83,18 @@ class Plan:
             )
         if self.strategy.peer is not None:
             peers.check(self.config, self.tower, self.heads)
+        self._check_moves()
+
+    def _check_moves(self) -> None:
+        """HeadsError if heads are temporal by name, and none of their channels moves."""
+        for number, plan in enumerate(self.blocks):
+            width = plan.block.layout.value_width
+            channels = [move.slices(width)[1] for move in plan.moves]
+            if channels and not any(moved.stop > moved.start for moved in channels):
+                raise HeadsError(
+                    f"block {number}: the shares of heads are less than half a channel of {width}, "
+                    "so that nothing would read another frame; give larger shares"
+                )
 
     def _check_adapted_blocks(self) -> None:
         """ConfigError if `adapted_blocks` does not fit the strategy or the tower."""

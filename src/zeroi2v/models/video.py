@@ -63,9 +63,13 @@ class VideoClassifier(nn.Module):
             mean=plan.tower.mean,
             std=plan.tower.std,
         )
-        entry = tower.get_submodule(embedded.entry)
-        entry.register_forward_pre_hook(TemporalEmbedding(embedded.entry_channel_axis))
         self._adapter_hooks = attach(tower, plan, adapters)
+        # The last hook that is registered, though the first that runs. The model keeps its handle,
+        # so that PyTorch gives no later hook of a model read from a pickle the number of this hook
+        # or of an earlier hook, which the later hook would replace.
+        entry = tower.get_submodule(embedded.entry)
+        embedding = TemporalEmbedding(embedded.entry_channel_axis)
+        self._embedding_hook = entry.register_forward_pre_hook(embedding, prepend=True)
         self._freeze()
 
     def _freeze(self) -> None:
@@ -133,12 +137,12 @@ class VideoClassifier(nn.Module):
         return self.spec.mean, self.spec.std
 
     def with_labels(self, labels: Sequence[str]) -> VideoClassifier:
-        """A model with other names of the classes, which shares its weights with this model.
+        """A copy of the model whose classes have other names.
 
         ConfigError unless there is a different name for each class.
         """
         spec = self.spec.with_labels(labels)
-        renamed = copy.copy(self)
+        renamed = copy.deepcopy(self)
         renamed.spec = spec
         return renamed
 
@@ -226,8 +230,10 @@ class VideoClassifier(nn.Module):
         """A copy whose linears have absorbed the adapters: equation 11, in float64, rounded once.
 
         The copy's tower has timm's own modules and keys. MergeError names an adapter that no linear
-        can absorb.
+        can absorb, or that the model is merged already.
         """
+        if self.spec.merged:
+            raise MergeError("the model is merged already: it has no adapters")
         if (peer := peers.peer_of(self.plan.strategy)) is not None:
             raise MergeError(
                 f"strategy {self.plan.config.strategy} cannot be merged: {peer.not_mergeable}; "
