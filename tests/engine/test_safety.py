@@ -265,9 +265,14 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
 
 def test_a_second_ctrl_c_comes_at_once() -> None:
     came = []
-    with pytest.raises(KeyboardInterrupt), undivided():
-        signal.raise_signal(signal.SIGINT)
-        came.append("after the first")
-        signal.raise_signal(signal.SIGINT)
-        came.append("after the second")
+
+    def press_twice() -> None:
+        with undivided():
+            signal.raise_signal(signal.SIGINT)
+            came.append("after the first")
+            signal.raise_signal(signal.SIGINT)
+            came.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
     assert came == ["after the first"]

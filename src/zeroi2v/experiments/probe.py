@@ -1,4 +1,4 @@
-"""What do frames tell without their order? A linear classifier on the frozen mean of the frame features: a bag of frames.
+"""What do frames tell without their order? A linear classifier on the mean of frozen features.
 
 Shapes: n videos, D channels, K classes.
 """
@@ -25,10 +25,11 @@ def fit_probe(
     penalty: float = 1e-4,
     log: Log | None = None,
 ) -> None:
-    """Set a model's classifier to the logistic regression of its own features, one evaluation clip per video.
+    """Set a model's classifier to the logistic regression of its own features.
 
-    The features are standardised for the fit and that map is folded into the classifier; `penalty` is the weight of the
-    squared coefficients. Each video is read and run once.
+    Each video gives one evaluation clip, and is read and run once. The features are standardised
+    for the fit, and that map is folded into the classifier. `penalty` is the weight of the squared
+    coefficients.
     """
     classes = model.classifier
     features: list[Tensor] = []
@@ -50,7 +51,10 @@ def fit_probe(
 def logistic_regression(
     inputs: Tensor, labels: Tensor, classes: int, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K) that minimise cross-entropy + penalty * |weight|^2 over inputs (n, D), by L-BFGS in float64."""
+    """Weight (K, D) and bias (K) that minimise cross-entropy + penalty * |weight|^2.
+
+    The inputs are (n, D) in float64. The minimiser is L-BFGS.
+    """
     weight = torch.zeros(
         classes, inputs.shape[1], dtype=inputs.dtype, device=inputs.device, requires_grad=True
     )

@@ -58,7 +58,8 @@ def model_card(spec: Spec, facts: CardFacts) -> str:
 def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
     """The rows of a table that says how the model was made and what it takes: {name: text}."""
     config, clip, views, size = spec.model, spec.clip, spec.views, spec.image_size
-    is_pretrained = config.pretrained or spec.merged
+    holds_tower = spec.merged or not config.pretrained
+    tower_weights = "in this folder" if holds_tower else "fetched by the name of the tower"
     state = f"adapted: {facts.trained:,} of them trained"
     if spec.merged:
         state = "merged: plain image transformer weights, no adapters"
@@ -66,7 +67,7 @@ def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
     if spec.multi_label:
         scores = "sigmoid, a video may have several labels"
     rows = {
-        "tower": f"`{config.tower}`" + ("" if is_pretrained else ", not pretrained"),
+        "tower": f"`{config.tower}`, its weights {tower_weights}",
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
