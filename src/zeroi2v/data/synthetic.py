@@ -150,7 +150,7 @@ def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor,
     # (N, K, S, S) in the coordinates of the object
     u, v = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius
     distance = torch.empty_like(u)
-    for shape in range(len(SHAPES)):
+    for shape in scene.shape.unique().tolist():
         drawn = scene.shape == shape
         distance[drawn] = _outline(shape, u[drawn], v[drawn])
     cover = (0.5 - distance * radius * size).clamp(0, 1)
@@ -177,8 +177,8 @@ def motion_frames(
 
     The main object crosses 50 to 90 % of its range of place, log size or tilt about a random
     middle, at a steady pace with a shake. It drifts a little across its way. The background and
-    the distractors drift in any direction. Of 17 frames, segment sampling takes 8 as the frames
-    1, 3, .. 15: the same frames as of the reversed video.
+    the distractors drift in any direction. Of 17 frames, segment sampling takes 4 as the frames
+    2, 6, 10, 14, and 8 as the frames 1, 3, .. 15: the same frames as of the reversed video.
     """
     start = random_scene(1, generator)
     still = {name: value.repeat_interleave(frames, 0) for name, value in vars(start).items()}
