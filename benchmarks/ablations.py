@@ -40,10 +40,12 @@ RESULT = Path(__file__).parent / "results" / "ablations.json"
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
 VIDEOS = {"train": 1600, "val": 800}
 BUDGET = (  # settings that change the recipe of the quickstart, for all rows
-    "clip.frames=4",
     'heads="-1*1, 1*1"',
+    "adapter_ratio=none",
     "pixels.crop_area=[1.0, 1.0]",
+    "train.epochs=4",
     "train.batch_size=8",
+    "train.learning_rate=2e-3",
     "train.workers=0",
     "train.save_every_minutes=0",
 )

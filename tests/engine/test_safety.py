@@ -241,7 +241,7 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
 ) -> None:
     recipe = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
     whole = train(recipe, dataset, tmp_path / "whole")
-    taken, step = 0, training.take_step
+    taken, step = 0, take_step
 
     def interrupted(*arguments: Any) -> Step:
         nonlocal taken

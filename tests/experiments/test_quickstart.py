@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def test_a_small_quickstart_writes_everything_it_says(
 ) -> None:
     monkeypatch.setattr(quickstart, "VIDEOS", {"train": 32, "val": 16, "test": 32})
     monkeypatch.setattr(quickstart, "recipe", short_recipe)
-    monkeypatch.setattr(quickstart, "LATENCY", {"clips": 2, "rounds": 3})
+    short = functools.partial(quickstart.measure_latency, clips=2, rounds=3)
+    monkeypatch.setattr(quickstart, "measure_latency", short)
     out = tmp_path / "quickstart"
     result = quickstart.run(out, seed=3)
     assert json.loads((out / "result.json").read_text()) == {

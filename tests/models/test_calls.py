@@ -196,6 +196,8 @@ def test_tracing_says_in_one_line_what_to_use() -> None:
     with pytest.raises(ZeroI2VError, match=r"torch\.export") as raised:
         torch.jit.trace(model, (random_clip(model),))
     assert "\n" not in str(raised.value)
+    with pytest.raises(ZeroI2VError, match=r"torch\.export"):
+        torch.onnx.export(model, (random_clip(model),), "never-written.onnx", dynamo=False)
 
 
 def test_outside_of_a_call_the_tower_is_the_image_tower() -> None:

@@ -30,6 +30,7 @@ from torch.utils.data import get_worker_info
 
 from zeroi2v.config import Decoder
 from zeroi2v.data.display import Orientation, oriented, scaled_size
+from zeroi2v.data.file_kinds import kind_by_name
 from zeroi2v.data.frame_folders import decode_image, image_files
 from zeroi2v.data.timeline import Timeline, TimelineError, frames_by_seeking
 from zeroi2v.data.torchcodec_frames import seeks_exactly, torchcodec_clip
@@ -105,7 +106,11 @@ def _source(path: Path) -> ImageFolder | VideoFile:
         is_folder = not is_tar_address(path) and path.is_dir()
     except OSError as error:  # the name is too long, or a folder above it may not be searched
         raise VideoError(path, reason(error)) from error
-    return ImageFolder(path) if is_folder else VideoFile(path)
+    if is_folder:
+        return ImageFolder(path)
+    if kind_by_name(path.name) == "image":
+        raise VideoError(path, "an image, not a video; give a video file or a folder of images")
+    return VideoFile(path)
 
 
 @dataclass(frozen=True)

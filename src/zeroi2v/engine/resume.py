@@ -118,8 +118,9 @@ class TrainingState:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.path}: not there, so this folder holds no run that can be resumed; "
-                "train without --resume"
+                f"{self.path}: not there, so this folder holds no run that can be resumed; a run "
+                "that stopped before its first state was written starts again, without --resume "
+                "and in another --out"
             ) from error
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -62,8 +62,8 @@ LAYOUT_NOTE: Final = (
     "The head layout is not the paper's: there one head of every block has offset -1 and one head "
     "has offset 1. Here all heads of blocks 2 and 6 are temporal, half of them with offset -2 and "
     "half with offset 2, and the other four blocks have spatial heads alone. The layout was found "
-    "by hand: on these made-up videos the model learned faster with it than with the other "
-    "layouts that were tried, the paper's among them, so it says nothing about other videos."
+    "by hand, on these made-up videos: the model learned faster with it than with offsets -1 and "
+    "1 in the same blocks. So it says nothing about other videos."
 )
 
 

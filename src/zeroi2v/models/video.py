@@ -146,7 +146,7 @@ class VideoClassifier(nn.Module):
         renamed.spec = spec
         return renamed
 
-    def forward(self, clip: Tensor, *, fewer_frames: bool = False) -> Tensor:
+    def forward(self, clip: Tensor, fewer_frames: bool = False) -> Tensor:
         """Logits (B, num_classes) of a clip (B, F, 3, S, S). `fewer_frames`: as in `features`."""
         feature = self.features(clip, fewer_frames=fewer_frames).mean(1)
         logits: Tensor = self.classifier(self.dropout(feature))
@@ -233,7 +233,7 @@ class VideoClassifier(nn.Module):
         can absorb, or that the model is merged already.
         """
         if self.spec.merged:
-            raise MergeError("the model is merged already: it has no adapters")
+            raise MergeError("the model is merged already and has no adapters; use it as it is")
         if (peer := peers.peer_of(self.plan.strategy)) is not None:
             raise MergeError(
                 f"strategy {self.plan.config.strategy} cannot be merged: {peer.not_mergeable}; "

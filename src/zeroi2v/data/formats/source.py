@@ -41,6 +41,14 @@ class Source:
         """Look for lists. DatasetError if there is nothing at the path."""
         if not path.exists():
             raise DatasetError(f"{path}: no such folder or manifest")
+        if config.videos is not None and not Path(config.videos).is_dir():
+            raise DatasetError(
+                f"{config.videos}: no such folder; data.videos names the folder of the videos"
+            )
+        if config.classes is not None and not Path(config.classes).is_file():
+            raise DatasetError(
+                f"{config.classes}: no such file; data.classes names the file of the class names"
+            )
         if path.is_file():
             return cls(path, config, {path.name: path})
         folders, files = list_folder(path)
@@ -54,12 +62,7 @@ class Source:
     def videos(self) -> Path:
         """The folder of the videos."""
         if self.config.videos is not None:
-            folder = Path(self.config.videos)
-            if not folder.is_dir():
-                raise DatasetError(
-                    f"{folder}: no such folder; data.videos names the folder of the videos"
-                )
-            return folder
+            return Path(self.config.videos)
         folder = self.path if self.path.is_dir() else self.path.parent
         is_inside = self.path.is_file() and folder.name.lower() in LIST_FOLDERS
         return folder.parent if is_inside else folder
