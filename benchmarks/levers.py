@@ -4,8 +4,8 @@
 
 A training like the quickstart's, with 8 frames, as it is and with one setting changed. Two
 trainings run at a time, each on a thread of its own. Writes benchmarks/results/levers.json.
-Interrupted, the script goes on with the same FOLDER. Seconds are of trainings side by side, decoding included;
-benchmarks/training_step.py measures a step alone.
+Interrupted, the script goes on with the same FOLDER. Seconds are of trainings side by side,
+decoding included; benchmarks/training_step.py measures a step alone.
 """
 
 from __future__ import annotations
