@@ -66,15 +66,18 @@ def test_the_real_manifest_and_the_real_folder_agree(shared_data: Path) -> None:
     ]
 
 
+COLUMNS = "; a manifest has the columns path and label, separated by commas, semicolons or tabs"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ": no column 'path' among none"),
+        ("", ": empty; a manifest has the columns path and label"),
         (
             "paths,label\na.mp4,run\n",
-            ": no column 'path' among paths, label, did you mean 'paths'?",
+            f": no column 'path' among paths, label, did you mean 'paths'?{COLUMNS}",
         ),
-        ("path,class\na.mp4,run\n", ": no column 'label' among path, class"),
+        ("path,class\na.mp4,run\n", f": no column 'label' among path, class{COLUMNS}"),
         ("path,label\n", ": no videos in it, only a header"),
         ("path,label\na.mp4,run\nb.mp4,\n", ", line 3: the label is empty"),
         ("path,label\na.mp4\n", ", line 2: the label is empty"),

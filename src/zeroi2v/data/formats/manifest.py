@@ -138,7 +138,7 @@ def _lines(file: Path) -> Iterator[_Line]:
 def _used_columns(file: Path, header: Sequence[str]) -> dict[str, str]:
     """The columns that are used: path, label, split -> the name as the header spells it.
 
-    DatasetError that names the first column that is missing.
+    DatasetError if the manifest is empty, or names the first column that is missing.
     """
     columns = {name.lower(): name for name in header if name.lower() in _USED}
     missing = next((name for name in _NEEDED if name not in columns), None)
@@ -151,5 +151,9 @@ def _used_columns(file: Path, header: Sequence[str]) -> dict[str, str]:
             f"{file}: the header {header[0]!r} is one column; "
             "separate the columns by commas, semicolons or tabs"
         )
-    among = first_names(header) or "none"
-    raise DatasetError(f"{file}: no column {missing!r} among {among}{nearest(missing, header)}")
+    if not header:
+        raise DatasetError(f"{file}: empty; a manifest has the columns path and label")
+    raise DatasetError(
+        f"{file}: no column {missing!r} among {first_names(header)}{nearest(missing, header)}; "
+        "a manifest has the columns path and label, separated by commas, semicolons or tabs"
+    )
