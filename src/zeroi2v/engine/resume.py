@@ -124,7 +124,10 @@ class TrainingState:
             ) from error
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{self.path}: cannot be read: {reason}") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be read, so the run cannot be resumed; its model is kept: "
+                f"start another run from it by train.start_from ({reason})"
+            ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(
                 f"{self.path}: not the state of a run, or of another version of zeroi2v"
