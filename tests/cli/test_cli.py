@@ -369,7 +369,7 @@ def test_the_mean_of_three_splits_takes_each_run_on_its_own(
     status, _, err = said(
         capsys, "eval", str(data), *models, "--scores", str(tmp_path / "scores.csv")
     )
-    assert (status, err.count("\n"), "give one --model" in err) == (1, 1, True)
+    assert (status, err.count("\n"), "give a single --model" in err) == (1, 1, True)
 
 
 def test_predict_goes_on_after_a_broken_video(

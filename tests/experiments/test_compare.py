@@ -188,7 +188,7 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
         ([Row("a/b", ())], [0], "row 'a/b': a name is of letters"),
         ([Row("one", ()), Row("one", ())], [0], "at least one row, each once, got one, one"),
         ([Row("one", ())], [1, 1], "at least one seed, each once"),
-        ([Row("one", ("seed=3",))], [0], "row one: train.seed is for --seeds"),
+        ([Row("one", ("seed=3",))], [0], "row one: train.seed is the same for all rows"),
         ([Row("one", ("multi_label=true",))], [0], r"row one: \[data\] is the same for all rows"),
     ],
 )
