@@ -7,22 +7,20 @@ import json
 import math
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 import torch
 
 import zeroi2v
 from tests.towers_for_tests import respec
+from tests.training_for_tests import interrupted_after
 from tests.videos_for_tests import blocks_dataset
 from zeroi2v.cli.main import main
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.loader import read_views, train_loader
 from zeroi2v.data.transforms import normalise
-from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
-from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
 from zeroi2v.inference.scores import average_precision, view_scores
@@ -160,21 +158,10 @@ def test_the_run_keeps_its_best_epoch_by_map_and_the_folder_knows(
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    run: Run, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    steps = 0
-
-    def stops(*arguments: Any) -> Step:
-        nonlocal steps
-        steps += 1
-        if steps > 3:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
-    monkeypatch.setattr(training, "take_step", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(3):
         train(RECIPE, dataset, tmp_path / "run")
-    monkeypatch.undo()
     train(RECIPE, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (run.folder / name).read_bytes()

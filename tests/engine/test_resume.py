@@ -14,11 +14,10 @@ from random import Random
 import pytest
 import torch
 
+from tests.training_for_tests import interrupted_after
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
-from zeroi2v.engine import run as training
 from zeroi2v.engine.run import train
-from zeroi2v.engine.step import Step, take_step
 from zeroi2v.errors import CheckpointError
 from zeroi2v.files import read_json_lines
 from zeroi2v.recipes import write_recipe
@@ -69,21 +68,9 @@ def test_a_run_stopped_after_any_batch_goes_on_to_the_same_weights(
     undisturbed: Path,
     dataset: VideoDataset,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken = 0
-
-    def stops(*arguments: object) -> Step:
-        nonlocal taken
-        taken += 1
-        if taken > stop:
-            raise KeyboardInterrupt
-        return take_step(*arguments)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(training, "take_step", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(stop):
         train(RECIPE, dataset, tmp_path / "run")
-    monkeypatch.undo()
     torch.manual_seed(99)  # whatever else the new process has done
     run = train(RECIPE, dataset, tmp_path / "run", resume=True)
     assert run.epochs == 2
@@ -160,25 +147,14 @@ def test_a_full_disk_leaves_what_was_saved_and_says_so(
     dataset: VideoDataset,
     motion_videos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A limit on the size of files stands for the full disk.
 
     The limit is below the size of resume.pt and above the size of the model.
     """
-    out, taken = tmp_path / "run", 0
-
-    def stops(*arguments: object) -> Step:
-        nonlocal taken
-        taken += 1
-        if taken > 8:
-            raise KeyboardInterrupt
-        return take_step(*arguments)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(training, "take_step", stops)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "run"
+    with interrupted_after(8):
         train(RECIPE, dataset, out)
-    monkeypatch.undo()
     saved = {path.name: path.read_bytes() for path in out.iterdir()}
     limit = len(saved["resume.pt"]) // 2
     assert limit > len(saved["model.safetensors"])

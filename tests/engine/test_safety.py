@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tests.towers_for_tests import random_clip, small_model
+from tests.training_for_tests import interrupted_after
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.engine import run as training
@@ -190,20 +191,9 @@ def test_the_paths_of_a_run_are_absolute(
     first = train(RECIPE, dataset, Path("first"))
     settings = dataclasses.replace(RECIPE.train, start_from="first", exclude="list.txt")
     begun = dataclasses.replace(RECIPE, train=settings)
-    taken = 0
-
-    def stops(*arguments: Any) -> Step:
-        nonlocal taken
-        taken += 1
-        if taken > 8:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
     undisturbed = train(begun, dataset, tmp_path / "whole")
-    monkeypatch.setattr(training, "take_step", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(8):
         train(begun, dataset, Path("run"))
-    monkeypatch.setattr(training, "take_step", take_step)
     recipe = read_recipe(tmp_path / "run" / "recipe.toml")
     assert recipe.train.start_from == str(tmp_path / "first")
     assert recipe.train.exclude == str(tmp_path / "list.txt")

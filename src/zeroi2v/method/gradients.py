@@ -100,7 +100,7 @@ def remember_norm_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Ten
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         origin = (norm, output._version, inputs[0], inputs[0]._version)
-        output.normalised_from = origin  # type: ignore[attr-defined]
+        output.normalised_from = origin  # type: ignore[attr-defined]  # for keep_norm_input
 
 
 def keep_norm_input(norm_output: Tensor) -> AbstractContextManager[None]:
