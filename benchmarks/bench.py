@@ -27,11 +27,11 @@ from rich.console import Console
 
 from zeroi2v.config import Recipe
 from zeroi2v.files import write_json, write_text
-from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.measure.bench import bench
 from zeroi2v.measure.bench_table import bench_table, write_bench
 from zeroi2v.measure.subjects import build_subjects
+from zeroi2v.models.compiled import DTYPES
 from zeroi2v.recipes import override
 
 RESULTS = Path(__file__).parent / "results"

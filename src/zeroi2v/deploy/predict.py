@@ -18,8 +18,9 @@ from torch import Tensor
 
 from zeroi2v.data.loader import read_views
 from zeroi2v.errors import ConfigError, VideoError, nearest
-from zeroi2v.inference.scores import DTYPES, clip_logits, view_scores
+from zeroi2v.inference.scores import clip_logits, view_scores
 from zeroi2v.machine import best_device
+from zeroi2v.models.compiled import DTYPES
 from zeroi2v.models.loading import load
 
 VideoPath: TypeAlias = str | os.PathLike[str]

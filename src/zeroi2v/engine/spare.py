@@ -28,6 +28,7 @@ from zeroi2v.config import TrainConfig
 from zeroi2v.errors import ConfigError
 from zeroi2v.method.call import call_in_progress, in_call
 from zeroi2v.method.gradients import quick_gelu, remember_norm_input
+from zeroi2v.models.exchange import FrameAttention
 from zeroi2v.models.plan import Plan
 from zeroi2v.models.video import VideoClassifier
 
@@ -145,7 +146,7 @@ def _class_token_modules(tower: nn.Module) -> tuple[nn.Module, ...]:
     ):
         return ()
     last: Any = tower.blocks[-1]
-    is_plain = type(last) is Block and type(last.attn) is Attention
+    is_plain = type(last) is Block and type(last.attn) in (Attention, FrameAttention)
     return (last.attn.proj, last.norm2) if is_plain else ()
 
 

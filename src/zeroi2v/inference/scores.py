@@ -17,7 +17,6 @@ from zeroi2v.data.transforms import normalise
 from zeroi2v.models.video import VideoClassifier
 
 BATCH: Final = 16  # clips in one pass through a model, unless the caller says otherwise
-DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()

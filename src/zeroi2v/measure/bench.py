@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from zeroi2v.errors import ConfigError
-from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes, provenance
 from zeroi2v.measure.calls import Clips, peak_of_call, timed_call
@@ -22,6 +21,7 @@ from zeroi2v.measure.memory import MEANING
 from zeroi2v.measure.subjects import MIB, SEED, Subject
 from zeroi2v.measure.throughput import Throughput, double_batches
 from zeroi2v.measure.timing import balanced_orders, fast_ratio, spread, timed_rounds
+from zeroi2v.models.compiled import DTYPES
 
 
 @dataclass

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from zeroi2v.config import ModelConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
-from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.build import build_model
+from zeroi2v.models.compiled import DTYPES
 from zeroi2v.models.loading import load
 from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.models.pictures import pictures_of

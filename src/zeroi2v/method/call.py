@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,8 @@ class Call:
     whole_frames: int
     adapters: Any  # adapters[block][name]: an adapter of a block, by name; blocks count from 0
     temporal_embedding: Tensor  # (T, D)
+    # Whether attention that can read other frames by itself does so; its hook then moves nothing.
+    attention_reads: bool = False
     kept: dict[Hashable, Tensor] = field(default_factory=dict)  # from one hook for a later hook
 
     def scaled(self, offset: int) -> int:
@@ -43,6 +45,10 @@ class Call:
             return offset
         distance = -(-abs(offset) * self.frames // self.whole_frames)
         return distance if offset > 0 else -distance
+
+    def with_hooks(self) -> Call:
+        """The same call, in which hooks move keys and values for every attention."""
+        return replace(self, attention_reads=False)
 
 
 _thread = threading.local()

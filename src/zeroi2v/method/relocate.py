@@ -282,19 +282,26 @@ def channel_offsets(layout: FusedLayout, moves: Sequence[Move]) -> Tensor:
 class TemporalHeads:
     """A forward hook that makes heads temporal. The hook has no weights.
 
-    The hook belongs to the fused projection of an attention block.
+    The hook belongs to the fused projection of an attention block. With `exchanged`, the attention
+    can read other frames by itself, and the hook does nothing in a call where the attention does.
     """
 
     def __init__(
-        self, layout: FusedLayout, moves: Sequence[Move], *, queries: bool = False
+        self,
+        layout: FusedLayout,
+        moves: Sequence[Move],
+        *,
+        queries: bool = False,
+        exchanged: bool = False,
     ) -> None:
         self.layout, self.moves, self.queries = layout, tuple(moves), queries
+        self.exchanged = exchanged
 
     def __call__(
         self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor
     ) -> Tensor:
         call = call_in_progress()
-        if call is None:
+        if call is None or (self.exchanged and call.attention_reads):
             return projected
         return relocate(
             projected,

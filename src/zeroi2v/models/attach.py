@@ -28,6 +28,7 @@ from zeroi2v.method.adapters import (
 from zeroi2v.method.fold import affine, assign
 from zeroi2v.method.relocate import ClassTokenShift, TemporalHeads
 from zeroi2v.method.strategies import BEFORE, PARTS
+from zeroi2v.models.exchange import exchange
 from zeroi2v.models.hooks import After, Before, Beside, BesidePart, part_rows
 from zeroi2v.models.peers import peer_of
 from zeroi2v.models.plan import AdapterPlan, BlockPlan, Plan
@@ -115,7 +116,13 @@ def attach(
         for name, adapter in block.adapters.items():
             handles.append(_attach(tower, block, number, name, adapter))
         if block.moves:
-            heads = TemporalHeads(block.block.layout, block.moves, queries=plan.moves_queries)
+            queries = plan.moves_queries
+            heads = TemporalHeads(
+                block.block.layout,
+                block.moves,
+                queries=queries,
+                exchanged=exchange(attention, block.moves, queries=queries),
+            )
             projection.register_forward_hook(heads)
     return handles
 

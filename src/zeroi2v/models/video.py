@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from zeroi2v.method.heads import HeadLayout, layout_text
 from zeroi2v.models import peers
 from zeroi2v.models.attach import attach, build_adapters, fold_adapters
 from zeroi2v.models.card import CardFacts
+from zeroi2v.models.compiled import compiled
+from zeroi2v.models.exchange import attention_reads
 from zeroi2v.models.pictures import pictures_of, set_image_size
 from zeroi2v.models.plan import Plan, frames_seen
 from zeroi2v.models.saving import Stored, fingerprint, push_to_hub, write_model
@@ -64,6 +66,7 @@ class VideoClassifier(nn.Module):
             std=plan.tower.std,
         )
         self._adapter_hooks = attach(tower, plan, adapters)
+        self.attention_reads = False  # whether attention reads other frames by itself, where it can
         # The last hook that is registered, though the first that runs. The model keeps its handle,
         # so that PyTorch gives no later hook of a model read from a pickle the number of this hook
         # or of an earlier hook, which the later hook would replace.
@@ -90,6 +93,15 @@ class VideoClassifier(nn.Module):
         if self.plan.trains_in_tower is None:
             return frozenset(name for name, _ in self.tower.named_parameters())
         return self.plan.trains_in_tower
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VideoClassifier:
+        """Like nn.Module._apply, which moves a model to another device or dtype.
+
+        The form of relocation is chosen again: it depends on the device and the dtype.
+        """
+        super()._apply(fn, recurse)
+        self.attention_reads = attention_reads(self.tower)
+        return self
 
     def train(self, mode: bool = True) -> VideoClassifier:
         """Like nn.Module.train, except that a frozen tower stays in eval mode.
@@ -205,6 +217,10 @@ class VideoClassifier(nn.Module):
             whole_frames=self.plan.frames,
             adapters=self.adapters,
             temporal_embedding=self.temporal_embedding,
+            # The kernel has no gradient, and its offsets are those of a whole clip.
+            attention_reads=self.attention_reads
+            and not torch.is_grad_enabled()
+            and clip.shape[1] == self.frames,
         )
         return pictures_of(clip, tubelet), call
 
@@ -224,6 +240,16 @@ class VideoClassifier(nn.Module):
                 f"frames must be {self.image_size} pixels a side, got {tuple(clip.shape[3:])}; "
                 "model.resize makes the model take another size"
             )
+
+    def compiled(self, *, batch: int = 8, dtype: str = "bf16") -> Callable[[Tensor], Tensor]:
+        """A callable for inference: normalised clips (B, F, 3, S, S) to logits (B, num_classes).
+
+        On a CUDA device it replays captured kernels for batches of up to `batch` clips at once; on
+        a CPU it is the model, or the model by torch.compile where that is faster. `dtype` is fp32,
+        bf16 or fp16. The callable keeps the weights that the model has now. ConfigError names a
+        setting that is wrong.
+        """
+        return compiled(self, batch=batch, dtype=dtype)
 
     @torch.no_grad()
     def merge(self) -> VideoClassifier:

@@ -1,0 +1,368 @@
+"""What does a GPU say? Every check and timing that needs a CUDA device, part by part.
+
+    python benchmarks/gpu.py                          # or: make gpu
+    python benchmarks/gpu.py inference --minutes 3    # one part
+    PYTHONPATH=src python3 benchmarks/gpu.py --out FOLDER      # from a bare checkout
+
+The parts, in this order:
+
+    inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model in each
+                form of relocation; eager, captured and compiled; 1 clip and 32 clips
+    tiles       the attention kernel with different tiles, beside PyTorch's own attention
+    tests       pytest -m gpu: the kernels against slow loops
+    training    the training step of benchmarks/training_step.py, 8 and 32 clips
+    others      the inference of other towers, dtypes and strategies
+
+`plain` includes the mean over frames and the classifier, and takes no temporal embedding. Each part
+is a process of its own, so that a fault costs that part alone. Each result is written as soon as it
+is there: results/gpu-<part>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zeroi2v import VideoClassifier, create_model
+from zeroi2v.files import write_json
+from zeroi2v.machine import provenance
+from zeroi2v.measure.cost import plain_tower
+from zeroi2v.measure.timing import fast_ratio, interleave, spread
+from zeroi2v.method.call import begin_call
+from zeroi2v.method.kernels import attention
+from zeroi2v.models.compiled import DTYPES, Captured, black_clips
+from zeroi2v.models.exchange import FrameAttention
+
+RESULTS: Final = Path(__file__).parent / "results"
+TOWER: Final = "vit_base_patch16_clip_quickgelu_224"
+CLASSES: Final = 400
+ROUNDS: Final = 40
+MODES: Final = ("eager", "captured", "compiled", "compiled and captured")
+
+
+class Plain(nn.Module):
+    """The image transformer of a model, the mean over frames and the classifier."""
+
+    def __init__(self, model: VideoClassifier) -> None:
+        super().__init__()
+        self.tower, self.classifier = plain_tower(model), model.classifier
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits (B, K) of a clip (B, T, 3, S, S)."""
+        feature = self.tower(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        logits: Tensor = self.classifier(feature.mean(1))
+        return logits
+
+
+def forms(
+    tower: str, *, strategy: str = "zeroi2v", dtype: str = "bf16", **options: Any
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The plain image transformer, and the model in each form, by name.
+
+    `moved`: merged, and hooks move keys and values. `reads`: merged, and attention reads other
+    frames by itself. `reads, offsets 0`: the same with all heads spatial and no temporal embedding,
+    so that a faster kernel does not hide what relocation costs.
+    """
+    torch.manual_seed(0)
+    model = create_model(tower, num_classes=CLASSES, strategy=strategy, **options)
+    model = model.to("cuda", DTYPES[dtype]).eval().requires_grad_(False)
+    calls: dict[str, Callable[[Tensor], Tensor]] = {"plain": Plain(model)}
+    if strategy != "zeroi2v":
+        return {**calls, strategy: model}
+    merged, moved, still = model.merge(), model.merge(), model.merge()
+    moved.attention_reads = False
+    still._embedding_hook.remove()
+    for module in still.tower.modules():
+        if isinstance(module, FrameAttention):
+            module.offsets.zero_()
+    calls |= {"moved": moved, "adapted": model}
+    return calls | {"reads": merged, "reads, offsets 0": still} if merged.attention_reads else calls
+
+
+def in_mode(run: Callable[[Tensor], Tensor], mode: str, clips: Tensor) -> Callable[[], Tensor]:
+    """A call of `run` on clips in one of `MODES`."""
+    if mode.startswith("compiled"):
+        run = torch.compile(run, dynamic=False)
+    if mode.endswith("captured"):
+        run = Captured(run, clips.clone(), sizes=[len(clips)])
+    return torch.no_grad()(lambda: run(clips))
+
+
+def timed_forms(
+    calls: Mapping[str, Callable[[Tensor], Tensor]],
+    *,
+    clips: Tensor,
+    mode: str,
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
+    """The milliseconds of each form in a mode, and their ratios to the plain image transformer."""
+    began = time.monotonic()
+    ready, errors = {}, {}
+    for name, run in calls.items():
+        try:
+            ready[name] = in_mode(run, mode, clips)
+            ready[name]()
+        except Exception as error:  # this form's own: the others are still timed
+            errors[name] = str(error)[:500]
+            ready.pop(name, None)
+            begin_call(None)
+    preparation = time.monotonic() - began
+    result: dict[str, Any] = {
+        "clips": len(clips),
+        "mode": mode,
+        "preparation_s": preparation,
+        "errors": errors,
+    }
+    if "plain" not in ready:
+        return result
+    times = interleave(ready, rounds=rounds, warmup=5)
+    return {
+        **result,
+        "rounds": rounds,
+        "ms": {name: spread(series) for name, series in times.items()},
+        "times_plain": {name: fast_ratio(times, name, "plain") for name in times},
+    }
+
+
+def inference(modes: tuple[str, ...] = MODES) -> Iterator[dict[str, Any]]:
+    """The comparison of the paper in each form of relocation, as rows."""
+    calls = forms(TOWER)
+    for mode in modes:
+        for count in (1, 32):
+            clips = torch.randn(count, 8, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+            yield timed_forms(calls, clips=clips, mode=mode)
+            torch.compiler.reset()
+
+
+def agreement() -> Iterator[dict[str, Any]]:
+    """How far do logits of the forms lie from logits in float64, by dtype?"""
+    for dtype in DTYPES:
+        calls = forms(TOWER, dtype=dtype)
+        clips = torch.randn(2, 8, 3, 224, 224, device="cuda", dtype=DTYPES[dtype])
+        with torch.no_grad():
+            logits = {name: run(clips).double() for name, run in calls.items()}
+        model = calls["moved"]
+        assert isinstance(model, VideoClassifier)
+        exact = model.double()(clips.double())
+        yield {
+            "dtype": dtype,
+            "largest_logit": exact.abs().max().item(),
+            "difference": {
+                name: (logits[name] - exact).abs().max().item()
+                for name in ("moved", "reads", "adapted")
+                if name in logits
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Attention of one block: frames of all clips, tokens, heads, channels of a head."""
+
+    rows: int
+    tokens: int
+    heads: int
+    width: int
+
+
+SHAPES: Final = (
+    Shape(256, 197, 12, 64),  # ViT-B/16, 32 clips of 8 frames
+    Shape(8, 197, 12, 64),  # one clip
+    Shape(256, 257, 16, 64),  # ViT-L/14
+    Shape(64, 1370, 6, 64),  # DINOv2 ViT-S/14 at 518 pixels
+    Shape(256, 257, 16, 80),  # ViT-H/14
+)
+TILES: Final = tuple(
+    attention.Tiles(queries, keys, warps, stages)
+    for queries, keys, warps, stages in (
+        (64, 32, 4, 2),
+        (64, 32, 4, 3),
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (64, 64, 4, 4),
+        (64, 128, 4, 2),
+        (64, 128, 4, 3),
+        (64, 256, 4, 1),
+        (64, 256, 8, 1),
+        (128, 32, 4, 3),
+        (128, 64, 4, 2),
+        (128, 64, 4, 3),
+        (128, 64, 8, 2),
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+        (128, 128, 4, 2),
+        (128, 256, 8, 1),
+        (32, 64, 4, 2),
+        (256, 64, 8, 2),
+    )
+)
+
+
+def tiles() -> Iterator[dict[str, Any]]:
+    """The attention kernel with different tiles, beside PyTorch's attention, as rows.
+
+    Each time is the mean of many starts in a CUDA graph: what a start costs does not count.
+    """
+    for shape in SHAPES:
+        size = (shape.rows, shape.tokens, 3, shape.heads, shape.width)
+        parts = torch.randn(size, device="cuda", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        offsets = torch.zeros(shape.heads, dtype=torch.int32, device="cuda")
+        offsets[:2] = torch.tensor([-1, 1], dtype=torch.int32)
+        out = torch.empty(shape.rows, shape.tokens, shape.heads, shape.width, device="cuda").bfloat16()
+        scale = shape.width**-0.5
+        calls: dict[str, Callable[[], object]] = {
+            "PyTorch": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)  # type: ignore[misc]
+        }
+        for entry in TILES:
+            calls[repr(tuple(entry))] = partial(
+                attention._launch, attention._attend_kernel, q, k, v, out, offsets, 8, scale, entry
+            )
+        microseconds: dict[str, float | str] = {}
+        for name, call in calls.items():
+            try:
+                microseconds[name] = graph_time(call)
+            except Exception as error:  # these tiles do not fit this device
+                microseconds[name] = str(error)[:100]
+        yield {"shape": vars(shape), "microseconds": microseconds}
+
+
+def graph_time(call: Callable[[], object], *, starts: int = 20, replays: int = 5) -> float:
+    """The microseconds of a call within a CUDA graph: the least mean of several replays."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(starts):
+            call()
+    best = float("inf")
+    for _ in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) * 1000 / starts)
+    return best
+
+
+def matrix_rate() -> float:
+    """The operations per second of a product of two 8192 x 8192 matrices of bfloat16."""
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / (graph_time(lambda: matrix @ matrix) * 1e-6)
+
+
+def others() -> Iterator[dict[str, Any]]:
+    """Other dtypes, towers and strategies: eager and captured, as rows."""
+    cases: tuple[dict[str, Any], ...] = (
+        {"tower": TOWER, "dtype": "fp16"},
+        {"tower": TOWER, "dtype": "fp32"},
+        {"tower": TOWER, "strategy": "st_adapter_published"},
+        {"tower": TOWER, "strategy": "aim"},
+        {"tower": TOWER, "strategy": "evl"},
+        {"tower": "vit_large_patch14_clip_quickgelu_224", "frames": 32},
+        {"tower": "vit_small_patch14_reg4_dinov2", "tower_options": {"img_size": 224}},
+        {"tower": "swin_base_patch4_window7_224", "tubelet": 2, "frames": 16},
+    )
+    for case in cases:
+        calls = forms(**case)
+        frames, dtype = case.get("frames", 8), DTYPES[case.get("dtype", "bf16")]
+        for mode in ("eager", "captured"):
+            for count in (1, 8):
+                clips = torch.randn(count, frames, 3, 224, 224, device="cuda", dtype=dtype)
+                row = timed_forms(calls, clips=clips, mode=mode, rounds=20)
+                yield {**case, **row}
+        del calls
+        torch.cuda.empty_cache()
+
+
+def tests() -> Iterator[dict[str, Any]]:
+    """The outcome of the tests that need a CUDA device."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    yield {"exit": done.returncode, "last_line": (done.stdout.strip().splitlines() or [""])[-1]}
+
+
+PARTS: Final[Mapping[str, Callable[[], Iterator[dict[str, Any]]]]] = {
+    "agreement": agreement,
+    "inference": inference,
+    "tiles": tiles,
+    "tests": tests,
+    "others": others,
+}
+
+
+def measure(part: str, out: Path) -> None:
+    """Run one part in this process, and write its rows as they come."""
+    result: dict[str, Any] = {
+        **provenance(),
+        "seeds": [0],
+        "matrix_tflops": matrix_rate() / 1e12,
+        "rows": [],
+    }
+    for row in PARTS[part]():
+        result["rows"].append(row)
+        write_json(out / f"gpu-{part}.json", result)
+        print(part, summary(row), flush=True)
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """A row as one line."""
+    if "ms" not in row:
+        return str(row)
+    head = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    cells = [
+        f"{name} {row['ms'][name]['median']:.3f} ms"
+        f" ({ratio['fast']:.3f}, {ratio['low']:.3f} to {ratio['high']:.3f})"
+        for name, ratio in row["times_plain"].items()
+    ]
+    return f"{head} {', '.join(cells)} {row['errors'] or ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--minutes", type=float, default=10, help="for all parts together")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--here", action="store_true", help="run one part in this process")
+    arguments = parser.parse_args()
+    if unknown := [part for part in arguments.parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]}; there are {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA device; these checks need one")
+    if arguments.here:
+        for part in arguments.parts:
+            measure(part, arguments.out)
+        return
+    end = time.monotonic() + 60 * arguments.minutes
+    failed = []
+    for part in arguments.parts or PARTS:
+        command = [sys.executable, __file__, part, "--here", "--out", str(arguments.out)]
+        try:
+            done = subprocess.run(command, timeout=max(1, end - time.monotonic()), check=False)
+            failed += [part] if done.returncode else []
+        except subprocess.TimeoutExpired:
+            failed.append(part)
+            print(f"{part}: the time is over", flush=True)
+    if failed:
+        raise SystemExit(f"error: these parts failed or were cut off: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""How does a model run with the least work between its kernels? Captured, or compiled.
+
+On a CUDA device the kernels of a forward pass are captured once for each size of a batch, as a CUDA
+graph. A replay starts all kernels at once, and Python's share of a call vanishes. On a CPU
+torch.compile takes this place, if a trial shows that it is faster.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from zeroi2v.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zeroi2v.models.video import VideoClassifier
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WARMUP: Final = 3  # calls before a capture: they choose algorithms and load libraries
+TRIAL: Final = 5  # calls that are timed to choose between two forms
+
+
+def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
+    """The model in eval mode and in a dtype: itself if it is so already, otherwise a copy.
+
+    ConfigError if the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not model.training and model.classifier.weight.dtype == DTYPES[dtype]:
+        return model
+    return copy.deepcopy(model).to(DTYPES[dtype]).eval().requires_grad_(False)
+
+
+class Captured:
+    """A function of clips on a CUDA device, captured for batches of some sizes.
+
+    A smaller batch takes the place of the next larger one; a larger batch than the largest passes
+    in several parts. The result of a call is a copy. Several threads may call: they wait for each
+    other. A clip may have any floating dtype and lie on any device.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor], Tensor], clips: Tensor, *, sizes: Iterable[int]
+    ) -> None:
+        """`clips` (B, F, 3, S, S) are as many as the largest of `sizes`; every replay reads them."""
+        self.run, self.sizes, self._clips = run, sorted(sizes), clips
+        self._lock, self._done = threading.Lock(), torch.cuda.Event()
+        pool = torch.cuda.graph_pool_handle()
+        # The largest first: the others fit into its memory.
+        self._graphs = {size: self._capture(size, pool) for size in reversed(self.sizes)}
+
+    @torch.no_grad()
+    def _capture(self, size: int, pool: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of a batch of `size` clips, and the logits that a replay writes."""
+        clips, current = self._clips[:size], torch.cuda.current_stream(self._clips.device)
+        stream = torch.cuda.Stream(clips.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP):
+                self.run(clips)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            logits = self.run(clips)
+        return graph, logits
+
+    @torch.no_grad()
+    def __call__(self, clip: Tensor) -> Tensor:
+        """Logits (B, num_classes) of a normalised clip (B, F, 3, S, S)."""
+        if clip.shape[1:] != self._clips.shape[1:] or not len(clip):
+            raise ConfigError(
+                f"a clip must be (B, {', '.join(map(str, self._clips.shape[1:]))}) for this "
+                f"compiled model, got {tuple(clip.shape)}"
+            )
+        parts = [self._replay(part) for part in clip.split(self.sizes[-1])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _replay(self, clips: Tensor) -> Tensor:
+        """The logits of at most as many clips as the largest captured batch has."""
+        count = len(clips)
+        graph, logits = self._graphs[next(size for size in self.sizes if size >= count)]
+        with self._lock:
+            stream = torch.cuda.current_stream(self._clips.device)
+            stream.wait_event(self._done)  # the copies of the call before, in whatever stream
+            self._clips[:count].copy_(clips, non_blocking=True)
+            graph.replay()
+            result = logits[:count].clone()
+            self._done.record(stream)
+        return result
+
+
+def black_clips(model: VideoClassifier, count: int) -> Tensor:
+    """Clips (B, F, 3, S, S) of zeros, in the dtype and on the device of a model."""
+    size = model.image_size
+    return model.classifier.weight.new_zeros(count, model.frames, 3, size, size)
+
+
+@torch.no_grad()
+def faster_of(
+    model: VideoClassifier, other: Callable[[Tensor], Tensor], *, batch: int
+) -> Callable[[Tensor], Tensor]:
+    """The model, or another form of the model, whichever takes a batch in less time."""
+    clips = black_clips(model, batch)
+    forms: tuple[Callable[[Tensor], Tensor], ...] = (model, other)
+    times: list[list[float]] = [[], []]
+    for number in range(1 + TRIAL):
+        for form, series in zip(forms, times, strict=True):
+            start = time.perf_counter()
+            form(clips)
+            if number:  # the first call compiles
+                series.append(time.perf_counter() - start)
+    return min(zip(forms, times, strict=True), key=lambda pair: statistics.median(pair[1]))[0]
+
+
+def compiled(model: VideoClassifier, *, batch: int, dtype: str) -> Callable[[Tensor], Tensor]:
+    """A callable that gives the logits of a model with the least work between its kernels."""
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}")
+    model = ready(model, dtype)
+    if model.classifier.weight.device.type == "cuda":
+        powers = {2**power for power in range((batch - 1).bit_length())}
+        return Captured(model, black_clips(model, batch), sizes={*powers, batch})
+    return faster_of(model, torch.compile(model), batch=batch)
