@@ -6,11 +6,12 @@
 
 The parts, in this order:
 
+    agreement   how far logits lie from logits in float64, for each form of relocation
     inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model in each
-                form of relocation; eager, captured and compiled; 1 clip and 32 clips
-    tiles       the attention kernel with different tiles, beside PyTorch's own attention
+                form of relocation, eager and captured, 1 clip and 32 clips
+    compiled    the same by torch.compile, and captured
     tests       pytest -m gpu: the kernels against slow loops
-    training    the training step of benchmarks/training_step.py, 8 and 32 clips
+    tiles       the attention kernel with different tiles, beside PyTorch's own attention
     others      the inference of other towers, dtypes and strategies
 
 `plain` includes the mean over frames and the classifier, and takes no temporal embedding. Each part
@@ -41,14 +42,13 @@ from zeroi2v.measure.cost import plain_tower
 from zeroi2v.measure.timing import fast_ratio, interleave, spread
 from zeroi2v.method.call import begin_call
 from zeroi2v.method.kernels import attention
-from zeroi2v.models.compiled import DTYPES, Captured, black_clips
+from zeroi2v.models.compiled import DTYPES, Captured
 from zeroi2v.models.exchange import FrameAttention
 
 RESULTS: Final = Path(__file__).parent / "results"
 TOWER: Final = "vit_base_patch16_clip_quickgelu_224"
 CLASSES: Final = 400
 ROUNDS: Final = 40
-MODES: Final = ("eager", "captured", "compiled", "compiled and captured")
 
 
 class Plain(nn.Module):
@@ -91,7 +91,7 @@ def forms(
 
 
 def in_mode(run: Callable[[Tensor], Tensor], mode: str, clips: Tensor) -> Callable[[], Tensor]:
-    """A call of `run` on clips in one of `MODES`."""
+    """A call of `run` on clips: eager, captured, compiled, or compiled and captured."""
     if mode.startswith("compiled"):
         run = torch.compile(run, dynamic=False)
     if mode.endswith("captured"):
@@ -135,14 +135,27 @@ def timed_forms(
     }
 
 
-def inference(modes: tuple[str, ...] = MODES) -> Iterator[dict[str, Any]]:
+def inference() -> Iterator[dict[str, Any]]:
     """The comparison of the paper in each form of relocation, as rows."""
     calls = forms(TOWER)
-    for mode in modes:
+    for mode in ("eager", "captured"):
         for count in (1, 32):
-            clips = torch.randn(count, 8, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
-            yield timed_forms(calls, clips=clips, mode=mode)
-            torch.compiler.reset()
+            yield timed_forms(calls, clips=random_clips(count), mode=mode)
+
+
+def compiled() -> Iterator[dict[str, Any]]:
+    """The comparison of the paper by torch.compile, as rows."""
+    calls = forms(TOWER)
+    calls = {name: calls[name] for name in ("plain", "reads", "moved") if name in calls}
+    for count in (1, 32):
+        for mode in ("compiled", "compiled and captured"):
+            yield timed_forms(calls, clips=random_clips(count), mode=mode)
+        torch.compiler.reset()
+
+
+def random_clips(count: int) -> Tensor:
+    """Clips (count, 8, 3, 224, 224) of random numbers in bf16."""
+    return torch.randn(count, 8, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
 
 
 def agreement() -> Iterator[dict[str, Any]]:
@@ -300,8 +313,9 @@ def tests() -> Iterator[dict[str, Any]]:
 PARTS: Final[Mapping[str, Callable[[], Iterator[dict[str, Any]]]]] = {
     "agreement": agreement,
     "inference": inference,
-    "tiles": tiles,
+    "compiled": compiled,
     "tests": tests,
+    "tiles": tiles,
     "others": others,
 }
 
