@@ -49,11 +49,12 @@ class FrameAttention(Attention):
                 return super().forward(x, attn_mask, is_causal)
         from zeroi2v.method.kernels.attention import attend
 
-        parts = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        rows, tokens, _ = x.shape
+        parts = self.qkv(x).view(rows, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = parts.unbind(2)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         attended = attend(q, k, v, self.offsets, frames=call.frames, scale=self.scale)
-        joined = self.norm(attended.transpose(1, 2).flatten(2))
+        joined = self.norm(attended.flatten(2))
         if self.gate is not None:
             joined = joined * self.gate(x).sigmoid()
         result: Tensor = self.proj_drop(self.proj(joined))
@@ -114,8 +115,9 @@ def _agrees(offsets: tuple[int, ...], width: int, dtype: torch.dtype, device: to
     generator = torch.Generator(device).manual_seed(0)
     shape = (frames, tokens, 3, len(offsets), width)
     parts = torch.randn(shape, device=device, generator=generator, dtype=dtype)
-    q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-    expected = F.scaled_dot_product_attention(q, _moved(k, offsets), _moved(v, offsets))
+    q, k, v = parts.unbind(2)
+    moved = (part.transpose(1, 2) for part in (q, _moved(k, offsets), _moved(v, offsets)))
+    expected = F.scaled_dot_product_attention(*moved).transpose(1, 2)
     table = torch.tensor(offsets, dtype=torch.int32, device=device)
     try:
         result = attend(q, k, v, table, frames=frames, scale=width**-0.5)
@@ -139,9 +141,9 @@ def _agrees(offsets: tuple[int, ...], width: int, dtype: torch.dtype, device: to
 
 
 def _moved(parts: Tensor, offsets: Sequence[int]) -> Tensor:
-    """Keys or values (T, H, N, D) of one clip, where head h of frame t has frame t + offsets[h]."""
+    """Keys or values (T, N, H, D) of one clip, where head h of frame t has frame t + offsets[h]."""
     heads = [
-        moved_frames(parts[None, :, head], offset)[0] if offset else parts[:, head]
+        moved_frames(parts[None, :, :, head], offset)[0] if offset else parts[:, :, head]
         for head, offset in enumerate(offsets)
     ]
-    return torch.stack(heads, 1)
+    return torch.stack(heads, 2)

@@ -385,13 +385,13 @@ class TemporalEmbedding:
         call = call_in_progress()
         if call is None:
             return inputs
-        tokens, *others = (
-            inputs  # (B*T*W, ..., D) with W windows per frame, or a map (B*T, D, H, W)
-        )
-        by_frame = tokens.movedim(self.channel_axis, -1).unflatten(0, (call.clips, call.frames, -1))
+        tokens, *others = inputs  # (B*T*W, ..., D), W windows per frame, or a map (B*T, D, H, W)
         embedding = interpolated(call.temporal_embedding, call.frames)
-        embedding = embedding.view(call.frames, *[1] * (by_frame.ndim - 3), -1)
-        return ((by_frame + embedding).flatten(0, 2).movedim(-1, self.channel_axis), *others)
+        shape = [1] * tokens.ndim  # of a frame's embedding, beside a row of tokens
+        shape[self.channel_axis] = -1
+        by_frame = tokens.view(call.clips, call.frames, -1, *tokens.shape[1:])
+        added = by_frame + embedding.view(1, call.frames, *shape)
+        return (added.view(tokens.shape), *others)
 
 
 def interpolated(temporal_embedding: Tensor, frames: int) -> Tensor:

@@ -35,15 +35,15 @@ def _interpreted_or_compiled(device: str) -> None:
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, offsets: list[int], frames: int) -> Tensor:
-    """Equations 7-9 in float64, frame by frame and head by head: (B*T, H, N, E)."""
+    """Equations 7-9 in float64, frame by frame and head by head: (B*T, N, H, E)."""
     result = torch.empty(*q.shape[:3], v.shape[-1], dtype=torch.float64, device=q.device)
     for row in range(len(q)):
         clip, frame = divmod(row, frames)
         for head, offset in enumerate(offsets):
             read = frame + offset if 0 <= frame + offset < frames else frame
-            keys = k[clip * frames + read, head].double()
-            products = q[row, head].double() @ keys.T / q.shape[-1] ** 0.5
-            result[row, head] = products.softmax(-1) @ v[clip * frames + read, head].double()
+            keys = k[clip * frames + read, :, head].double()
+            products = q[row, :, head].double() @ keys.T / q.shape[-1] ** 0.5
+            result[row, :, head] = products.softmax(-1) @ v[clip * frames + read, :, head].double()
     return result
 
 
@@ -64,14 +64,14 @@ def check(
     shape = (clips * frames, tokens, len(offsets) * sum(parts))
     fused = torch.randn(shape, generator=generator).to(device, dtype)
     q, k, v = (
-        part.unflatten(-1, (len(offsets), -1)).transpose(1, 2)
+        part.unflatten(-1, (len(offsets), -1))
         for part in fused.split([len(offsets) * width for width in parts], -1)
     )
     table = torch.tensor(offsets, dtype=torch.int32, device=device)
     result = attend(q, k, v, table, frames=frames, scale=key_width**-0.5)
     expected = slow_attention(q, k, v, offsets, frames)
     assert result.dtype == dtype
-    assert result.transpose(1, 2).is_contiguous()
+    assert result.is_contiguous()
     difference = (result.double() - expected).abs().max() / expected.abs().max()
     assert difference <= TOLERANCE[dtype]
 
@@ -81,9 +81,7 @@ def check(
 def test_a_head_of_any_width_reads_the_frame_at_its_offset(
     device: str, dtype: torch.dtype, width: int
 ) -> None:
-    check(
-        device, dtype, clips=2, frames=3, tokens=17, offsets=[-1, 1, 0, 2], widths=(width, width)
-    )
+    check(device, dtype, clips=2, frames=3, tokens=17, offsets=[-1, 1, 0, 2], widths=(width, width))
 
 
 @pytest.mark.parametrize(("device", "dtype"), DEVICES)
@@ -134,8 +132,8 @@ def test_long_frames_and_long_clips(
 @pytest.mark.parametrize(("device", "dtype"), DEVICES)
 def test_large_products_do_not_overflow(device: str, dtype: torch.dtype) -> None:
     """The streaming softmax subtracts the largest product so far."""
-    q = torch.full((2, 1, 40, 32), 20.0, device=device, dtype=dtype)
-    v = torch.arange(2.0, device=device).to(dtype).view(2, 1, 1, 1).expand(2, 1, 40, 32)
+    q = torch.full((2, 40, 1, 32), 20.0, device=device, dtype=dtype)
+    v = torch.arange(2.0, device=device).to(dtype).view(2, 1, 1, 1).expand(2, 40, 1, 32)
     table = torch.tensor([1], dtype=torch.int32, device=device)
     result = attend(q, q, v, table, frames=2, scale=1.0)
     assert torch.equal(result[0], torch.ones_like(result[0]))  # frame 0 reads frame 1

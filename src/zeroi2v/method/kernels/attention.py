@@ -11,6 +11,8 @@ Shapes: B clips, T frames, H heads, N tokens, D channels of a head in q and k, E
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Hashable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -38,16 +40,16 @@ def _attend_kernel(
     v,
     out,
     offsets,  # (H) int32: the offset of each head, in frames
-    scale,  # of the products of queries and keys, times log2(e)
+    scale,  # of the products of queries and keys, times log2(e); above 0
     q_frame,
-    q_head,
     q_token,
+    q_head,
     k_frame,
-    k_head,
     k_token,
+    k_head,
     v_frame,
-    v_head,
     v_token,
+    v_head,
     heads,
     frames,
     tokens: tl.constexpr,
@@ -57,6 +59,7 @@ def _attend_kernel(
     padded_value_width: tl.constexpr,
     query_tile: tl.constexpr,
     key_tile: tl.constexpr,
+    last_key_tile: tl.constexpr,  # of the tokens that fill no whole tile
     precision: tl.constexpr,
 ):
     """One tile of queries of one head in one frame, against all tokens of the frame it reads."""
@@ -73,61 +76,100 @@ def _attend_kernel(
     row = row.to(tl.int64)
 
     query = tile * query_tile + tl.arange(0, query_tile)
-    key = tl.arange(0, key_tile)
     channel = tl.arange(0, padded_key_width)
-    value_channel = tl.arange(0, padded_value_width)
     q_in = q + row * q_frame + head * q_head + query[:, None] * q_token + channel[None, :]
-    k_in = k + read_row * k_frame + head * k_head + key[None, :] * k_token + channel[:, None]
-    v_in = v + read_row * v_frame + head * v_head + key[:, None] * v_token + value_channel[None, :]
-
     queries = tl.load(q_in, (query[:, None] < tokens) & (channel[None, :] < key_width), other=0.0)
+    k_in = k + read_row * k_frame + head * k_head
+    v_in = v + read_row * v_frame + head * v_head
     largest = tl.full([query_tile], float("-inf"), tl.float32)
     total = tl.zeros([query_tile], tl.float32)
     sums = tl.zeros([query_tile, padded_value_width], tl.float32)
-    for start in range(0, tokens, key_tile):
-        known = start + key < tokens
-        keys = tl.load(
-            k_in + start * k_token, known[None, :] & (channel[:, None] < key_width), other=0.0
-        )
-        products = tl.dot(queries, keys, input_precision=precision) * scale
-        if tokens % key_tile != 0:
-            products = tl.where(known[None, :], products, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(products, 1))
-        weights = tl.exp2(products - new_largest[:, None])
-        shrink = tl.exp2(largest - new_largest)
-        total = total * shrink + tl.sum(weights, 1)
-        values = tl.load(
-            v_in + start * v_token,
-            known[:, None] & (value_channel[None, :] < value_width),
-            other=0.0,
-        )
-        sums = tl.dot(
-            weights.to(values.dtype), values, sums * shrink[:, None], input_precision=precision
-        )
-        largest = new_largest
-    result = sums / total[:, None]
+    whole: tl.constexpr = tokens // key_tile * key_tile
+    for start in range(0, whole, key_tile):
+        largest, total, sums = _read_tile(
+            queries, largest, total, sums, k_in, v_in, k_token, v_token, start, scale,
+            key_tile, False, tokens, key_width, value_width, padded_key_width, padded_value_width,
+            precision,
+        )  # fmt: skip
+    if whole < tokens:
+        largest, total, sums = _read_tile(
+            queries, largest, total, sums, k_in, v_in, k_token, v_token, whole, scale,
+            last_key_tile, whole + last_key_tile != tokens, tokens, key_width, value_width, padded_key_width, padded_value_width,
+            precision,
+        )  # fmt: skip
     # The output is contiguous as (B*T, N, H, E).
-    start = (row * tokens + query[:, None]) * heads + head
-    out_to = out + start * value_width + value_channel[None, :]
+    value_channel = tl.arange(0, padded_value_width)
+    first = ((row * tokens + query[:, None]) * heads + head) * value_width
     tl.store(
-        out_to,
-        result.to(out.dtype.element_ty),
+        out + first + value_channel[None, :],
+        (sums / total[:, None]).to(out.dtype.element_ty),
         (query[:, None] < tokens) & (value_channel[None, :] < value_width),
     )
+
+
+@triton.jit
+def _read_tile(
+    queries,  # (query_tile, D)
+    largest,  # (query_tile): the largest product so far
+    total,  # (query_tile): the sum of the weights so far
+    sums,  # (query_tile, E): the weighted sum of the values so far
+    k,
+    v,
+    k_token,
+    v_token,
+    start,  # the first token of the tile
+    scale,
+    tile: tl.constexpr,
+    ragged: tl.constexpr,  # whether the tile reaches beyond the last token
+    tokens: tl.constexpr,
+    key_width: tl.constexpr,
+    value_width: tl.constexpr,
+    padded_key_width: tl.constexpr,
+    padded_value_width: tl.constexpr,
+    precision: tl.constexpr,
+):
+    """One step of the streaming softmax: the keys and values of one tile of tokens."""
+    token = start + tl.arange(0, tile)
+    channel = tl.arange(0, padded_key_width)
+    value_channel = tl.arange(0, padded_value_width)
+    k_in = k + token[None, :] * k_token + channel[:, None]
+    v_in = v + token[:, None] * v_token + value_channel[None, :]
+    if ragged or key_width != padded_key_width:
+        known = (token[None, :] < tokens) & (channel[:, None] < key_width)
+        keys = tl.load(k_in, known, other=0.0)
+    else:
+        keys = tl.load(k_in)
+    if ragged or value_width != padded_value_width:
+        known_value = (token[:, None] < tokens) & (value_channel[None, :] < value_width)
+        values = tl.load(v_in, known_value, other=0.0)
+    else:
+        values = tl.load(v_in)
+    products = tl.dot(queries, keys, input_precision=precision)
+    if ragged:
+        products = tl.where(token[None, :] < tokens, products, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(products, 1))
+    weights = tl.exp2(products * scale - (new_largest * scale)[:, None])
+    shrink = tl.exp2((largest - new_largest) * scale)
+    total = total * shrink + tl.sum(weights, 1)
+    sums = tl.dot(
+        weights.to(values.dtype), values, sums * shrink[:, None], input_precision=precision
+    )
+    return new_largest, total, sums
 
 
 def tiles_for(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
     """The tiles for N tokens and heads of a width.
 
-    fp32 products are exact and need no tensor core, so their tiles are small.
+    They are the fastest of benchmarks/gpu.py on an H100. fp32 products are exact and need no tensor
+    core, so their tiles are small.
     """
     if dtype == torch.float32:
         return Tiles(queries=32, keys=32, warps=4, stages=2)
     if tokens <= 32:
         return Tiles(queries=32, keys=32, warps=2, stages=2)
-    if width > 64:
-        return Tiles(queries=64, keys=64, warps=4, stages=2)
-    return Tiles(queries=64, keys=64, warps=4, stages=3)
+    if tokens > 512 and width <= 64:
+        return Tiles(queries=128, keys=64, warps=4, stages=3)
+    return Tiles(queries=64, keys=32, warps=4, stages=3)
 
 
 def attend(
@@ -135,10 +177,10 @@ def attend(
 ) -> Tensor:
     """Softmax attention in which head h of frame t reads k and v of frame t + offsets[h].
 
-    `q` and `k` are (B*T, H, N, D), `v` is (B*T, H, N, E); a tensor whose channels do not lie side
-    by side is copied first. `offsets` is (H) int32 on the same device. The result is
-    (B*T, H, N, E), a view of a contiguous (B*T, N, H, E). Where frame t + offset lies outside the
-    clip, the head reads its own frame (edge rule).
+    `q` and `k` are (B*T, N, H, D), `v` is (B*T, N, H, E); a tensor whose channels do not lie side
+    by side is copied first. `offsets` is (H) int32 on the same device. The result is contiguous,
+    (B*T, N, H, E). Where frame t + offset lies outside the clip, the head reads its own frame (edge
+    rule). `scale`, above 0, multiplies the products of queries and keys.
 
     The result has no gradient.
     """
@@ -146,8 +188,12 @@ def attend(
         result: Tensor = attend_op(q, k, v, offsets, frames, scale)
         return result
     out = _new_output(q, v)
-    _launch(_attend_kernel, q, k, v, out, offsets, frames, scale)
-    return out.transpose(1, 2)
+    if q.device.type == "cuda" and q.device.index != torch.cuda.current_device():
+        with torch.cuda.device(q.device):  # Triton starts kernels on the current device
+            _start(q, k, v, out, offsets, frames, scale)
+    else:
+        _start(q, k, v, out, offsets, frames, scale)
+    return out
 
 
 @triton_op("zeroi2v::attend", mutates_args={})
@@ -156,18 +202,66 @@ def attend_op(
 ) -> Tensor:
     """`attend` as an operator of PyTorch, which torch.compile and counting can follow."""
     out = _new_output(q, v)
-    _launch(wrap_triton(_attend_kernel), q, k, v, out, offsets, frames, scale)
-    return out.transpose(1, 2)
+    tiles = tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
+    wrap_triton(_attend_kernel)[(_pieces(q, tiles),)](
+        *_arguments(q, k, v, out, offsets, frames, scale, tiles),
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return out
 
 
 def _new_output(q: Tensor, v: Tensor) -> Tensor:
     """An empty output (B*T, N, H, E)."""
-    rows, heads, tokens, _ = q.shape
-    return q.new_empty(rows, tokens, heads, v.shape[-1])
+    return q.new_empty((*q.shape[:3], v.shape[-1]))
 
 
-def _launch(
-    kernel: Any,
+def _pieces(q: Tensor, tiles: Tiles) -> int:
+    """The number of programs: one for each tile of queries of each head in each frame."""
+    rows, tokens, heads, _ = q.shape
+    return rows * heads * -(-tokens // tiles.queries)
+
+
+def _arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    offsets: Tensor,
+    frames: int,
+    scale: float,
+    tiles: Tiles,
+) -> tuple[Any, ...]:
+    """The arguments of the kernel, in order."""
+    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
+    _, tokens, heads, key_width = q.shape
+    value_width = v.shape[-1]
+    last_keys = tokens % tiles.keys
+    return (
+        *(q, k, v, out, offsets, scale * LOG2_E),
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *(heads, frames, tokens, key_width, value_width),
+        _padded(key_width),
+        _padded(value_width),
+        tiles.queries,
+        tiles.keys,
+        _padded(last_keys),
+        "ieee" if q.dtype == torch.float32 else "tf32",
+    )
+
+
+@functools.cache
+def _padded(width: int) -> int:
+    """The least power of two that holds a width and that a matrix product can take."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+_compiled: dict[Hashable, Any] = {}  # kernels by what they were compiled for
+
+
+def _start(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -177,31 +271,16 @@ def _launch(
     scale: float,
     tiles: Tiles | None = None,
 ) -> None:
-    """Start the kernel, one program for each tile of queries of each head in each frame."""
-    q, k, v = (part if part.stride(-1) == 1 else part.contiguous() for part in (q, k, v))
-    rows, heads, tokens, key_width = q.shape
-    value_width = v.shape[-1]
-    tiles = tiles or tiles_for(tokens, max(key_width, value_width), q.dtype)
-    kernel[(rows * heads * -(-tokens // tiles.queries),)](
-        q,
-        k,
-        v,
-        out,
-        offsets,
-        scale * LOG2_E,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        frames,
-        tokens,
-        key_width,
-        value_width,
-        max(16, triton.next_power_of_2(key_width)),
-        max(16, triton.next_power_of_2(value_width)),
-        tiles.queries,
-        tiles.keys,
-        "ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )
+    """Start the kernel. A compiled kernel is kept: Triton would look it up at twice the price."""
+    tiles = tiles or tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
+    arguments = _arguments(q, k, v, out, offsets, frames, scale, tiles)
+    grid = (_pieces(q, tiles), 1, 1)
+    aligned = all(part.data_ptr() % 16 == 0 for part in arguments[:5])
+    key = (q.device, q.dtype, aligned, tiles, arguments[6:])
+    kernel = _compiled.get(key)
+    if kernel is None:
+        _compiled[key] = _attend_kernel[grid](
+            *arguments, num_warps=tiles.warps, num_stages=tiles.stages
+        )
+    else:
+        kernel[grid](*arguments)
