@@ -210,7 +210,6 @@ TILES: Final = tuple(
         (128, 64, 8, 3),
     )
 )
-)
 
 
 def tiles() -> Iterator[dict[str, Any]]:

@@ -74,6 +74,7 @@ def _attend_kernel(
     read = tl.where((read < 0) | (read >= frames), frame, read)
     read_row = (row - frame + read).to(tl.int64)
     row = row.to(tl.int64)
+    scale = tl.cast(scale, tl.float32)  # torch.compile passes a number in double precision
 
     query = tile * query_tile + tl.arange(0, query_tile)
     channel = tl.arange(0, padded_key_width)
@@ -167,9 +168,8 @@ def tiles_for(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
         return Tiles(queries=32, keys=32, warps=4, stages=2)
     if tokens <= 32:
         return Tiles(queries=32, keys=32, warps=2, stages=2)
-    if tokens > 512 and width <= 64:
-        return Tiles(queries=128, keys=64, warps=4, stages=3)
-    return Tiles(queries=64, keys=32, warps=4, stages=3)
+    keys = 64 if tokens > 224 and width <= 64 else 32
+    return Tiles(queries=64, keys=keys, warps=4, stages=3)
 
 
 def attend(
