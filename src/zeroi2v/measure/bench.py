@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -22,6 +22,9 @@ from zeroi2v.measure.memory import MEANING
 from zeroi2v.measure.subjects import MIB, SEED, Subject
 from zeroi2v.measure.throughput import Throughput, double_batches
 from zeroi2v.measure.timing import balanced_orders, fast_ratio, spread, timed_rounds
+
+ROUNDS: Final = 20
+WARMUP: Final = 3
 
 
 @dataclass
@@ -39,8 +42,8 @@ def bench(
     *,
     device: torch.device,
     dtype: str,
-    rounds: int = 20,
-    warmup: int = 3,
+    rounds: int = ROUNDS,
+    warmup: int = WARMUP,
     max_batch: int | None = None,
     memory: float | None = None,
     each: Callable[[dict[str, Any]], object] = lambda _: None,
