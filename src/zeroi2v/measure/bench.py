@@ -18,6 +18,7 @@ from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes, provenance
 from zeroi2v.measure.calls import Clips, peak_of_call, timed_call
+from zeroi2v.measure.compiled import CompiledCall
 from zeroi2v.measure.memory import MEANING
 from zeroi2v.measure.subjects import MIB, SEED, Subject
 from zeroi2v.measure.throughput import Throughput, double_batches
@@ -152,6 +153,10 @@ def _measure_latency(
 ) -> None:
     """Time one clip, round by round. The medians are the throughput of batches of one clip."""
     calls = {subject.name: timed_call(subject, clips(subject, 1)) for subject in subjects}
+    for subject in subjects:
+        if subject.is_compiled:
+            log.say(f"compiling {subject.name}")
+            calls[subject.name]()
     timed = timed_rounds(calls, rounds=rounds, warmup=warmup)
     for times in log.track(timed, total=rounds, title="latency", unit="rounds"):
         measured.rounds.append(times)
@@ -178,6 +183,9 @@ def _figures(subjects: Sequence[Subject], measured: Measurements) -> dict[str, A
             "latency_ms": spread(series[name]),
             "ratio": fast_ratio(series, name, subjects[0].name),
         }
+        if isinstance(subject.timed, CompiledCall):
+            entry["compile_seconds"] = subject.timed.seconds
+            entry["graphs"] = subject.timed.graphs
         if name in measured.throughputs:
             entry["throughput"] = measured.throughputs[name].to_dict()
         entries.append({**entry, "ms": [round(time, 3) for time in series[name]]})

@@ -20,6 +20,7 @@ from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes
+from zeroi2v.measure.compiled import CompiledCall
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.build import build_model
@@ -184,5 +185,5 @@ def _subject(name: str, model: VideoClassifier, *, compiled: bool) -> Subject:
         shape=(model.frames, 3, model.image_size, model.image_size),
         weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         facts=facts,
-        timed=torch.compile(module) if compiled else module,
+        timed=CompiledCall(module) if compiled else module,
     )
