@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +39,7 @@ from torch import Tensor
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import Views, train_loader, view_loader
+from zeroi2v.data.pyav import av
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.errors import ConfigError

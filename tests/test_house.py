@@ -24,12 +24,13 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Room -> the rooms that it may import. A room is a folder or a module at the top of the package;
 # "zeroi2v" is the package itself. Every room may import those of EVERYBODY.
-EVERYBODY = {"errors", "files", "log", "machine"}
+EVERYBODY = {"errors", "files", "log", "machine", "version"}
 SHOWN = {"config", "recipes", "method", "models", "data", "inference", "pages"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "machine": {"errors"},
+    "version": set(),
+    "machine": {"errors", "version"},
     "log": set(),
     "config": {"errors"},
     "recipes": {"errors", "config", "files"},
@@ -45,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "experiments": SHOWN | {"engine", "measure", "explain", "deploy", "zeroi2v"} | EVERYBODY,
     "cli": SHOWN | {"engine", "measure", "explain", "deploy", "experiments", "zeroi2v"} | EVERYBODY,
     "__main__": {"cli"},
-    "zeroi2v": {"config", "errors", "models", "deploy", "measure"},
+    "zeroi2v": {"config", "errors", "version", "models", "deploy", "measure"},
 }
 
 PUBLIC = {

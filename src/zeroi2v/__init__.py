@@ -5,6 +5,8 @@ The module of a name is imported when the name is first used, so `import zeroi2v
 
 from typing import TYPE_CHECKING
 
+from zeroi2v.version import __version__ as __version__
+
 __all__ = [
     "Prediction",
     "Predictor",
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from zeroi2v.models.official import load_official
     from zeroi2v.models.towers import partly_covered_towers, supported_towers
     from zeroi2v.models.video import VideoClassifier
-
-    __version__: str
 else:
     _HOMES = {
         "Prediction": "zeroi2v.deploy.predict",
@@ -44,21 +44,16 @@ else:
     }
 
     def __getattr__(name):
-        """The value of a public name, or the version of the installed package as `__version__`.
+        """The value of a public name.
 
         Python calls this function for a name that the module does not hold. The value is stored in
         the module, so the function runs once for each name.
         """
-        if name == "__version__":
-            from importlib.metadata import version
-
-            value = version("zeroi2v")
-        elif name in _HOMES:
-            from importlib import import_module
-
-            value = getattr(import_module(_HOMES[name]), name)
-        else:
+        if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
 

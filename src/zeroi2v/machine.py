@@ -17,12 +17,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from zeroi2v.version import __version__
+
 if TYPE_CHECKING:
     import torch
 
 Entry = TypeVar("Entry")
-# packages whose versions are reported with a figure
-REPORTED: Final = ("zeroi2v", "torch", "torchvision", "timm", "av")
+# installed packages whose versions are reported with a figure
+REPORTED: Final = ("torch", "torchvision", "timm", "av")
 GROUP_VARIABLES: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_WORKERS: Final = 8
 
@@ -149,7 +151,11 @@ def provenance() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in REPORTED}}
+    versions = {
+        "python": platform.python_version(),
+        "zeroi2v": __version__,
+        **{name: _version(name) for name in REPORTED},
+    }
     return {"date": datetime.date.today().isoformat(), "machine": machine, "versions": versions}
 
 

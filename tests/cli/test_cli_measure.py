@@ -324,6 +324,9 @@ def test_bench_shows_a_table_and_takes_settings_of_the_model(
         (["--set", "strategy=lora"], "leave strategy and weights out"),
         (["--out", "/dev/null"], "/dev/null/bench.json: cannot be written: /dev/null is no folder"),
         (["--memory", "0.0001"], "does not fit into the memory of the cpu"),
+        (["--count"], "--device: --count runs no model"),
+        (["--batch", "2"], "--batch changes nothing that is timed; add --count"),
+        (["--rate", "0"], "--rate changes nothing that is timed; add --count"),
     ],
 )
 def test_what_bench_cannot_do_is_one_line(
@@ -334,3 +337,78 @@ def test_what_bench_cannot_do_is_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "20"], "--rounds: --count runs no model"),
+        (["--max-batch", "4"], "--max-batch: --count runs no model"),
+        (["--memory", "0"], "--memory: --count runs no model"),
+        (["--compile"], "--compile: --count runs no model"),
+        (["--rate", "0"], "--rate must be above 0, and finite, got 0.0"),
+        (["--bandwidth", "nan"], "--bandwidth must be above 0, and finite, got nan"),
+        (["zeroi2w"], "did you mean 'zeroi2v'"),
+        (["--set", "train.epochs=3"], "only settings of [model]"),
+        (["--out", "/dev/null"], "/dev/null/count.json: cannot be written"),
+    ],
+)
+def test_what_a_count_cannot_do_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *words, "--count", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_bench_counts_without_a_gpu_and_writes_what_it_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "saved"
+    zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=4).save_pretrained(saved)
+    words = ["bench", "plain", "--model", f"{saved}:merged", "--model", str(saved), "--count"]
+    options = ["--dtype", "bf16", "--batch", "2", "--batch", "4", "--batch", "2"]
+    assert main([*words, *options, "--out", str(tmp_path), "--json", "--quiet"]) == 0
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert output.err == ""
+    assert json.loads((tmp_path / "count.json").read_text()) == result
+    assert not (tmp_path / "bench.json").exists()
+    assert result["card"]["teraflops"] == 560
+    plain, merged, adapted = result["models"]
+    for model in result["models"]:
+        two, four = model["counts"]
+        assert (two["batch"], four["batch"]) == (2, 4)
+        assert four["kernels"] == two["kernels"]
+        assert four["gmacs"] == pytest.approx(2 * two["gmacs"])
+        kernels = [entry["kernels"] for entry in two["by_operation"].values()]
+        assert sum(kernels) == two["kernels"]
+    assert merged["counts"][0]["gmacs"] == pytest.approx(
+        2 * zeroi2v.cost(zeroi2v.load(saved).merge()).gmacs
+    )
+    assert plain["counts"][0]["kernels"] < merged["counts"][0]["kernels"]
+    assert merged["counts"][0]["gb"] < adapted["counts"][0]["gb"]
+
+
+def test_bench_shows_a_count_and_what_it_cannot_see(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "plain", "zeroi2v", "--count", "--quiet", "--rate", "100"]
+    assert main([*words, "--bandwidth", "0.9"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    rows = ("kernels", "GMACs", "least ms", "/ plain", "plain 1 ", "zeroi2v 32 ", "1.000")
+    assert all(word in shown for word in rows)
+    assert "bytes / 0.9 TB/s, operations / 100 TFLOP/s, and 3 us" in shown
+    assert "Not counted: the time that Python takes between two kernels" in shown
+
+
+@pytest.mark.parametrize("option", ["--bandwidth", "--rate"])
+def test_a_faster_card_needs_less_time(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "zeroi2v:merged", "--count", "--json", "--quiet", "--batch", "1024"]
+    times = []
+    for value in ("0.1", "1", "1000000"):
+        assert main([*words, option, value]) == 0
+        ((counts,),) = (model["counts"] for model in json.loads(capsys.readouterr().out)["models"])
+        times.append(counts["least_ms"])
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 2 * times[1]

@@ -17,14 +17,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import av
 import numpy as np
 import torch
-from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -32,6 +28,7 @@ from zeroi2v.config import Decoder
 from zeroi2v.data.display import Orientation, oriented, scaled_size
 from zeroi2v.data.file_kinds import kind_by_name
 from zeroi2v.data.frame_folders import decode_image, image_files
+from zeroi2v.data.pyav import av
 from zeroi2v.data.timeline import Timeline, TimelineError, frames_by_seeking
 from zeroi2v.data.torchcodec_frames import seeks_exactly, torchcodec_clip
 from zeroi2v.data.video_files import (
@@ -43,6 +40,10 @@ from zeroi2v.data.video_files import (
     reason,
 )
 from zeroi2v.errors import VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 # A function that gets the number of frames of a video and returns the numbers of the wanted frames.
 Choose: TypeAlias = Callable[[int], Sequence[int]]
@@ -225,7 +226,9 @@ def _collect(
     positions: dict[int, list[int]] = {}
     for position, number in enumerate(order):
         positions.setdefault(number, []).append(position)
-    reformatter = VideoReformatter()  # one for all frames: a reformatter keeps its tables
+    reformatter = (
+        av.video.reformatter.VideoReformatter()
+    )  # one for all frames: a reformatter keeps its tables
     clip = np.empty((0, 0, 0, 3), dtype=np.uint8)  # (n, H, W, 3) from the first wanted frame on
     width = height = count = 0
     for number, frame, orientation in frames:

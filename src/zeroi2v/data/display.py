@@ -12,20 +12,19 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-import av
 import numpy as np
-from av.filter import Graph
-from av.sidedata.sidedata import SideData, SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
+
+from zeroi2v.data.pyav import av
+
+if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideData, SideDataContainer
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Kinds of side data, by FFmpeg's numbers: those that PyAV knows, and others that FFmpeg may send
-_KNOWN: Final = {cast(int, kind.value) for kind in SideDataType}
-_UNKNOWN: Final = [kind for kind in range(48) if kind not in _KNOWN]
+_SIDE_DATA_KINDS: Final = 48  # FFmpeg numbers the kinds of side data from 0; some more may come
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Orientation:
 
         None if the frame has no matrix.
         """
-        matrices = (data for data in _side_data(frame) if data.type is SideDataType.DISPLAYMATRIX)
+        display_matrix = av.sidedata.sidedata.Type.DISPLAYMATRIX
+        matrices = (data for data in _side_data(frame) if data.type is display_matrix)
         matrix = next(matrices, None)
         if matrix is None:
             return None
@@ -96,17 +96,19 @@ def _side_data(frame: av.VideoFrame) -> list[SideData]:
         side_data = frame.side_data
     except ValueError:  # PyAV refuses all side data if one kind is unknown, for instance EXIF data
         side_data = _without_unknown_side_data(frame).side_data
-    return [*cast(SideDataContainer, side_data)]
+    return [*cast("SideDataContainer", side_data)]
 
 
 def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     """The frame without the kinds of side data that FFmpeg knows and PyAV does not."""
-    graph = Graph()
+    known = {cast(int, kind.value) for kind in av.sidedata.sidedata.Type}
+    unknown = [kind for kind in range(_SIDE_DATA_KINDS) if kind not in known]
+    graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1)
     )
-    deletions = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNKNOWN]
+    deletions = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in unknown]
     graph.link_nodes(source, *deletions, graph.add("buffersink")).configure()
     graph.vpush(frame)
     return graph.vpull()

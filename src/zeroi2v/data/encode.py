@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import av
 import numpy as np
-from av.container import OutputContainer
-from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, VideoReformatter
 from torch import Tensor
 
 from zeroi2v.data.display import Orientation, scaled_size
+from zeroi2v.data.pyav import av
 from zeroi2v.data.video_files import reason
 from zeroi2v.errors import FileError, VideoError
 from zeroi2v.files import write_files
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
 
 _RATE: Final = 30  # frames per second where nothing tells how long the frames are shown
 _BT601: Final = 5  # the number of this matrix in ITU-T H.273, and in FFmpeg's scaler
@@ -87,7 +87,9 @@ def write_frames(
         codec = stream.codec_context
         codec.thread_count, codec.time_base = 1, time_base
         codec.colorspace, codec.color_range = matrix, colour_range
-        reformatter = VideoReformatter()  # one for all frames: a reformatter keeps its tables
+        reformatter = (
+            av.video.reformatter.VideoReformatter()
+        )  # one for all frames: a reformatter keeps its tables
         start, time = first[0].pts or 0, -step
         for frame, orientation in chain([first], frames):
             picture = reformatter.reformat(
@@ -101,7 +103,9 @@ def write_frames(
             picture = _upright(picture, orientation)
             time = time + step if frame.pts is None else max(frame.pts - start, time + 1)
             picture.pts, picture.time_base = time, time_base
-            picture.pict_type = PictureType.NONE  # the encoder's choice, not the source's
+            picture.pict_type = (
+                av.video.frame.PictureType.NONE
+            )  # the encoder's choice, not the source's
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
@@ -120,7 +124,10 @@ def _colours(first: av.VideoFrame) -> tuple[int, int]:
     """Matrix and range of the copy's YUV values: the source's where its frames are YUV."""
     components = first.format.components
     if len(components) < 3 or not components[0].is_luma:
-        return _BT601, ColorRange.MPEG  # the source is grey or RGB, or has a palette
+        return (
+            _BT601,
+            av.video.reformatter.ColorRange.MPEG,
+        )  # the source is grey or RGB, or has a palette
     return first.colorspace or _BT601, first.color_range
 
 

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-import av
-
 from zeroi2v.data.file_kinds import files_of
+from zeroi2v.data.pyav import av
 from zeroi2v.data.video_files import NO_FRAME, reason
 from zeroi2v.errors import VideoError, first_names
 

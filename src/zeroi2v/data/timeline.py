@@ -10,16 +10,17 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, pairwise
-from typing import Final
-
-import av
-from av.container import InputContainer
-from av.packet import PktSideDataT
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING, Final
 
 from zeroi2v.data.display import Orientation, oriented
 from zeroi2v.data.packets import is_disposable, is_hidden, is_one_mpeg4_picture
 from zeroi2v.data.video_files import VideoPacket, decoded, packets_of
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.packet import PktSideDataT
+    from av.video.stream import VideoStream
 
 _REACH: Final = 8  # frames; a key frame no farther ahead is reached sooner by decoding than seeking
 

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-import av
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
-
+from zeroi2v.data.pyav import av
 from zeroi2v.errors import VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
@@ -81,7 +81,8 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     A cover picture or a thumbnail is no video, nor is a single frame beside longer streams.
     VideoError if no stream is left.
     """
-    no_video = Disposition.attached_pic | Disposition.timed_thumbnails
+    dispositions = av.stream.Disposition
+    no_video = dispositions.attached_pic | dispositions.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & no_video]
     if not streams:
         raise VideoError(path, "no video stream")

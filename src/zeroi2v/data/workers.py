@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from zeroi2v.data.pyav import require_pyav
 from zeroi2v.errors import WorkerError
 
 Item = TypeVar("Item")
@@ -23,8 +24,9 @@ Item = TypeVar("Item")
 def worker_loader(samples: Dataset[Any], workers: int, **options: Any) -> WorkerLoader[Any]:
     """The samples from `workers` processes; if that is 0, this process makes them.
 
-    `options` are those of a `DataLoader`.
+    `options` are those of a `DataLoader`. ConfigError where PyAV is missing, which makes samples.
     """
+    require_pyav()  # here in one line, since an error of a worker is shown with all its calls
     loader: DataLoader[Any] = DataLoader(
         samples,
         num_workers=workers,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -17,11 +17,15 @@ from zeroi2v.errors import ConfigError
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes, provenance
 from zeroi2v.measure.calls import Clips, peak_of_call, timed_call
+from zeroi2v.measure.compiled import CompiledCall
 from zeroi2v.measure.memory import MEANING
 from zeroi2v.measure.subjects import MIB, SEED, Subject
 from zeroi2v.measure.throughput import Throughput, double_batches
 from zeroi2v.measure.timing import balanced_orders, fast_ratio, spread, timed_rounds
 from zeroi2v.models.compiled import DTYPES
+
+ROUNDS: Final = 20
+WARMUP: Final = 3
 
 
 @dataclass
@@ -39,8 +43,8 @@ def bench(
     *,
     device: torch.device,
     dtype: str,
-    rounds: int = 20,
-    warmup: int = 3,
+    rounds: int = ROUNDS,
+    warmup: int = WARMUP,
     max_batch: int | None = None,
     memory: float | None = None,
     each: Callable[[dict[str, Any]], object] = lambda _: None,
@@ -149,6 +153,10 @@ def _measure_latency(
 ) -> None:
     """Time one clip, round by round. The medians are the throughput of batches of one clip."""
     calls = {subject.name: timed_call(subject, clips(subject, 1)) for subject in subjects}
+    for subject in subjects:
+        if subject.is_compiled:
+            log.say(f"compiling {subject.name}")
+            calls[subject.name]()
     timed = timed_rounds(calls, rounds=rounds, warmup=warmup)
     for times in log.track(timed, total=rounds, title="latency", unit="rounds"):
         measured.rounds.append(times)
@@ -175,6 +183,9 @@ def _figures(subjects: Sequence[Subject], measured: Measurements) -> dict[str, A
             "latency_ms": spread(series[name]),
             "ratio": fast_ratio(series, name, subjects[0].name),
         }
+        if isinstance(subject.timed, CompiledCall):
+            entry["compile_seconds"] = subject.timed.seconds
+            entry["graphs"] = subject.timed.graphs
         if name in measured.throughputs:
             entry["throughput"] = measured.throughputs[name].to_dict()
         entries.append({**entry, "ms": [round(time, 3) for time in series[name]]})

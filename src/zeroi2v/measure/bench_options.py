@@ -14,6 +14,27 @@ from zeroi2v.measure.subjects import MERGED, PLAIN
 from zeroi2v.recipes import changed, override
 
 
+def check_mode(
+    *, counts: bool, timing: Mapping[str, object], counting: Mapping[str, object]
+) -> None:
+    """ConfigError names an option that means nothing with `--count`, or nothing without it.
+
+    `timing` and `counting` hold the options of each kind by name; an option that the user did not
+    give is None, False or empty.
+    """
+    idle = [name for name, value in (timing if counts else counting).items() if _is_given(value)]
+    if not idle:
+        return
+    option = f"--{idle[0].replace('_', '-')}"
+    if counts:
+        raise ConfigError(f"{option}: --count runs no model; leave out one of the two options")
+    raise ConfigError(f"{option} changes nothing that is timed; add --count, or leave it out")
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False and value != []
+
+
 def checked_device(name: str | None, memory: float | None) -> torch.device:
     """The device of this name; without a name the GPU if there is one, else the CPU.
 

@@ -23,6 +23,8 @@ def bench_table(result: Mapping[str, Any]) -> Table:
     table.add_column("model", no_wrap=True)
     for name in ("ms", "p95", f"/ {result['reference']}", "95 %", "clips/s", "batch", "MiB"):
         table.add_column(name, justify="right")
+    if result["compiled"]:
+        table.add_column("compile s", justify="right")
     for model in result["models"]:
         latency, ratio = model["latency_ms"], model["ratio"]
         throughput = model.get("throughput")
@@ -35,6 +37,7 @@ def bench_table(result: Mapping[str, Any]) -> Table:
             f"{throughput['clips_per_second']:.3g}" if throughput else "-",
             f"{throughput['batch']:.0f}" if throughput else "-",
             f"{model['weights_mib'] + model['peak_mib']:.0f}",
+            *([f"{model['compile_seconds']:.1f}"] if result["compiled"] else []),
         )
     return table
 

@@ -40,13 +40,18 @@ def timed_call(subject: Subject, clips: Tensor) -> Callable[[], object]:
 def peak_of_call(subject: Subject, batch: int, clips: Clips) -> int | None:
     """The `peak_bytes` of one call on a batch; None where the memory does not suffice.
 
-    On a CPU the call is not compiled: nothing can follow the tensors of a compiled call.
+    On a CPU the call is not compiled: nothing can follow the tensors of a compiled call. On a GPU a
+    call before this call compiles, so that the memory of compiling does not count.
     """
-    run = subject.run if clips.device.type == "cpu" else subject.timed
     try:
         inputs = clips(subject, batch)
-        with torch.no_grad():
-            return peak_bytes(lambda: run(inputs), clips.device)
+        if clips.device.type == "cpu":
+            with torch.no_grad():
+                return peak_bytes(lambda: subject.run(inputs), clips.device)
+        call = timed_call(subject, inputs)
+        if subject.is_compiled:
+            call()
+        return peak_bytes(call, clips.device)
     except RuntimeError as error:
         if not is_lack_of_memory(error):
             raise

@@ -7,7 +7,6 @@ are left out.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,10 +14,10 @@ from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zeroi2v.measure.pretended import pretended
 from zeroi2v.models.video import VideoClassifier
 
 # Gives a context for a model. Within the context the model computes as it does in training.
@@ -72,9 +71,8 @@ def inference_memory(model: VideoClassifier, *, clips: int = 1) -> int:
     The pass is made in the precision of the weights, on tensors without storage: nothing is
     computed. The operations are those of the CPU, with its fused attention.
     """
-    copied = copy.deepcopy(model).to("meta").eval()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        clip = _on_pretended_cpu(copied, clips)
+    with pretended(model, "cpu") as copied:
+        clip = _clips(copied.eval(), clips)
         with torch.no_grad(), LiveBytes() as counter:
             copied(clip)
     return int(counter.peak)
@@ -87,21 +85,16 @@ def training_memory(model: VideoClassifier, mode: TrainingMode, *, clips: int = 
     `inference_memory`. It holds activations, their gradients and the gradients of the parameters
     that train. The engine trains in the mode `zeroi2v.engine.spare.spared`.
     """
-    copied = copy.deepcopy(model).to("meta").train()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        clip = _on_pretended_cpu(copied, clips)
+    with pretended(model, "cpu") as copied:
+        clip = _clips(copied.train(), clips)
         with mode(copied), torch.enable_grad(), LiveBytes() as counter:
             logits = copied(clip)
             logits.sum().backward()
     return int(counter.peak)
 
 
-def _on_pretended_cpu(model: VideoClassifier, clips: int) -> Tensor:
-    """Let the tensors of a model claim to be on the CPU, without storage. Gives clips of that kind.
-
-    This function works within a FakeTensorMode.
-    """
-    model.to_empty(device="cpu")
+def _clips(model: VideoClassifier, clips: int) -> Tensor:
+    """Clips (B, F, 3, S, S) for a model, in the precision of the model, on the CPU."""
     size = (clips, model.frames, 3, model.image_size, model.image_size)
     return torch.empty(size, dtype=model.classifier.weight.dtype, device="cpu")
 

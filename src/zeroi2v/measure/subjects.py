@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from zeroi2v.config import ModelConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes
+from zeroi2v.measure.compiled import CompiledCall
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.build import build_model
@@ -65,8 +67,8 @@ def build_subjects(
     """The subjects of `names`, with random weights, and after them those of the `saved` models.
 
     The recipe gives the tower and the clip of `names`. Without a recipe the first saved model gives
-    both. ConfigError names a subject that is unknown, named twice, or too large for the free
-    memory.
+    both. On the meta device the subjects take no memory. ConfigError names a subject that is
+    unknown, named twice, or too large for the free memory.
     """
     _check_names(names, saved)
     image_size = None
@@ -80,12 +82,19 @@ def build_subjects(
         if name in saved:
             model = load(name.removesuffix(MERGED))
         else:
-            model = _new_model(name, recipe, image_size)
+            with _on_meta(device):
+                model = _new_model(name, recipe, image_size)
         model = model.eval().to(device, DTYPES[dtype])
         if name.endswith(MERGED):
             model = model.merge()
-        subjects.append(_subject(name, model, compiled=compiled))
+        with _on_meta(device):
+            subjects.append(_subject(name, model, compiled=compiled))
     return subjects
+
+
+def _on_meta(device: torch.device) -> AbstractContextManager[object]:
+    """Within the context new weights are on the meta device, if `device` is the meta device."""
+    return device if device.type == "meta" else nullcontext()
 
 
 def _check_names(names: Sequence[str], saved: Sequence[str]) -> None:
@@ -110,7 +119,12 @@ def _settings_of(saved: str) -> tuple[Recipe, int]:
 
 
 def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device) -> None:
-    """ConfigError unless the free memory holds the largest model so far twice, as merging does."""
+    """ConfigError unless the free memory holds the largest model so far twice, as merging does.
+
+    On the meta device a model takes no memory.
+    """
+    if device.type == "meta":
+        return
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_bytes()
     sizes = [0, *(subject.weights for subject in subjects)]
@@ -139,16 +153,23 @@ def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassi
     return model
 
 
+class PlainTower(nn.Module):
+    """The image tower alone, as a function of clips (B, F, 3, S, S)."""
+
+    def __init__(self, tower: nn.Module, tubelet: int) -> None:
+        super().__init__()
+        self.tower, self.tubelet = tower, tubelet
+
+    def forward(self, clips: Tensor) -> object:
+        """What the tower gives for the pictures of the clips."""
+        return self.tower(pictures_of(clips, self.tubelet))
+
+
 def _subject(name: str, model: VideoClassifier, *, compiled: bool) -> Subject:
     """The subject of a model, or for `plain` of the tower of the model."""
     module: nn.Module = model
-    run: Callable[[Tensor], object] = model
     if name == PLAIN:
-        module, tubelet = plain_tower(model), model.spec.model.tubelet
-
-        def run(clips: Tensor) -> object:
-            return module(pictures_of(clips, tubelet))
-
+        module = PlainTower(plain_tower(model), model.spec.model.tubelet).eval()
     facts = {
         "tower": model.spec.model.tower,
         "strategy": None if name == PLAIN else model.spec.model.strategy,
@@ -160,9 +181,9 @@ def _subject(name: str, model: VideoClassifier, *, compiled: bool) -> Subject:
     tensors = (*module.parameters(), *module.buffers())
     return Subject(
         name=name,
-        run=run,
+        run=module,
         shape=(model.frames, 3, model.image_size, model.image_size),
         weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         facts=facts,
-        timed=torch.compile(run) if compiled else run,
+        timed=CompiledCall(module) if compiled else module,
     )
