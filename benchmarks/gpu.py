@@ -7,8 +7,8 @@
 The parts, in this order:
 
     agreement   how far logits lie from logits in float64, for each form of relocation
-    inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model in each
-                form of relocation, eager and captured, 1 clip and 32 clips
+    inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model, in
+                each form of relocation, eager and captured, 1 clip and 32 clips
     compiled    the same by torch.compile, and captured
     tests       pytest -m gpu: the kernels against slow loops
     tiles       the attention kernel with different tiles, beside PyTorch's own attention
@@ -113,7 +113,7 @@ def timed_forms(
         try:
             ready[name] = in_mode(run, mode, clips)
             ready[name]()
-        except Exception as error:  # this form's own: the others are still timed
+        except Exception as error:  # noqa: BLE001  this form's own: the others are still timed
             errors[name] = str(error)[:500]
             ready.pop(name, None)
             begin_call(None)
@@ -226,7 +226,10 @@ def tiles() -> Iterator[dict[str, Any]]:
         scale = shape.width**-0.5
         calls: dict[str, Callable[[], object]] = {
             "PyTorch": partial(
-                F.scaled_dot_product_attention, *(part.transpose(1, 2) for part in (q, k, v))
+                F.scaled_dot_product_attention,
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
             )
         }
         for entry in TILES:
@@ -237,7 +240,7 @@ def tiles() -> Iterator[dict[str, Any]]:
         for name, call in calls.items():
             try:
                 microseconds[name] = graph_time(call)
-            except Exception as error:  # these tiles do not fit this device
+            except Exception as error:  # noqa: BLE001  these tiles do not fit this device
                 microseconds[name] = str(error)[:100]
         yield {"shape": vars(shape), "microseconds": microseconds}
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from zeroi2v.errors import ConfigError
-from zeroi2v.inference.scores import DTYPES
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.measure.count import Card, KernelCount, count_kernels
 from zeroi2v.measure.pretended import pretended
 from zeroi2v.measure.subjects import MIB, Subject
+from zeroi2v.models.compiled import DTYPES
 
 BATCHES: Final = (1, 32)  # clips of a call
 # Fitted to calls of ViT-B/16 with 8 frames, timed on an H100 with 80 GB: forward passes in bf16,

@@ -95,8 +95,8 @@ def _attend_kernel(
     if whole < tokens:
         largest, total, sums = _read_tile(
             queries, largest, total, sums, k_in, v_in, k_token, v_token, whole, scale,
-            last_key_tile, whole + last_key_tile != tokens, tokens, key_width, value_width, padded_key_width, padded_value_width,
-            precision,
+            last_key_tile, whole + last_key_tile != tokens, tokens, key_width, value_width,
+            padded_key_width, padded_value_width, precision,
         )  # fmt: skip
     # The output is contiguous as (B*T, N, H, E).
     value_channel = tl.arange(0, padded_value_width)
