@@ -319,8 +319,8 @@ def _shift(projected: Tensor, block: Block, clips: int, frames: int) -> None:
 def _shift_gradient(gradients: Tensor, offset: int) -> None:
     """Turn the gradient of the output of `_shift` into the gradient of its input, in place.
 
-    `gradients` is a block (B, T, ...). The gradient of a frame of the input is the sum of the gradients of all frames of the output
-    that hold this frame.
+    `gradients` is a block (B, T, ...). The gradient of a frame of the input is the sum of the
+    gradients of all frames of the output that hold this frame.
     """
     frames, count = gradients.shape[1], gradients.shape[1] - abs(offset)
     if count <= 0:
