@@ -19,7 +19,7 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
-from zeroi2v.engine.captured import CapturedSteps, can_capture
+from zeroi2v.engine.captured import CapturedSteps, can_capture, uncaptured_reason
 from zeroi2v.engine.cast import cast_weights
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
 from zeroi2v.engine.interrupt import undivided
@@ -172,6 +172,7 @@ class Training:
             broken=settings.broken,
             multi_label=self.model.spec.multi_label,
             share=(self.processes.rank, self.processes.size),
+            pinned=self.processes.device.type == "cuda",
         )
 
     def restore(self) -> None:
@@ -243,12 +244,7 @@ class Training:
     def train_epochs(self) -> None:
         """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
-        learner = self.learner
-        if self.processes.accelerator is None:
-            cast = cast_weights(learner.model, learner.dtype)
-            self.learner = learner = dataclasses.replace(learner, cast=cast)
-        if can_capture(learner):
-            self.captured = CapturedSteps(learner, self.log)
+        self.speed_up()
         if settings.tensorboard:
             self.folder.open_board(position.epoch)
         try:
@@ -262,6 +258,23 @@ class Training:
             raise
         finally:
             self.folder.close_board()
+
+    def speed_up(self) -> None:
+        """On a GPU: cast weights once a step in bf16, and capture steps. Say what is impossible."""
+        learner, device = self.learner, self.processes.device
+        if device.type != "cuda":
+            return
+        if self.processes.accelerator is None:
+            size = self.model.image_size
+            cast = cast_weights(learner.model, learner.dtype, (self.model.frames, 3, size, size))
+            self.learner = learner = dataclasses.replace(learner, cast=cast)
+            if cast is None and learner.dtype == torch.bfloat16:
+                self.log.say("autocast casts for bf16: the tower cannot compute in bf16 by itself")
+        reason = uncaptured_reason(learner)
+        if can_capture(learner):
+            self.captured = CapturedSteps(learner, self.log)
+        elif reason is not None and self.recipe.train.compile == "auto":
+            self.log.say(f"steps are computed operation by operation: {reason}")
 
     def save_interrupted(self) -> None:
         """Save the state of an interrupted run if the run has one process; say how to go on.
