@@ -166,7 +166,11 @@ def data_settings(assignments: Sequence[str], *, run: str | None = None) -> Data
         recipe = Recipe(data=DataConfig(split=trained.data.split))
     recipe = override(recipe, assignments)
     if recipe != Recipe(data=recipe.data):
-        raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
+        names = {text: full_name(text.partition("=")[0].strip()) for text in assignments}
+        wrong = next(text for text, name in names.items() if not name.startswith("data."))
+        raise ConfigError(
+            f"--set {wrong}: this command takes only settings of [data], such as data.split"
+        )
     return recipe.data
 
 
@@ -275,5 +279,5 @@ def _in_words(hint: Any) -> str:
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"a list of {_in_words(arguments[0])}"
-        return f"a list of {len(arguments)}"
+        return f"a list of {len(arguments)} values"
     return plain.get(hint, "a table")
