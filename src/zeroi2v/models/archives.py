@@ -81,6 +81,10 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
         path /= names[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:  # not a sign of damage
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     content: Any = None
     is_torchscript = False
     try:
@@ -126,7 +130,7 @@ def _pickled(path: Path) -> Any:
             ) from error
         raise CheckpointError(
             f"{path}: holds more than tensors ({names}), and zeroi2v runs no code of a file; "
-            "if you trust the file, load it with PyTorch, save its state_dict alone, "
+            "if you trust the file, load it with PyTorch, save only its state_dict, "
             "and give the new file"
         ) from error
 

@@ -95,7 +95,7 @@ def check(config: ModelConfig, tower: Survey, heads: Sequence[HeadLayout]) -> No
     """
     if any(head != 0 for layout in heads for head in layout):
         raise ConfigError(
-            f"heads: strategy {config.strategy} has spatial heads alone; leave heads out"
+            f"heads: strategy {config.strategy} has only spatial heads; leave heads out"
         )
     if not tower.is_plain:
         raise TowerError(
