@@ -44,7 +44,9 @@ def check_list_path(path: Path) -> None:
     if path.suffix.lower() not in (".txt", ".csv"):
         raise DatasetError(f"{path}: a list of videos is a .txt or .csv file")
     if not path.parent.is_dir():
-        raise DatasetError(f"{path}: no such folder as {path.parent}")
+        raise DatasetError(
+            f"{path.parent}: no such folder; make the folder, or choose another path for the list"
+        )
 
 
 def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -> None:

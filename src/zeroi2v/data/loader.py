@@ -73,24 +73,24 @@ def train_loader(
     )
 
 
-def targets(labels: Iterable[int], several_of: int | None) -> Tensor:
+def targets(labels: Iterable[int], class_count: int | None) -> Tensor:
     """The labels of a video as a tensor: the label, int64; or (K,) float32, 1.0 at every label.
 
-    `several_of` is K where a video may have several labels, else None.
+    `class_count` is K if a video may have several labels, else None.
     """
-    if several_of is None:
+    if class_count is None:
         (label,) = labels
         return torch.tensor(label)
-    has = torch.zeros(several_of)
-    has[[*labels]] = 1.0
-    return has
+    has_label = torch.zeros(class_count)
+    has_label[[*labels]] = 1.0
+    return has_label
 
 
 class TrainLoader:
     """Batches of clips and labels, for one epoch after another.
 
     Clips are (B, T, 3, S, S). Labels are (B,) int64, or (B, K) float32 where a video may have
-    several labels. The pixels of a sample follow from seed, epoch and index alone. The last batch
+    several labels. The pixels of a sample depend only on seed, epoch and index. The last batch
     may be smaller. Where broken videos are left out, any batch may be smaller, even empty.
     """
 
@@ -134,7 +134,7 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
     size: int
     seed: int
     flipped: dict[int, int]  # label -> label after a flip, where it is another
-    several_of: int | None  # K where a video may have several labels
+    class_count: int | None  # K where a video may have several labels
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | VideoError:
         epoch, index = key
@@ -152,7 +152,7 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
             return error
         pixels, is_flipped = train_pixels(frames, self.size, self.pixels, rng)
         labels = (self.flipped.get(label, label) if is_flipped else label for label in video.labels)
-        return pixels, targets(labels, self.several_of)
+        return pixels, targets(labels, self.class_count)
 
 
 @dataclass
@@ -194,7 +194,7 @@ def _batch(
 class Views:
     """A batch for evaluation. Each video of the batch is either in `indices` or in `broken`."""
 
-    indices: list[int]  # of the B videos that could be read, in the list that was given
+    indices: list[int]  # positions, in the given list, of the B videos that could be read
     clips: Tensor  # (B, V, T, 3, S, S)
     broken: list[tuple[int, VideoError]]
 

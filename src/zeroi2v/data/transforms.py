@@ -25,9 +25,9 @@ def train_pixels(
 ) -> tuple[Tensor, bool]:
     """A training view of uint8 (T, 3, H, W): uint8 (T, 3, S, S), and whether it was flipped.
 
-    The view is a random crop, scaled, perhaps flipped, augmented and erased. The draws for one of
-    these steps depend on no setting of another step except the crop's, and not on
-    `augment_place`.
+    The view is a random crop, scaled, perhaps flipped, augmented and erased. A change of one
+    step's settings changes no random draw of another step, except that the settings of the crop may
+    do so. `augment_place` changes no draw.
     """
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)
@@ -70,7 +70,7 @@ def random_crop(
 
 
 def erase(frames: Tensor, pixels: PixelsConfig, rng: Random) -> Tensor:
-    """The frames, with probability `pixels.erase` with a rectangle that is filled in all of them.
+    """The frames. With probability `pixels.erase` one rectangle is filled in all frames.
 
     The rectangle holds noise, new in each frame, or grey. Its area is random, and so is its aspect
     (log-uniform). A side that is longer than the frame's is cut to the frame's, and no side is
@@ -107,11 +107,11 @@ def _random_sides(
 
 
 def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
-    """The views of an evaluation: of uint8 (T, 3, H, W), scaled to a shorter side of S.
+    """The C views of an evaluation, uint8 (C, T, 3, S, S), of frames uint8 (T, 3, H, W).
 
-    They are uint8 (C, T, 3, S, S). One crop is the centre. Three crops lie along the longer side,
-    at its start, its centre and its end, evenly spaced; if a pixel is left over, it is the last
-    pixel of the side ("ThreeCrop").
+    The frames are first scaled to a shorter side of S. One crop is the centre. Three crops lie
+    along the longer side, at its start, its centre and its end, evenly spaced; if a pixel is left
+    over, it is the last pixel of the side ("ThreeCrop").
     """
     height, width = frames.shape[-2:]
     if min(height, width) != size:

@@ -76,9 +76,10 @@ def _url(path: Path) -> str:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream that players show: of the streams that can be decoded, the best for FFmpeg.
+    """The stream that players show.
 
-    A cover picture or a thumbnail is no video, nor is a single frame beside longer streams.
+    Of the streams that can be decoded, that is the stream that FFmpeg ranks best, else the largest
+    stream. A cover picture or a thumbnail is no video, nor is a single frame beside longer streams.
     VideoError if no stream is left.
     """
     dispositions = av.stream.Disposition
