@@ -25,7 +25,8 @@ from zeroi2v.data.decode import read_clip
 from zeroi2v.data.loader import read_views
 from zeroi2v.errors import CheckpointError, ConfigError, VideoError
 from zeroi2v.inference.evaluate import evaluate
-from zeroi2v.inference.scores import BATCH, DTYPES
+from zeroi2v.inference.scores import BATCH
+from zeroi2v.models.compiled import DTYPES
 
 
 def test_scores_are_the_mean_of_the_softmax_of_each_view(

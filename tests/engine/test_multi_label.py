@@ -196,7 +196,9 @@ def test_eval_needs_no_setting_and_says_map(
     assert main(words) == 0
     assert capsys.readouterr().out == f"mAP {run.best:.2%} on 3 videos\n"
     assert main([*words, "--confusion", str(tmp_path / "confusion.csv")]) == 1
-    assert capsys.readouterr().err.startswith("error: --confusion is for one label a video")
+    assert capsys.readouterr().err.startswith(
+        "error: --confusion is for models of one label a video"
+    )
 
 
 def test_a_model_of_one_label_refuses_videos_with_several(

@@ -102,7 +102,7 @@ def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4)
-    with pytest.raises(DatasetError, match="none of the 1 videos can be read"):
+    with pytest.raises(DatasetError, match="none of the videos can be read \\(1 video tried\\)"):
         evaluate(model, [Video(tmp_path / "missing.mp4", 0)])
 
 

@@ -28,7 +28,7 @@ VideoPath: TypeAlias = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label and its score: softmax, or sigmoid if the model knows several labels a video.
+    """A label and its score: softmax, or sigmoid if a video may have several labels.
 
     The score is averaged over the views.
     """
@@ -121,8 +121,8 @@ def _require_top_k(top_k: int) -> None:
         raise ConfigError(f"top_k must be at least 1, got {top_k}")
 
 
-def _result(views: Future[Tensor]) -> Tensor | VideoError:
+def _result(future: Future[Tensor]) -> Tensor | VideoError:
     try:
-        return views.result()
+        return future.result()
     except VideoError as error:
         return error

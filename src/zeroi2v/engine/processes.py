@@ -45,7 +45,7 @@ class Processes:
         return wrapped
 
     def keep_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the block a backward pass adds up gradients in this process alone.
+        """Within the block a backward pass adds up gradients only in this process.
 
         The last part of a batch runs outside of the block. Its backward pass averages the gradients
         over the processes.

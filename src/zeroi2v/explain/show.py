@@ -53,8 +53,8 @@ def show(
     explains; None is the predicted class. The clip is the middle one and its crop the centre,
     whatever views the model's own evaluation takes. Returns the numbers that the page shows.
 
-    ConfigError if there is no such block or label, VideoError if the video cannot be read,
-    TowerError as `watch`.
+    ConfigError if there is no such block or label. VideoError if the video cannot be read. Raises
+    TowerError like `watch`.
     """
     blocks = len(model.plan.blocks)
     number = blocks if block is None else block

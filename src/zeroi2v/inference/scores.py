@@ -41,15 +41,15 @@ def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
     return (logits.double().sigmoid() if multi_label else logits.softmax(-1)).mean(-2)
 
 
-def average_precision(scores: Tensor, has: Tensor) -> float | None:
+def average_precision(scores: Tensor, has_label: Tensor) -> float | None:
     """The average precision of a label from the scores of n videos; None if no video has the label.
 
-    `has` (n) is above 0 for the videos that have the label. For each of these videos, precision is
-    the share of videos with the label among all videos that score as high or higher; the result is
-    the mean of these shares. That is the area under the steps of precision over recall, where
-    videos of equal score come in together.
+    `has_label` (n) is above 0 for the videos that have the label. For each of these videos,
+    precision is the share of videos with the label among all videos that score as high or higher;
+    the result is the mean of these shares. That is the area under the steps of precision over
+    recall, where videos of equal score come in together.
     """
-    own = scores[has > 0].sort().values
+    own = scores[has_label > 0].sort().values
     if not len(own):
         return None
     as_high = len(scores) - torch.searchsorted(scores.sort().values, own)  # the video included
