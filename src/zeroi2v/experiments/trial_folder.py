@@ -24,7 +24,7 @@ ROWS_FILE: Final = "rows.jsonl"
 
 
 def open_folder(out: Path) -> list[dict[str, Any]]:
-    """The entries of the finished trials. A line that a crash cut short leaves the file."""
+    """The entries of the finished trials. A line that a crash cut short is removed."""
     rows = out / ROWS_FILE
     entries = read_json_lines(rows)
     rows.touch()
@@ -64,7 +64,7 @@ def _check_settings(
         if before and (changed := _difference(before, to_dict(trial.recipe))):
             raise ConfigError(
                 f"{out}: {trial} was begun with {changed}; "
-                "keep these settings, or choose another --out"
+                "use the earlier settings, or choose another --out"
             )
 
 
