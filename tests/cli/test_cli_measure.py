@@ -153,7 +153,7 @@ def test_cost_of_a_saved_model_refuses_what_it_says_itself_whatever_the_default(
 ) -> None:
     zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=16).save_pretrained(tmp_path)
     assert main(["cost", "--model", str(tmp_path), *options]) == 1
-    assert "a saved model says itself what it is" in capsys.readouterr().err
+    assert "the settings of a saved model cannot be changed" in capsys.readouterr().err
     assert (
         main(["cost", "--model", str(tmp_path), "--clips", "1", "--set", "crops=1", "--json"]) == 0
     )
@@ -192,8 +192,8 @@ def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--table", "5", "--frames", "8"], "give it alone"),
-        (["--table", "5", "--classes", "400"], "give it alone"),
+        (["--table", "5", "--frames", "8"], "leave the other options out"),
+        (["--table", "5", "--classes", "400"], "leave the other options out"),
         (
             ["--set", "train.epochs=3"],
             "--set train.epochs: only settings of [model], [clip] and [views]",
@@ -204,7 +204,7 @@ def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixt
         ),  # the default
         (["--strategy", "evll"], "did you mean 'evl'"),
         (["--set", "framse=8"], "did you mean"),
-        (["--strategy", "aim", "--set", "heads=[-1]"], "spatial heads alone"),
+        (["--strategy", "aim", "--set", "heads=[-1]"], "only spatial heads"),
     ],
 )
 def test_cost_refuses_what_it_cannot_count(

@@ -48,15 +48,14 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: PredictArguments) -> int:
-    """Predict for each video in turn; a video that cannot be read is listed, and others go on."""
+    """Predict for each video in turn. After a video that cannot be read, the next video follows."""
     from zeroi2v.deploy.predict import Predictor
     from zeroi2v.machine import worker_count
 
     videos, log = arguments.videos, arguments.log()
     predictor = Predictor(arguments.model, dtype=arguments.dtype)
-    workers = min(
-        worker_count(arguments.workers), len(videos) - 1
-    )  # none reads the first video ahead
+    # No thread is needed for the first video, since nothing runs before it.
+    workers = min(worker_count(arguments.workers), len(videos) - 1)
     results = predictor.predict_each(videos, top_k=arguments.top_k, workers=workers)
     answers: list[dict[str, object]] = []
     tracked = log.track(results, total=len(videos), title="predict")
