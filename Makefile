@@ -5,7 +5,7 @@ ARGS ?=
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3)
 BIN = .venv/bin
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test check slow oldest newest clean
+.PHONY: help quickstart test check slow gpu oldest newest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 \2/p' Makefile | awk '{printf "%s %-12s", $$1, $$2; $$1 = $$2 = ""; print}'
@@ -21,6 +21,9 @@ check: .venv/installed-dev ## format, lint, types, duplicates and the fast tests
 
 slow: .venv/installed-dev ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu: .venv/installed-dev ## check and time everything that needs a CUDA device, in ten minutes
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 oldest: ## run the fast tests with the oldest versions that pyproject.toml allows; needs uv
 	$(call test_with,oldest,lowest-direct)

@@ -175,8 +175,10 @@ def measure(arguments: argparse.Namespace, name: str) -> None:
         on_progress=lambda result: write_json(path, result),
         log=log,
     )
-    Console().print(bench_table(result))
-    write_bench(result, path, DOCS / "pictures" / f"{name}.svg")
+    try:
+        write_bench(result, path, DOCS / "pictures" / f"{name}.svg")
+    finally:
+        Console().print(bench_table(result))
 
 
 def main() -> None:

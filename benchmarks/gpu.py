@@ -3,12 +3,13 @@
     python benchmarks/gpu.py                          # or: make gpu
     python benchmarks/gpu.py inference --minutes 3    # one part
     PYTHONPATH=src python3 benchmarks/gpu.py --out FOLDER      # from a bare checkout
+    python benchmarks/gpu.py --docs                   # only writes the tables of docs/speed.md
 
 The parts, in this order:
 
     agreement   how far logits lie from logits in float64, for each form of relocation
-    inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model in each
-                form of relocation, eager and captured, 1 clip and 32 clips
+    inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model, in
+                each form of relocation, eager and captured, 1 clip and 32 clips
     compiled    the same by torch.compile, and captured
     tests       pytest -m gpu: the kernels against slow loops
     tiles       the attention kernel with different tiles, beside PyTorch's own attention
@@ -16,12 +17,13 @@ The parts, in this order:
 
 `plain` includes the mean over frames and the classifier, and takes no temporal embedding. Each part
 is a process of its own, so that a fault costs that part alone. Each result is written as soon as it
-is there: results/gpu-<part>.json.
+is there: results/gpu-<part>.json. The results in results/ are the tables of docs/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroi2v import VideoClassifier, create_model
-from zeroi2v.files import write_json
+from zeroi2v.files import write_json, write_text
 from zeroi2v.machine import provenance
 from zeroi2v.measure.cost import plain_tower
 from zeroi2v.measure.timing import fast_ratio, interleave, spread
@@ -46,6 +48,8 @@ from zeroi2v.models.compiled import DTYPES, Captured
 from zeroi2v.models.exchange import FrameAttention
 
 RESULTS: Final = Path(__file__).parent / "results"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "speed.md"
+FORMS: Final = ("moved", "reads", "reads, offsets 0", "adapted")  # in the order of the table
 TOWER: Final = "vit_base_patch16_clip_quickgelu_224"
 CLASSES: Final = 400
 ROUNDS: Final = 40
@@ -113,7 +117,7 @@ def timed_forms(
         try:
             ready[name] = in_mode(run, mode, clips)
             ready[name]()
-        except Exception as error:  # this form's own: the others are still timed
+        except Exception as error:  # noqa: BLE001  this form's own: the others are still timed
             errors[name] = str(error)[:500]
             ready.pop(name, None)
             begin_call(None)
@@ -226,7 +230,10 @@ def tiles() -> Iterator[dict[str, Any]]:
         scale = shape.width**-0.5
         calls: dict[str, Callable[[], object]] = {
             "PyTorch": partial(
-                F.scaled_dot_product_attention, *(part.transpose(1, 2) for part in (q, k, v))
+                F.scaled_dot_product_attention,
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
             )
         }
         for entry in TILES:
@@ -237,7 +244,7 @@ def tiles() -> Iterator[dict[str, Any]]:
         for name, call in calls.items():
             try:
                 microseconds[name] = graph_time(call)
-            except Exception as error:  # these tiles do not fit this device
+            except Exception as error:  # noqa: BLE001  these tiles do not fit this device
                 microseconds[name] = str(error)[:100]
         yield {"shape": vars(shape), "microseconds": microseconds}
 
@@ -338,6 +345,49 @@ def summary(row: Mapping[str, Any]) -> str:
     return f"{head} {', '.join(cells)} {row['errors'] or ''}"
 
 
+def read(part: str) -> dict[str, Any]:
+    """The committed result of a part. A part that was not measured has no rows."""
+    path = RESULTS / f"gpu-{part}.json"
+    if not path.exists():
+        return {"rows": []}
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def inference_table() -> str:
+    """The times of the parts `inference` and `compiled`, as a table in Markdown."""
+    results = [result for result in map(read, ("inference", "compiled")) if result["rows"]]
+    if not results:
+        return "Not measured yet."
+    machine, versions = results[0]["machine"], results[0]["versions"]
+    lines = [
+        f"{machine['gpu']}, bf16, torch {versions['torch']}, {results[0]['date']}.",
+        f"A product of two 8192 x 8192 matrices reaches {results[0]['matrix_tflops']:.0f} TFLOP/s.",
+        "",
+        f"| | plain, ms | {' | '.join(FORMS)} |",
+        f"| --- | --- | {' | '.join('---' for _ in FORMS)} |",
+    ]
+    for result in results:
+        for row in result["rows"]:
+            clips = f"{row['clips']} clip{'s' * (row['clips'] > 1)}"
+            cells = [
+                f"{ratio['fast']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})" if ratio else ""
+                for ratio in (row["times_plain"].get(form) for form in FORMS)
+            ]
+            plain = row["ms"]["plain"]["median"]
+            lines.append(f"| {row['mode']}, {clips} | {plain:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str) -> str:
+    """The page, with the tables of what was measured between its markers."""
+    for name, table in (("gpu-inference", inference_table()),):
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}{table}\n{end}{rest.split(end)[1]}"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -345,10 +395,14 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--minutes", type=float, default=10, help="for all parts together")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--here", action="store_true", help="run one part in this process")
+    parser.add_argument("--here", action="store_true", help="run the parts in this process")
+    parser.add_argument("--docs", action="store_true", help="only write the tables of the page")
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]}; there are {', '.join(PARTS)}")
+    if arguments.docs:
+        write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8")))
+        return
     if not torch.cuda.is_available():
         raise SystemExit("error: no CUDA device; these checks need one")
     if arguments.here:

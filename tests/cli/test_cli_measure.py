@@ -308,6 +308,14 @@ def test_bench_shows_a_table_and_takes_settings_of_the_model(
     assert all(word in output.out for word in ("plain", "zeroi2v", "p95", "clips/s", "MiB", "bf16"))
 
 
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The line of an error, the only line on standard error."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -333,10 +341,7 @@ def test_what_bench_cannot_do_is_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *words, "--device", "cpu", "--quiet"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in only_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -357,10 +362,7 @@ def test_what_a_count_cannot_do_is_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *words, "--count", "--quiet"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in only_line(capsys)
 
 
 def test_bench_counts_without_a_gpu_and_writes_what_it_prints(

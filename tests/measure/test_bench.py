@@ -94,6 +94,13 @@ def test_a_failure_after_the_latency_loses_no_latency(clock: Clock) -> None:
     assert [batch["batch"] for batch in model["throughput"]["tried"]] == [1, 2]
 
 
+def test_the_whole_result_is_kept_before_anything_is_done_with_it() -> None:
+    kept: list[dict[str, Any]] = []
+    result = measured(subject("one", add_one), rounds=2, max_batch=2, each=kept.append)
+    assert kept[-1] == result
+    assert not result["interrupted"]
+
+
 def test_a_picture_that_cannot_be_drawn_loses_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

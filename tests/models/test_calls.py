@@ -244,3 +244,20 @@ def test_other_labels_make_a_model_of_its_own() -> None:
 def test_a_merged_model_is_merged_once() -> None:
     with pytest.raises(MergeError, match="merged already"):
         model_of("zeroi2v_tiny").merge().merge()
+
+
+@pytest.mark.parametrize("tower", KINDS)
+@pytest.mark.filterwarnings("ignore")  # timm's own, of small versions
+def test_the_gradient_of_all_moves_of_a_block_is_one_operation(tower: str) -> None:
+    model = model_of(tower, heads="-1*1, 1*1/2")
+    waiting = [model(random_clip(model)).sum().grad_fn]
+    operations: dict[Any, str] = {}
+    while waiting:
+        operation = waiting.pop()
+        if operation is not None and operation not in operations:
+            operations[operation] = operation.name()
+            waiting += [following for following, _ in operation.next_functions]
+    temporal = [block for block in model.plan.blocks if block.moves]
+    names = list(operations.values())
+    assert names.count("_RelocateBackward") == len(temporal) > 0
+    assert not any(name in ("CopySlices", "AsStridedBackward0") for name in names)

@@ -10,6 +10,9 @@ import torch
 from timm.layers.attention import Attention
 
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.measure.cost import plain_tower
+from zeroi2v.measure.count import count_kernels
+from zeroi2v.measure.pretended import pretended
 from zeroi2v.models import exchange
 from zeroi2v.models.exchange import FrameAttention
 
@@ -183,3 +186,21 @@ def test_torch_compile_takes_the_kernel_without_a_graph_break() -> None:
         result = torch.compile(model, fullgraph=True)(clips)
     assert model.attention_reads
     assert torch.allclose(result, expected, atol=1e-4)
+
+
+def test_attention_that_reads_other_frames_adds_no_kernel_and_no_byte() -> None:
+    """Beside the plain tower: the temporal embedding, the mean over frames and the classifier."""
+    model = small_model().merge().bfloat16()
+    with pretended(model, "cuda") as merged, torch.no_grad():
+        assert merged.attention_reads
+        clips = torch.empty(3, 4, 3, 32, 32, device="cuda", dtype=torch.bfloat16)
+        count = count_kernels(lambda: merged(clips))
+    with pretended(plain_tower(model), "cuda") as tower, torch.no_grad():
+        pictures = torch.empty(12, 3, 32, 32, device="cuda", dtype=torch.bfloat16)
+        plain = count_kernels(lambda: tower(pictures))
+    assert len(count.kernels) == len(plain.kernels) + 3
+    read = [kernel for kernel in count.kernels if kernel.name == "zeroi2v.attend"]
+    attended = [kernel for kernel in plain.kernels if "attention" in kernel.name]
+    heads = 4
+    assert [kernel.moved for kernel in read] == [kernel.moved + 4 * heads for kernel in attended]
+    assert [kernel.macs for kernel in read] == [kernel.macs for kernel in attended]

@@ -30,6 +30,7 @@ class PredictArguments(OutputArguments):
     model: str
     top_k: int
     dtype: str
+    compile: bool
     workers: int
 
 
@@ -43,6 +44,8 @@ def add(commands: Commands) -> None:
     text = "labels per video (default: %(default)s)"
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help=text)
     dtype_option(parser, "precision of weights and arithmetic (default: %(default)s)")
+    text = "compile the model first; this saves time if many videos follow, above all on a GPU"
+    parser.add_argument("--compile", action="store_true", help=text)
     workers_option(parser, "threads that decode videos")
     set_action(parser, PredictArguments, run)
 
@@ -53,7 +56,7 @@ def run(arguments: PredictArguments) -> int:
     from zeroi2v.machine import worker_count
 
     videos, log = arguments.videos, arguments.log()
-    predictor = Predictor(arguments.model, dtype=arguments.dtype)
+    predictor = Predictor(arguments.model, dtype=arguments.dtype, compiled=arguments.compile)
     # No thread is needed for the first video, since nothing runs before it.
     workers = min(worker_count(arguments.workers), len(videos) - 1)
     results = predictor.predict_each(videos, top_k=arguments.top_k, workers=workers)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zeroi2v.data.loader import read_views
 from zeroi2v.errors import ConfigError, VideoError, nearest
-from zeroi2v.inference.scores import clip_logits, view_scores
+from zeroi2v.inference.scores import BATCH, clip_logits, view_scores
 from zeroi2v.machine import best_device
 from zeroi2v.models.compiled import DTYPES
 from zeroi2v.models.loading import load
@@ -41,7 +41,9 @@ class Predictor:
     """`Predictor(folder).predict("video.mp4")`. The folder is a run, a merged model or a Hub name.
 
     `dtype`, "fp32", "bf16" or "fp16", is the precision of weights and arithmetic; scores stay in
-    full precision. Several threads may use one predictor. ConfigError for an unknown `dtype`.
+    full precision. With `compiled`, the model is compiled for the views of a video when the
+    predictor is made (`VideoClassifier.compiled`): that takes time once, and less time for each
+    video. Several threads may use one predictor. ConfigError for an unknown `dtype`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: str = "fp32",
+        compiled: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             known = ", ".join(DTYPES)
@@ -58,6 +61,10 @@ class Predictor:
             )
         self.device = best_device() if device is None else torch.device(device)
         self.model = load(os.fspath(folder)).to(self.device, DTYPES[dtype])
+        views = self.model.views.clips * self.model.views.crops
+        self._compiled = (
+            self.model.compiled(batch=min(views, BATCH), dtype=dtype) if compiled else None
+        )
 
     def predict(self, video: VideoPath, *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
@@ -92,7 +99,8 @@ class Predictor:
 
     def _predictions(self, views: Tensor, top_k: int) -> list[Prediction]:
         spec = self.model.spec
-        scores = view_scores(clip_logits(self.model, views), multi_label=spec.multi_label)
+        logits = clip_logits(self.model, views, compiled=self._compiled)
+        scores = view_scores(logits, multi_label=spec.multi_label)
         best = scores.topk(min(top_k, len(spec.labels)))
         return [
             Prediction(spec.labels[index], score)

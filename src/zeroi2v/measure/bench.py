@@ -54,8 +54,8 @@ def bench(
 
     The first subject is the reference of all ratios. `rounds` is raised to whole cycles of the
     balanced orders. `memory`: GiB that a batch may take on a CPU; None: half of the free memory.
-    `on_progress` gets the result so far when latency is measured, and again after each size of a
-    batch, to keep the result in case the next batch ends the process. ConfigError if not even one
+    `on_progress` gets the result so far when latency is measured, again after each size of a batch,
+    and at the end. So the result can be kept, whatever fails later. ConfigError if not even one
     clip fits. After an interrupt (Ctrl-C) the result holds the measurements until then;
     KeyboardInterrupt where not even one round is measured.
     """
@@ -89,7 +89,9 @@ def bench(
             f"interrupted: {len(measured.rounds)} of {how_many(rounds, 'round')}, "
             "and the throughput measured so far, are kept"
         )
-    return result()
+    complete = result()
+    on_progress(complete)
+    return complete
 
 
 def _facts(

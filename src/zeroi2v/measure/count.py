@@ -235,40 +235,30 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("zeroi2v::counted_attention_backward", mutates_args=())
 def attention_backward_kernel(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    output: Tensor,
-    mask_learns: bool,
+    gradient: Tensor, inputs: list[Tensor], output: Tensor, learning: int
 ) -> list[Tensor]:
-    """The gradients of query, key and value in a count, and of the mask if the mask learns."""
+    """The gradients of the first `learning` inputs of fused attention, in a count.
+
+    The inputs are query, key, value, and the mask if there is a mask.
+    """
     raise NotImplementedError("attention that is counted has no values")
 
 
 @attention_backward_kernel.register_fake
-def _(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    output: Tensor,
-    mask_learns: bool,
-) -> list[Tensor]:
-    inputs = [query, key, value, *([mask] if mask is not None and mask_learns else [])]
-    return [torch.empty_like(tensor) for tensor in inputs]
+def _(gradient: Tensor, inputs: list[Tensor], output: Tensor, learning: int) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in inputs[:learning]]
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
-def _gradients(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    mask_learns = context.needs_input_grad[3]
-    gradients = attention_backward_kernel(gradient, *context.saved_tensors, mask_learns)
-    return (*gradients, *[None] * (4 - len(gradients)))
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, output = ctx.saved_tensors
+    given = [tensor for tensor in inputs if tensor is not None]
+    learning = 4 if ctx.needs_input_grad[3] else 3
+    gradients = attention_backward_kernel(gradient, given, output, learning)
+    return (*gradients, *[None] * (4 - learning))
 
 
 attention_kernel.register_autograd(_gradients, setup_context=_keep)
@@ -289,12 +279,10 @@ def _attention_operations(
 
 @register_flop_formula(torch.ops.zeroi2v.counted_attention_backward)
 def _attention_backward_operations(
-    gradient: Sequence[int],
-    query: Sequence[int],
-    key: Sequence[int],
-    value: Sequence[int],
-    *_: object,
-    **__: object,
+    gradient: Sequence[int], inputs: Sequence[Sequence[int]], *_: object, **__: object
 ) -> int:
-    """Five products of the size of the forward pass's two: the scores are computed again."""
-    return _attention_operations(query, key, value) * 5 // 2
+    """The operations of the gradients, in which the scores are computed again.
+
+    There are five products of the size of the two products of the forward pass.
+    """
+    return _attention_operations(*inputs[:3]) * 5 // 2

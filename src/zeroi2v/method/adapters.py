@@ -43,8 +43,8 @@ class _Bottleneck(nn.Module):
         """dropout(D(x)), the input of U: (..., r)."""
         with keep_norm_input(x):
             narrow = self.down(x)
-        bottleneck: Tensor = self.dropout(self.activate(narrow))
-        return bottleneck
+        narrow = self.activate(narrow)
+        return self.dropout(narrow) if self.training else narrow
 
     def activate(self, narrow: Tensor) -> Tensor:
         """The function between D and U: here the identity, so that the branch is linear."""

@@ -19,11 +19,23 @@ from torch.autograd.graph import saved_tensors_hooks
 _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
-class _AddLinear(torch.autograd.Function):
-    """x + s (U z + b). The operation keeps z for the gradient, and neither x nor the sum.
+def _added(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """x + s (U z + b).
 
     The matrix product adds into a copy of x, so no second tensor of the size of x is made.
     """
+    total = (
+        x.clone(memory_format=torch.contiguous_format)
+        if bias is None
+        else torch.add(x.contiguous(), bias, alpha=scale)
+    )
+    rows = total.view(-1, total.shape[-1])
+    torch.addmm(rows, z.reshape(-1, z.shape[-1]), weight.T, alpha=scale, out=rows)
+    return total
+
+
+class _AddLinear(torch.autograd.Function):
+    """`_added`. The operation keeps z for the gradient, and neither x nor the sum."""
 
     @staticmethod
     def forward(
@@ -31,14 +43,7 @@ class _AddLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, weight)
         ctx.scale = scale
-        total = (
-            x.clone(memory_format=torch.contiguous_format)
-            if bias is None
-            else torch.add(x.contiguous(), bias, alpha=scale)
-        )
-        rows = total.view(-1, total.shape[-1])
-        torch.addmm(rows, z.reshape(-1, z.shape[-1]), weight.T, alpha=scale, out=rows)
-        return total
+        return _added(x, z, weight, bias, scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,6 +66,8 @@ def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     )
     if mixes_dtypes or torch.compiler.is_compiling():
         return torch.add(x, linear(z), alpha=scale)  # torch's own operators cast as autocast says
+    if not torch.is_grad_enabled():
+        return _added(x, z, linear.weight, linear.bias, scale)
     total: Tensor = _AddLinear.apply(x, z, linear.weight, linear.bias, scale)
     return total
 

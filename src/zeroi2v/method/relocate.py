@@ -12,10 +12,12 @@ D channels each, C channels of the fused projection's output.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +118,91 @@ class FusedLayout:
         return torch.cat([part.flatten(-3) for part in parts], -1)
 
 
+class Block(NamedTuple):
+    """The channels of the fused projection's output that one move changes, as a strided block."""
+
+    first: int  # channel
+    shape: tuple[int, ...]  # parts, heads, channels of a head
+    strides: tuple[int, ...]  # from part to part, head to head, channel to channel
+    offset: int  # in frames
+
+    def of(self, projected: Tensor, clips: int, frames: int) -> Tensor:
+        """The block of `projected` (B*T*W, ..., C) as a view (B, T, W*N, parts, heads, channels).
+
+        `projected` is contiguous.
+        """
+        width = projected.shape[-1]
+        frame = projected.numel() // (clips * frames)  # elements of a frame
+        return projected.as_strided(
+            (clips, frames, frame // width, *self.shape),
+            (frames * frame, frame, width, *self.strides),
+            projected.storage_offset() + self.first,
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _ends(
+    block: Block, clips: int, frames: int, elements: int, width: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+    """Shape and strides of the frames that a move changes, and where they and their sources begin.
+
+    `elements` and `width` are the elements and channels of the fused projection's output.
+    """
+    frame, distance = elements // (clips * frames), abs(block.offset)
+    shape = (clips, frames - distance, frame // width, *block.shape)
+    strides = (frames * frame, frame, width, *block.strides)
+    earlier, later = block.first, block.first + distance * frame
+    return (shape, strides, *((earlier, later) if block.offset > 0 else (later, earlier)))
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """Equation 8 for one attention block: which channels read which frames, worked out once.
+
+    With `queries`, the queries move too.
+    """
+
+    layout: FusedLayout
+    moves: tuple[Move, ...]
+    queries: bool = False
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The channels that the moves change: a block for each move and each view of q, k and v."""
+        layout = self.layout
+        width = layout.head_count * (2 * layout.key_width + layout.value_width)
+        views = layout.views(torch.arange(width, device="cpu"))  # also inside torch.device("meta")
+        if not self.queries:
+            views = (views[0][1:],) if len(views) == 1 else views[1:]
+        blocks = []
+        for view in views:
+            for move in self.moves:
+                heads, channels = move.slices(view.shape[-1])
+                moved = view[:, heads, channels]
+                if moved.numel():
+                    shape, strides = tuple(map(int, moved.shape)), moved.stride()
+                    blocks.append(Block(int(moved.storage_offset()), shape, strides, move.offset))
+        return tuple(blocks)
+
+    def __call__(self, projected: Tensor, *, clips: int, frames: int) -> Tensor:
+        """`relocate` with the layout and the moves of this relocation."""
+        if torch.compiler.is_compiling():  # also true while torch exports a graph
+            # An offset of T frames or more leads out of the clip from every frame: nothing moves.
+            moves = [move for move in self.moves if abs(move.offset) < frames]
+            if not moves:
+                return projected
+            by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
+            copied = _relocated_copy(by_frame, self.layout, moves, queries=self.queries)
+            return copied.flatten(0, 2)
+        projected = projected.contiguous()
+        if projected.requires_grad:
+            relocated: Tensor = _Relocate.apply(projected, self.blocks, clips, frames)
+            return relocated
+        for block in self.blocks:
+            _shift(projected, block, clips, frames)
+        return projected
+
+
 def relocate(
     projected: Tensor,
     *,
@@ -135,31 +222,8 @@ def relocate(
     gradient of a linear layer does not need the layer's output. While torch compiles or exports a
     graph, the result is a new tensor instead.
     """
-    # An offset of T frames or more leads out of the clip from every frame: nothing moves.
-    moves = [move for move in moves if abs(move.offset) < frames]
-    if not moves:
-        return projected
-    by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
-    if torch.compiler.is_compiling():  # also true while torch exports a graph
-        return _relocated_copy(by_frame, layout, moves, queries=queries).flatten(0, 2)
-    shape = by_frame.shape  # autograd keeps `moved_channels`, and must not keep `by_frame` with it
-
-    def moved_channels(tensor: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """For each part and move, a view (B, T, W, ...) of the channels, and the offset."""
-        views = layout.views(tensor.view(shape))
-        if not queries:
-            views = (views[0][..., 1:, :, :],) if len(views) == 1 else views[1:]
-        for view in views:
-            for move in moves:
-                heads, channels = move.slices(view.shape[-1])
-                yield view[..., heads, channels], move.offset
-
-    if projected.requires_grad and not projected._is_view():
-        relocated: Tensor = _Relocate.apply(projected, moved_channels)
-        return relocated
-    for channels, offset in moved_channels(projected):
-        _shift(channels, offset)
-    return projected
+    relocation = Relocation(layout, tuple(moves), queries)
+    return relocation(projected, clips=clips, frames=frames)
 
 
 def _relocated_copy(
@@ -211,49 +275,56 @@ def moved_frames(channels: Tensor, offset: int) -> Tensor:
 
 
 class _Relocate(torch.autograd.Function):
-    """All moves of `relocate` as one operation of autograd's graph.
+    """All moves of a `Relocation` as one operation of autograd's graph.
 
     With one operation for each move, autograd would copy the whole gradient once for each move.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        projected: Tensor,
-        moved_channels: Callable[[Tensor], Iterator[tuple[Tensor, int]]],
+        ctx: Any, projected: Tensor, blocks: tuple[Block, ...], clips: int, frames: int
     ) -> Tensor:
-        ctx.mark_dirty(projected)
-        ctx.moved_channels = moved_channels
-        for channels, offset in moved_channels(projected):
-            _shift(channels, offset)
-        return projected
+        ctx.moved = blocks, clips, frames
+        # The output of a linear layer is a view. Autograd would copy the gradient for an operation
+        # that changes a view; so this operation returns another tensor of the same memory.
+        relocated = projected.detach()
+        for block in blocks:
+            _shift(relocated, block, clips, frames)
+        return relocated
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        blocks, clips, frames = ctx.moved
         input_gradient = gradient.clone(memory_format=torch.contiguous_format)
-        for channels, offset in ctx.moved_channels(input_gradient):
-            _shift_gradient(channels, offset)
-        return input_gradient, None
+        for block in blocks:
+            _shift_gradient(block.of(input_gradient, clips, frames), block.offset)
+        return input_gradient, None, None, None
 
 
-def _shift(channels: Tensor, offset: int) -> None:
-    """Write frame t + offset of `channels` (B, T, ...) into frame t, in place.
+def _shift(projected: Tensor, block: Block, clips: int, frames: int) -> None:
+    """Write frame t + offset of a block into frame t, in place.
 
     Frames t for which frame t + offset lies outside the clip stay as they are (edge rule).
     """
-    count = channels.shape[1] - abs(offset)  # frames that change
-    later, earlier = channels[:, -count:], channels[:, :count]
-    target, source = (earlier, later) if offset > 0 else (later, earlier)
-    target.copy_(source.clone())  # source and target overlap
+    if abs(block.offset) >= frames:
+        return
+    shape, strides, target, source = _ends(
+        block, clips, frames, projected.numel(), projected.shape[-1]
+    )
+    start = projected.storage_offset()
+    moved = projected.as_strided(shape, strides, start + source).clone()  # the ends overlap
+    projected.as_strided(shape, strides, start + target).copy_(moved)
 
 
 def _shift_gradient(gradients: Tensor, offset: int) -> None:
     """Turn the gradient of the output of `_shift` into the gradient of its input, in place.
 
-    The gradient of a frame of the input is the sum of the gradients of all frames of the output
-    that hold this frame.
+    `gradients` is a block (B, T, ...). The gradient of a frame of the input is the sum of the
+    gradients of all frames of the output that hold this frame.
     """
     frames, count = gradients.shape[1], gradients.shape[1] - abs(offset)
+    if count <= 0:
+        return
     of_output = gradients.clone()
     gradients.zero_()
     if offset > 0:
@@ -294,8 +365,7 @@ class TemporalHeads:
         queries: bool = False,
         exchanged: bool = False,
     ) -> None:
-        self.layout, self.moves, self.queries = layout, tuple(moves), queries
-        self.exchanged = exchanged
+        self.relocation, self.exchanged = Relocation(layout, tuple(moves), queries), exchanged
 
     def __call__(
         self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor
@@ -303,14 +373,11 @@ class TemporalHeads:
         call = call_in_progress()
         if call is None or (self.exchanged and call.attention_reads):
             return projected
-        return relocate(
-            projected,
-            clips=call.clips,
-            frames=call.frames,
-            layout=self.layout,
-            moves=[move._replace(offset=call.scaled(move.offset)) for move in self.moves],
-            queries=self.queries,
-        )
+        relocation = self.relocation
+        if call.frames != call.whole_frames:
+            moves = [move._replace(offset=call.scaled(move.offset)) for move in relocation.moves]
+            relocation = Relocation(relocation.layout, tuple(moves), relocation.queries)
+        return relocation(projected, clips=call.clips, frames=call.frames)
 
 
 class ClassTokenShift:

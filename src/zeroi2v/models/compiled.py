@@ -8,19 +8,22 @@ torch.compile takes this place, if a trial shows that it is faster.
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, nearest, one_line
 
 if TYPE_CHECKING:
     from zeroi2v.models.video import VideoClassifier
+
+logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARMUP: Final = 3  # calls before a capture: they choose algorithms and load libraries
@@ -33,7 +36,8 @@ def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
     ConfigError if the dtype is unknown.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        known = ", ".join(DTYPES)
+        raise ConfigError(f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}")
     if not model.training and model.classifier.weight.dtype == DTYPES[dtype]:
         return model
     return copy.deepcopy(model).to(DTYPES[dtype]).eval().requires_grad_(False)
@@ -50,7 +54,7 @@ class Captured:
     def __init__(
         self, run: Callable[[Tensor], Tensor], clips: Tensor, *, sizes: Iterable[int]
     ) -> None:
-        """`clips` (B, F, 3, S, S) are as many as the largest of `sizes`; every replay reads them."""
+        """`clips` (B, F, 3, S, S), as many as the largest of `sizes`: every replay reads them."""
         self.run, self.sizes, self._clips = run, sorted(sizes), clips
         self._lock, self._done = threading.Lock(), torch.cuda.Event()
         pool = torch.cuda.graph_pool_handle()
@@ -58,7 +62,7 @@ class Captured:
         self._graphs = {size: self._capture(size, pool) for size in reversed(self.sizes)}
 
     @torch.no_grad()
-    def _capture(self, size: int, pool: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, size: int, pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of a batch of `size` clips, and the logits that a replay writes."""
         clips, current = self._clips[:size], torch.cuda.current_stream(self._clips.device)
         stream = torch.cuda.Stream(clips.device)
@@ -103,12 +107,34 @@ def black_clips(model: VideoClassifier, count: int) -> Tensor:
     return model.classifier.weight.new_zeros(count, model.frames, 3, size, size)
 
 
+def compiled(model: VideoClassifier, *, batch: int, dtype: str) -> Callable[[Tensor], Tensor]:
+    """A callable that gives the logits of a model with the least work between its kernels.
+
+    ConfigError names a setting that is wrong.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}")
+    model = ready(model, dtype)
+    clips = black_clips(model, batch)
+    if clips.device.type == "cuda":
+        powers = {2**power for power in range((batch - 1).bit_length())}
+        return Captured(model, clips, sizes={*powers, batch})
+    try:
+        return faster_of(model, torch.compile(model), clips)
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        logger.warning(
+            "torch.compile fails here, so the model stays as it is; "
+            "torch.compile needs a C++ compiler: %s",
+            one_line(error),
+        )
+        return model
+
+
 @torch.no_grad()
 def faster_of(
-    model: VideoClassifier, other: Callable[[Tensor], Tensor], *, batch: int
+    model: VideoClassifier, other: Callable[[Tensor], Tensor], clips: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """The model, or another form of the model, whichever takes a batch in less time."""
-    clips = black_clips(model, batch)
+    """The model, or another form of the model, whichever takes less time for the clips."""
     forms: tuple[Callable[[Tensor], Tensor], ...] = (model, other)
     times: list[list[float]] = [[], []]
     for number in range(1 + TRIAL):
@@ -118,14 +144,3 @@ def faster_of(
             if number:  # the first call compiles
                 series.append(time.perf_counter() - start)
     return min(zip(forms, times, strict=True), key=lambda pair: statistics.median(pair[1]))[0]
-
-
-def compiled(model: VideoClassifier, *, batch: int, dtype: str) -> Callable[[Tensor], Tensor]:
-    """A callable that gives the logits of a model with the least work between its kernels."""
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, got {batch}")
-    model = ready(model, dtype)
-    if model.classifier.weight.device.type == "cuda":
-        powers = {2**power for power in range((batch - 1).bit_length())}
-        return Captured(model, black_clips(model, batch), sizes={*powers, batch})
-    return faster_of(model, torch.compile(model), batch=batch)

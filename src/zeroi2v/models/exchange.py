@@ -116,13 +116,15 @@ def _agrees(offsets: tuple[int, ...], width: int, dtype: torch.dtype, device: to
     shape = (frames, tokens, 3, len(offsets), width)
     parts = torch.randn(shape, device=device, generator=generator, dtype=dtype)
     q, k, v = parts.unbind(2)
-    moved = (part.transpose(1, 2) for part in (q, _moved(k, offsets), _moved(v, offsets)))
-    expected = F.scaled_dot_product_attention(*moved).transpose(1, 2)
+    queries, keys, values = (
+        part.transpose(1, 2) for part in (q, _moved(k, offsets), _moved(v, offsets))
+    )
+    expected = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
     table = torch.tensor(offsets, dtype=torch.int32, device=device)
     try:
         result = attend(q, k, v, table, frames=frames, scale=width**-0.5)
         torch.cuda.synchronize(device)
-    except Exception as error:  # whatever a compiler of kernels raises: the other form works
+    except Exception as error:  # noqa: BLE001  whatever is wrong, the other form works
         logger.warning(
             "the attention kernel fails on %s, so keys and values are moved instead: %s",
             torch.cuda.get_device_name(device),

@@ -100,7 +100,7 @@ class VideoClassifier(nn.Module):
 
         The form of relocation is chosen again: it depends on the device and the dtype.
         """
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         self.attention_reads = attention_reads(self.tower)
         return self
 

@@ -12,7 +12,7 @@ Shapes: B clips, T frames, H heads, N tokens, D channels of a head in q and k, E
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import register_flop_formula
 
 LOG2_E: Final = 1.4426950408889634
 
@@ -95,8 +96,8 @@ def _attend_kernel(
     if whole < tokens:
         largest, total, sums = _read_tile(
             queries, largest, total, sums, k_in, v_in, k_token, v_token, whole, scale,
-            last_key_tile, whole + last_key_tile != tokens, tokens, key_width, value_width, padded_key_width, padded_value_width,
-            precision,
+            last_key_tile, whole + last_key_tile != tokens, tokens, key_width, value_width,
+            padded_key_width, padded_value_width, precision,
         )  # fmt: skip
     # The output is contiguous as (B*T, N, H, E).
     value_channel = tl.arange(0, padded_value_width)
@@ -209,6 +210,20 @@ def attend_op(
         num_stages=tiles.stages,
     )
     return out
+
+
+@attend_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, frames: int, scale: float) -> Tensor:
+    return _new_output(q, v)
+
+
+@register_flop_formula(torch.ops.zeroi2v.attend)
+def _operations(
+    q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
+) -> int:
+    """The operations of attention, from the shapes: a multiply-add is two."""
+    rows, tokens, heads, key_width = q
+    return 2 * rows * heads * tokens * tokens * (key_width + v[-1])
 
 
 def _new_output(q: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""Does a compiled model on a CPU give the model's logits? The captured form has tests on a GPU."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+import zeroi2v
+from tests.models.test_exchange import clip_of, small_model
+from zeroi2v.errors import ConfigError
+from zeroi2v.models import compiled
+
+
+@pytest.mark.slow
+def test_on_a_cpu_torch_compile_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether torch.compile is faster or not: here the trial always chooses it."""
+    model = small_model().merge()
+    monkeypatch.setattr(compiled, "faster_of", lambda model, other, clips: other)
+    call = model.compiled(batch=2, dtype="fp32")
+    with torch.no_grad():
+        torch.testing.assert_close(call(clip_of(model)), model(clip_of(model)))
+
+
+def test_the_trial_chooses_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+
+    def slow(clips: torch.Tensor) -> torch.Tensor:
+        next(clock)
+        logits: torch.Tensor = model(clips)
+        return logits
+
+    clips = clip_of(model)
+    assert compiled.faster_of(model, slow, clips) is model
+    calls = iter(range(100))
+    monkeypatch.setattr(model, "forward", lambda clips: next(calls) and next(clock))
+    assert compiled.faster_of(model, torch.relu, clips) is torch.relu
+
+
+def test_without_a_compiler_the_model_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise RuntimeError("Failed to find C++ compiler\nmore lines")
+
+    model = small_model()
+    monkeypatch.setattr(torch, "compile", lambda model: fails)
+    with caplog.at_level(logging.WARNING):
+        assert model.compiled(dtype="fp32") is model
+    assert "C++ compiler" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16"), ({"batch": 0}, "at least 1")],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_model().compiled(**settings)  # type: ignore[arg-type]
+
+
+def test_another_dtype_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    monkeypatch.setattr(compiled, "faster_of", lambda model, other, clips: model)
+    call = model.compiled(dtype="bf16")
+    assert model.classifier.weight.dtype == torch.float32
+    assert call(clip_of(model).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_predictor_can_be_compiled(
+    motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, pretrained=True)
+    model.save_pretrained(tmp_path)
+    taken: list[int] = []
+
+    def spy(model: zeroi2v.VideoClassifier, other: object, clips: torch.Tensor) -> object:
+        taken.append(len(clips))
+        return model
+
+    monkeypatch.setattr(compiled, "faster_of", spy)
+    predictor = zeroi2v.Predictor(tmp_path, device="cpu", compiled=True)
+    plain = zeroi2v.Predictor(tmp_path, device="cpu")
+    video = next(motion_videos.rglob("*.mp4"))
+    assert predictor.predict(video) == plain.predict(video)
+    assert taken == [1]
