@@ -12,7 +12,7 @@ optimiser that moves nothing, so that every step starts from the same weights.
 
 Writes benchmarks/results/training-step-<name>.json: medians of seconds, ratios within a round, the
 peak of what a step allocates, and the largest difference of a gradient from the gradient of the
-reference, as a share of the largest entry of the latter.
+reference, as a share of the largest entry of the reference's gradient.
 """
 
 from __future__ import annotations

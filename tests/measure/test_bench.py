@@ -96,7 +96,7 @@ def test_a_failure_after_the_latency_loses_no_latency(clock: Clock) -> None:
 
 def test_the_whole_result_is_kept_before_anything_is_done_with_it() -> None:
     kept: list[dict[str, Any]] = []
-    result = measured(subject("one", add_one), rounds=2, max_batch=2, each=kept.append)
+    result = measured(subject("one", add_one), rounds=2, max_batch=2, on_progress=kept.append)
     assert kept[-1] == result
     assert not result["interrupted"]
 

@@ -87,7 +87,7 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
         (["clip 0 3"], "line 1: the number of frames must be at least 1"),
         (["a.mp4 0", "b.mp4 -1"], "line 2: no class is called '-1'"),
         (["a.mp4 0", "b.mp4 1", "a.mp4 1"], f"line 3: {ALSO}"),
-        (["a.mp4 0", "b.mp4 99999999"], f"line 2: class 99999999 {TOO_LARGE}"),
+        (["a.mp4 0", "b.mp4 99999999"], f"line 2: class number 99999999 {TOO_LARGE}"),
     ],
 )
 def test_odd_lines_of_mmaction_are_named(tmp_path: Path, lines: list[str], expected: str) -> None:
