@@ -10,6 +10,9 @@ shift them, fp32. Beside it stand the steps of this library: in fp32, with check
 and with each setting that trades accuracy for time. All steps are `engine.step.take_step` with an
 optimiser that moves nothing, so that every step starts from the same weights.
 
+On a GPU bf16 needs no autocast (`engine.cast`), and more rows are steps that are captured as a CUDA
+graph (`engine.captured`), one of them with AdamW. The reference is captured there too.
+
 Writes benchmarks/results/training-step-<name>.json: medians of seconds, ratios within a round, the
 peak of what a step allocates, and the largest difference of a gradient from the gradient of the
 reference, as a share of the largest entry of the reference's gradient.
@@ -32,10 +35,14 @@ from torch import Tensor, nn
 
 from zeroi2v import VideoClassifier, create_model
 from zeroi2v.config import TrainConfig
+from zeroi2v.engine.captured import CapturedSteps
+from zeroi2v.engine.cast import cast_weights
+from zeroi2v.engine.optim import build_optimizer
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.spare import spared
 from zeroi2v.engine.step import Learner, take_step
 from zeroi2v.files import write_json
+from zeroi2v.log import Log
 from zeroi2v.machine import provenance
 from zeroi2v.measure.memory import peak_bytes
 from zeroi2v.measure.timing import interleave, median_ratio
@@ -45,10 +52,11 @@ CLIP_TOWER = "vit_base_patch16_clip_quickgelu_224"
 FRAMES = 8
 
 
-def reference(model: VideoClassifier, clip: Tensor) -> Tensor:
+def reference(model: VideoClassifier, clip: Tensor, *, fused: bool = False) -> Tensor:
     """Logits (B, K) of a clip (B, T, 3, S, S) with the weights of a model.
 
-    The first two heads of every block of the model have the offsets -1 and +1.
+    The first two heads of every block of the model have the offsets -1 and +1. With `fused`,
+    attention is one operation of PyTorch.
     """
     tower: Any = model.tower
     clips, frames = clip.shape[:2]
@@ -68,7 +76,10 @@ def reference(model: VideoClassifier, clip: Tensor) -> Tensor:
             part.unflatten(-1, (heads, width)).transpose(1, 2)
             for part in (q, _shifted(k, frames, width), _shifted(v, frames, width))
         )
-        o = ((q * width**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        if fused:
+            o = F.scaled_dot_product_attention(q, k, v)
+        else:
+            o = ((q * width**-0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
         o = F.linear(o.transpose(1, 2).flatten(2), attention.proj.weight, attention.proj.bias)
         x = x + _adapter(adapters["proj"], o)
         h = F.linear(_adapter(adapters["up"], _norm(block.norm2, x)), mlp.fc1.weight, mlp.fc1.bias)
@@ -100,12 +111,12 @@ def _shifted(tokens: Tensor, frames: int, width: int) -> Tensor:
 class Reference(nn.Module):
     """The plain graph of the paper, as a module that shares the weights of a model."""
 
-    def __init__(self, model: VideoClassifier) -> None:
+    def __init__(self, model: VideoClassifier, *, fused: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fused = model, fused
 
     def forward(self, clip: Tensor) -> Tensor:
-        return reference(self.model, clip)
+        return reference(self.model, clip, fused=self.fused)
 
 
 class NoOptimizer(torch.optim.Optimizer):
@@ -121,9 +132,14 @@ class Step:
 
     learner: Learner
     clips: Tensor  # uint8 (B, F, 3, S, S)
+    captured: CapturedSteps | None = None
 
     def __call__(self) -> None:
-        take_step(self.learner, self.clips, torch.arange(len(self.clips)), learning_rate=0.0)
+        labels = torch.arange(len(self.clips))
+        if self.captured is not None:
+            self.captured(self.clips, labels, 0.0)
+        else:
+            take_step(self.learner, self.clips, labels, learning_rate=0.0)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients of a step, by the name of the parameter in the model."""
@@ -172,28 +188,53 @@ def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, St
     upper_half = build(arguments, adapted_blocks=max(1, len(model.heads) // 2))
 
     def step(
-        trained: nn.Module, clips: Tensor = clips, precision: Literal["fp32", "bf16"] = "fp32"
+        trained: nn.Module,
+        clips: Tensor = clips,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        *,
+        cast: bool = False,
+        captured: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> Step:
         learner = Learner(
             processes=Processes(clips.device),
             model=trained,
             spec=model.spec,
-            optimizer=NoOptimizer(trained.parameters(), {}),
+            optimizer=optimizer or NoOptimizer(trained.parameters(), {"lr": 0.0}),
             scaler=torch.amp.GradScaler(clips.device.type, enabled=False),
-            settings=TrainConfig(precision=precision),
+            settings=TrainConfig(precision=precision, batch_size=len(clips)),
+            cast=cast_weights(trained, torch.bfloat16) if cast else None,
         )
-        return Step(learner, clips)
+        return Step(learner, clips, CapturedSteps(learner, Log()) if captured else None)
 
-    return {
+    steps = {
         "reference": step(Reference(model)),
+        "reference, fused attention": step(Reference(model, fused=True)),
         "reference in bf16": step(Reference(model), precision="bf16"),
+        "reference in bf16, fused attention": step(Reference(model, fused=True), precision="bf16"),
         "fp32": step(model),
         "checkpointing": step(in_training(build(arguments), checkpointing=True)),
-        "bf16": step(model, precision="bf16"),
+        "bf16": step(model, precision="bf16", cast=True),
         "half of the patches": step(in_training(build(arguments), token_share=0.5)),
         "adapters in the upper half": step(in_training(upper_half)),
         "half of the frames": step(model, clips[:, ::2]),
     }
+    if arguments.device == "cuda":
+        bf16: dict[str, Any] = {"precision": "bf16", "captured": True}
+        moved = in_training(build(arguments))
+        adamw = build_optimizer(moved, learning_rate=0.0, weight_decay=0.0)
+        steps |= {
+            "reference in bf16, captured": step(Reference(model), **bf16),
+            "reference in bf16, fused attention, captured": step(
+                Reference(model, fused=True), **bf16
+            ),
+            "bf16 by autocast": step(model, precision="bf16"),
+            "bf16 by autocast, captured": step(model, **bf16),
+            "fp32, captured": step(model, captured=True),
+            "bf16, captured": step(model, cast=True, **bf16),
+            "bf16, captured, with AdamW": step(moved, cast=True, optimizer=adamw, **bf16),
+        }
+    return steps
 
 
 def largest_difference(expected: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
@@ -217,6 +258,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", help="of the result's file (default: the device's)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     arguments = parser.parse_args()
     with ExitStack() as training:
         measured = measure(arguments, steps_of(arguments, training))
@@ -225,20 +267,28 @@ def main() -> None:
     }
     name = arguments.name or arguments.device
     result = {**provenance(), "seeds": [0], **settings, **measured}
-    write_json(RESULTS / f"training-step-{name}.json", result)
+    write_json(arguments.out / f"training-step-{name}.json", result)
     print(json.dumps(measured, indent=1))
 
 
 def measure(arguments: argparse.Namespace, steps: Mapping[str, Step]) -> dict[str, Any]:
     """Differences of gradients, seconds and peaks of memory; ratios are to the reference."""
     expected = steps["reference"].gradients()
-    differences = {
-        name: largest_difference(expected, steps[name].gradients())
-        for name in ("fp32", "checkpointing")
-    }
-    memory = {name: step.peak_bytes() for name, step in steps.items()}
-    times = interleave(steps, rounds=arguments.rounds, warmup=1)
+    compared = [name for name in steps if not name.startswith(("half", "adapters"))]
+    differences: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    for name, step in steps.items():
+        try:
+            memory[name] = step.peak_bytes()
+            if name in compared:
+                differences[name] = largest_difference(expected, step.gradients())
+        except RuntimeError as error:  # only this row fails: measure the other rows
+            errors[name] = str(error)[:300]
+    measured = {name: step for name, step in steps.items() if name not in errors}
+    times = interleave(measured, rounds=arguments.rounds, warmup=2)
     return {
+        "errors": errors,
         "largest_gradient_difference": differences,
         "steps": {
             name: {

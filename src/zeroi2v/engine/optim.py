@@ -47,7 +47,23 @@ def build_optimizer(
         {"params": groups[True], "weight_decay": weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in settings if group["params"]], lr=learning_rate)
+    optimizer = torch.optim.AdamW(
+        [group for group in settings if group["params"]], lr=learning_rate
+    )
+    fit_device(optimizer)
+    return optimizer
+
+
+def fit_device(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimiser move weights on a GPU by one kernel that a CUDA graph can hold.
+
+    A state that was saved on another device brings the settings of that device.
+    """
+    for group in optimizer.param_groups:
+        on_gpu = all(weight.device.type == "cuda" for weight in group["params"])
+        group |= {"fused": on_gpu or None, "foreach": None, "capturable": on_gpu}
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].item()
 
 
 def learning_rate_share(step: int, *, steps: int, warmup_steps: int, warmup_start: float) -> float:

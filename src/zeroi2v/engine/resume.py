@@ -38,7 +38,7 @@ class Position:
 
     epoch: int = 1  # the epoch in progress, from 1
     batch: int = 0  # batches that are done
-    loss: float = 0.0  # sum of the losses of all clips
+    loss: float | Tensor = 0.0  # sum of the losses of all clips; a tensor until `settle`
     clips: int = 0
     skipped: int = 0  # steps that fp16 skipped
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Position:
     validations_since_best: int = 0  # validations since the best figure last rose
     broken: dict[str, str] = field(default_factory=dict)  # path of a video -> reason
 
-    def add(self, loss: float, clips: int, *, skipped: bool) -> None:
+    def add(self, loss: float | Tensor, clips: int, *, skipped: bool) -> None:
         """Count one batch.
 
         A step that fp16 skipped may have a loss that overflowed. Such a loss is not counted.
@@ -55,8 +55,13 @@ class Position:
         self.batch += 1
         self.skipped += skipped
         if not skipped or math.isfinite(loss):
-            self.loss += loss
+            self.loss = self.loss + loss
             self.clips += clips
+
+    def settle(self) -> float:
+        """The sum of the losses as a number. On a GPU this waits for the steps in progress."""
+        self.loss = float(self.loss)
+        return self.loss
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
@@ -162,7 +167,9 @@ class TrainingState:
 def require_finite(position: Position, model: nn.Module) -> None:
     """ZeroI2VError if the loss of the epoch, or a weight that trains, is not a finite number."""
     weights = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    if math.isfinite(position.loss) and all(bool(weight.isfinite().all()) for weight in weights):
+    if math.isfinite(position.settle()) and all(
+        bool(weight.isfinite().all()) for weight in weights
+    ):
         return
     raise ZeroI2VError(
         f"epoch {position.epoch}, step {position.batch}: the loss or a weight is not a finite "

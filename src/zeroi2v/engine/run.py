@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
+from zeroi2v.engine.captured import CapturedSteps, can_capture
+from zeroi2v.engine.cast import cast_weights
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
 from zeroi2v.engine.interrupt import undivided
-from zeroi2v.engine.optim import build_optimizer, learning_rate_share
+from zeroi2v.engine.optim import build_optimizer, fit_device, learning_rate_share
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.resume import Position, TrainingState, data_key, require_finite
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
-from zeroi2v.engine.step import Learner, take_step
+from zeroi2v.engine.step import Learner, Step, take_step
 from zeroi2v.errors import DatasetError, ZeroI2VError, how_many
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
@@ -110,6 +114,7 @@ class Training:
     learner: Learner = field(init=False)
     state: TrainingState = field(init=False)
     loader: TrainLoader = field(init=False)
+    captured: CapturedSteps | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         settings, processes = self.recipe.train, self.processes
@@ -173,6 +178,7 @@ class Training:
     def restore(self) -> None:
         """Restore the state that the run had when it stopped, and say where the run goes on."""
         self.position = position = self.state.load(self.processes.rank, self.processes.size)
+        fit_device(self.learner.optimizer)
         self.folder.keep_entries(position.epoch - 1)
         epochs = self.recipe.train.epochs
         if position.epoch > epochs:
@@ -241,6 +247,12 @@ class Training:
     def train_epochs(self) -> None:
         """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
+        learner = self.learner
+        if self.processes.accelerator is None:
+            cast = cast_weights(learner.model, learner.dtype)
+            self.learner = learner = dataclasses.replace(learner, cast=cast)
+        if can_capture(learner):
+            self.captured = CapturedSteps(learner, self.log)
         if settings.tensorboard:
             self.folder.open_board(position.epoch)
         try:
@@ -317,7 +329,7 @@ class Training:
             for clips, labels in tracked:
                 rate = self.learning_rate((position.epoch - 1) * batches + position.batch)
                 with undivided():
-                    step = take_step(self.learner, clips, labels, rate)
+                    step = self.take_step(clips, labels, rate)
                     position.add(step.loss, step.clips, skipped=step.skipped)
                     position.broken |= self.loader.broken
                     position.seconds = seconds_before + time.perf_counter() - started_at
@@ -325,6 +337,12 @@ class Training:
                 if settings.save_every_minutes and processes.agree(is_due):
                     self.state.save(position, writes=processes.is_first)
                     saved_at = time.perf_counter()
+
+    def take_step(self, clips: Tensor, labels: Tensor, learning_rate: float) -> Step:
+        """Take one training step, replayed from a captured step where that is possible."""
+        if self.captured is not None:
+            return self.captured(clips, labels, learning_rate)
+        return take_step(self.learner, clips, labels, learning_rate)
 
     def finish_epoch(self) -> None:
         """Validate the model, write its weights and the log line, and begin the next epoch.
@@ -336,7 +354,7 @@ class Training:
         self.folder.write_last(self.model, epoch=epoch)
         entry: dict[str, Any] = {
             "epoch": epoch,
-            "loss": position.loss / position.clips,
+            "loss": position.settle() / position.clips,
             "learning_rate": self.learning_rate(epoch * len(self.loader)),
             "clips": position.clips,
             "precision": PRECISIONS[self.learner.dtype],

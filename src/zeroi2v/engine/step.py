@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import TrainConfig
 from zeroi2v.data.transforms import normalise
+from zeroi2v.engine.cast import CastWeights
 from zeroi2v.engine.optim import autocast_dtype, summed_loss
 from zeroi2v.engine.processes import Processes
 from zeroi2v.models.spec import Spec
@@ -30,6 +31,8 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     settings: TrainConfig
+    # The weights for steps in bfloat16 without autocast; None: autocast casts, or nothing does.
+    cast: CastWeights | None = None
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -41,7 +44,9 @@ class Learner:
 class Step:
     """The result of one training step, over all processes."""
 
-    loss: float  # sum of the losses of the clips
+    # Sum of the losses of the clips. On a GPU the sum may still be on the device; reading the sum
+    # then waits for the step.
+    loss: float | Tensor
     clips: int
     skipped: bool = False  # whether the weights did not move, because gradients of fp16 overflowed
 
@@ -53,42 +58,73 @@ def take_step(learner: Learner, clips: Tensor, labels: Tensor, learning_rate: fl
     rounding, this gradient depends neither on the number of processes nor on `train.accumulate`,
     the number of parts in which a process takes its clips.
     """
-    processes, settings = learner.processes, learner.settings
+    processes = learner.processes
     count = round(processes.sum(len(labels)))
     if not count:  # no video of the batch can be read
         return Step(0.0, 0)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate
-    learner.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), dtype=torch.float64)
+    set_learning_rate(learner.optimizer, learning_rate)
     weight = 1.0
     if not len(labels):  # all processes must take part: this process takes a clip of weight 0
         clips, labels, weight = _black_clip(learner.spec), torch.zeros(1).long(), 0.0
-    size = -(-len(labels) // settings.accumulate)
+    device = processes.device
+    clips, labels = clips.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    total = follow_gradient(learner, clips, labels, share=weight * processes.size / count)
+    skipped = move_weights(learner)
+    loss = weight * total
+    if device.type == "cuda" and processes.size == 1:
+        return Step(loss, count, skipped)
+    return Step(processes.sum(loss.item()), count, skipped)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all weights. A captured step reads the rate from a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def follow_gradient(learner: Learner, clips: Tensor, labels: Tensor, *, share: float) -> Tensor:
+    """Compute the gradient of `share` times the sum of the losses, and give this sum (float64).
+
+    The clips are taken in `train.accumulate` parts.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=torch.float64, device=clips.device)
+    size = -(-len(labels) // learner.settings.accumulate)
     parts = list(zip(clips.split(size), labels.split(size), strict=True))
     for number, (pixels, targets) in enumerate(parts, start=1):
         is_last = number == len(parts)
-        with nullcontext() if is_last else processes.keep_gradients(learner.model):
-            part_loss = _part_loss(learner, pixels, targets)
-            # The backward pass averages the gradients over the processes, hence the factor `size`.
-            share_of_mean = part_loss * (weight * processes.size / count)
-            learner.scaler.scale(share_of_mean).backward()
-            total += weight * part_loss.detach().double().cpu()
-    skipped = _move_weights(learner)
-    return Step(processes.sum(total.item()), count, skipped)
+        # The last backward pass averages the gradients over the processes.
+        with nullcontext() if is_last else learner.processes.keep_gradients(learner.model):
+            total += _learn_part(learner, pixels, targets, share).double()
+    return total
 
 
-def _part_loss(learner: Learner, pixels: Tensor, targets: Tensor) -> Tensor:
-    """The sum of the losses of the clips `pixels`, uint8 (b, F, 3, S, S)."""
-    device, spec, dtype = learner.processes.device, learner.spec, learner.dtype
+def _learn_part(learner: Learner, pixels: Tensor, targets: Tensor, share: float) -> Tensor:
+    """Add the gradients of the clips `pixels`, uint8 (b, F, 3, S, S), times `share`.
+
+    The result is the sum of the losses of the clips.
+    """
+    spec, dtype, device = learner.spec, learner.dtype, pixels.device
     options = {"fewer_frames": True} if pixels.shape[1] < spec.clip.frames else {}
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        logits = learner.model(normalise(pixels.to(device), spec.mean, spec.std), **options)
-    smoothing = learner.settings.label_smoothing
-    return summed_loss(logits.float(), targets.to(device), label_smoothing=smoothing)
+    cast = learner.cast
+    autocasts = dtype is not None and cast is None
+
+    def learn(model: nn.Module) -> Tensor:
+        clips = normalise(pixels, spec.mean, spec.std)
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=autocasts):
+            logits = model(clips if cast is None else clips.to(cast.dtype), **options)
+        smoothing = learner.settings.label_smoothing
+        loss = summed_loss(logits.float(), targets, label_smoothing=smoothing)
+        learner.scaler.scale(loss * share).backward()
+        return loss.detach()
+
+    return learn(learner.model) if cast is None else cast.call(learn)
 
 
-def _move_weights(learner: Learner) -> bool:
+def move_weights(learner: Learner) -> bool:
     """Let the optimiser take a step, and return whether the scaler of fp16 skipped the step."""
     settings, scaler = learner.settings, learner.scaler
     if settings.gradient_clip:
