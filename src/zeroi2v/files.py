@@ -112,12 +112,16 @@ def check_writable(path: Path) -> None:
     probe = _partial(path)
     try:
         if path.is_dir():
-            raise FileError(f"{path}: cannot be written: a folder of that name is there")
+            raise FileError(
+                f"{path}: cannot be written: a folder of that name is there; choose another path"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except FileExistsError as error:
-        raise FileError(f"{path}: cannot be written: {path.parent} is no folder") from error
+        raise FileError(
+            f"{path}: cannot be written: {path.parent} is no folder; choose another path"
+        ) from error
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
 

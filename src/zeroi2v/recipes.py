@@ -103,7 +103,7 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe, changed by `--set key=value` texts. Each value is written in TOML.
 
-    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
+    A key is `table.name`, or only the name: then the setting belongs to the first table that has a
     setting of this name. The key may go on with keys inside a setting, such as
     `tower_options.img_size`. ConfigError names a text that is wrong.
     """

@@ -330,7 +330,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--memory", "0"], "--memory must be above 0 GiB, and finite, got 0.0"),
         (["--memory", "inf"], "and finite, got inf"),
         (["--set", "strategy=lora"], "leave strategy and weights out"),
-        (["--out", "/dev/null"], "/dev/null/bench.json: cannot be written: /dev/null is no folder"),
+        (
+            ["--out", "/dev/null"],
+            "/dev/null/bench.json: cannot be written: /dev/null is no folder; ",
+        ),
         (["--memory", "0.0001"], "does not fit into the memory of the cpu"),
         (["--count"], "--device: --count runs no model"),
         (["--batch", "2"], "--batch changes nothing that is timed; add --count"),

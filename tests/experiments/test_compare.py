@@ -185,7 +185,7 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
     ("rows", "seeds", "message"),
     [
         ([Row("one", ("adapter_ration=1",))], [0], "row one: .*did you mean 'adapter_ratio'"),
-        ([Row("a/b", ())], [0], "row 'a/b': a name is of letters"),
+        ([Row("a/b", ())], [0], "row 'a/b': choose a name of letters"),
         ([Row("one", ()), Row("one", ())], [0], "at least one row and no row twice, got one, one"),
         ([Row("one", ())], [1, 1], "at least one seed and no seed twice"),
         ([Row("one", ("seed=3",))], [0], "row one: train.seed is the same for all rows"),

@@ -78,11 +78,13 @@ class VideoDataset:
         """The videos to train on. DatasetError if there are none, or of one class only."""
         if len(self.classes) < 2:
             raise DatasetError(
-                f"{self.source}: training needs at least 2 classes, found only {self.classes[0]!r}"
+                f"{self.source}: training needs at least 2 classes, found only "
+                f"{self.classes[0]!r}; add videos of another class"
             )
         if not self.splits.get("train"):
             raise DatasetError(
-                f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}"
+                f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}; "
+                "add a split train"
             )
         return self.splits["train"]
 

@@ -79,7 +79,9 @@ def _check_class_names(source: Path, classes: Sequence[str], *, multi_label: boo
             )
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
-        raise DatasetError(f"{source}: the class names hold {first_names(twice)} twice")
+        raise DatasetError(
+            f"{source}: the class names hold {first_names(twice)} twice; name each once"
+        )
 
 
 def _check_entries(

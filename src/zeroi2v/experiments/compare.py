@@ -154,7 +154,7 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
 def _recipe_of(row: Row, budget: Recipe) -> Recipe:
     """The budget with the settings of a row."""
     if not re.fullmatch(r"\w[\w.-]*", row.name):
-        raise ConfigError(f"row {row.name!r}: a name is of letters, digits, '_', '-' and '.'")
+        raise ConfigError(f"row {row.name!r}: choose a name of letters, digits, '_', '-' and '.'")
     try:
         recipe = override(budget, row.settings)
     except ConfigError as error:

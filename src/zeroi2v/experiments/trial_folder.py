@@ -38,7 +38,9 @@ def check_trials(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> N
     ConfigError or DatasetError names the trial or setting that does not fit.
     """
     if not dataset.val:
-        raise DatasetError(f"{dataset.source}: a comparison needs videos to validate on")
+        raise DatasetError(
+            f"{dataset.source}: a comparison needs videos to validate on; add a split val"
+        )
     is_own = (out / ROWS_FILE).is_file()
     if out.exists() and not is_own and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: already there and not from a comparison; choose another --out")

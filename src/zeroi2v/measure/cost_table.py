@@ -83,7 +83,8 @@ def _described_model(
     for name in names:
         if not name.startswith(("model.", "clip.", "views.")):
             raise ConfigError(
-                f"--set {name}: only settings of [model], [clip] and [views] change the counts"
+                f"--set {name}: only settings of [model], [clip] and [views] change the counts; "
+                "leave the other settings out"
             )
     # The values of the weights change no cost: none are fetched.
     config = dataclasses.replace(recipe.model, pretrained=False, weights=None)

@@ -77,7 +77,9 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
     if path.is_dir():
         names = [name for name in IN_A_FOLDER if (path / name).is_file()]
         if not names:
-            raise CheckpointError(f"{path}: holds none of {', '.join(IN_A_FOLDER)}")
+            raise CheckpointError(
+                f"{path}: holds none of {', '.join(IN_A_FOLDER)}; give the file of the weights"
+            )
         path /= names[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -96,7 +98,9 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
                 damaged = archive.testzip()
                 content = _torchscript(archive) if is_torchscript and not damaged else None
             if damaged:
-                raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
+                raise CheckpointError(
+                    f"{path}: damaged: the checksum of {damaged} is wrong; get the file again"
+                )
         if content is None:
             content = _pickled(path)
     except DAMAGED as error:

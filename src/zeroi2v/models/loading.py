@@ -152,7 +152,9 @@ def model_recipe(folder: str | os.PathLike[str] | None) -> Recipe:
 def _open(folder: str | os.PathLike[str]) -> SavedModel:
     """Read the configuration in a folder, which is downloaded if `folder` is a name on the Hub."""
     if not os.fspath(folder):
-        raise CheckpointError("the name of the model's folder is empty")
+        raise CheckpointError(
+            "the name of the model's folder is empty; give the folder of a run or of a merged model"
+        )
     path = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(path / CONFIG_FILE)
     try:
@@ -255,7 +257,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
                 missing, unknown = sorted(own.keys() - keys), sorted(keys - own.keys())
                 raise CheckpointError(
                     f"{path}: not this model's weights: "
-                    f"missing {missing[:3]}, not known {unknown[:3]}"
+                    f"missing {missing[:3]}, not known {unknown[:3]}; copy the whole folder again"
                 )
             digest = config_digest(config)
             for key in sorted(keys):
@@ -270,7 +272,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
             if digest.hexdigest() not in (file.metadata() or {}).get("zeroi2v", ""):
                 raise CheckpointError(
                     f"{path}: damaged, or written with another {CONFIG_FILE} than the file beside "
-                    "it: the checksum is wrong"
+                    "it: the checksum is wrong; copy the whole folder again"
                 )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
@@ -287,7 +289,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a zeroi2v model of format {FORMAT}")
+        raise CheckpointError(
+            f"{path}: not a zeroi2v model of format {FORMAT}; "
+            "give the folder of a run or of a merged model"
+        )
     return config
 
 

@@ -297,7 +297,7 @@ def test_a_defect_of_a_folder_is_named(tmp_path: Path) -> None:
     assert refusal(touch(tmp_path / "empty", "run/a.mp4", "walk/a.txt")) == (
         "SOURCE: no videos in the class folders walk"
     )
-    with pytest.raises(DatasetError, match=r"training needs at least 2 classes, found only 'run'$"):
+    with pytest.raises(DatasetError, match=r"training needs at least 2 classes, found only 'run';"):
         _ = open_dataset(touch(tmp_path / "one", "run/a.mp4")).train
 
 

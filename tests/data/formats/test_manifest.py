@@ -107,11 +107,11 @@ COLUMNS = "; a manifest has the columns path and label, separated by commas, sem
         ),
         (
             "path,label\na.mp4,run\nb.mp4,run\n",
-            ": training needs at least 2 classes, found only 'run'",
+            ": training needs at least 2 classes, found only 'run'; add videos of another class",
         ),
         (
             "path,label,split\na.mp4,run,val\nb.mp4,walk,test\n",
-            ": no videos to train on, only the splits val, test",
+            ": no videos to train on, only the splits val, test; add a split train",
         ),
         (
             "path|label\na.mp4|run\n",

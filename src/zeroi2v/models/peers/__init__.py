@@ -100,7 +100,7 @@ def check(config: ModelConfig, tower: Survey, heads: Sequence[HeadLayout]) -> No
     if not tower.is_plain:
         raise TowerError(
             f"{config.tower}: strategy {config.strategy} is for plain vision transformers, "
-            f"not for {tower.block_type}"
+            f"not for {tower.block_type}; choose another strategy or tower"
         )
 
 
