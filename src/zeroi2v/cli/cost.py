@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
     parser = commands.add("cost", "count parameters, multiply-adds and memory", NOTES)
     text = f"{MODEL} (default: the model that the settings describe)"
     parser.add_argument("--model", type=nonempty, metavar="RUN", help=text)
-    text = "image transformer (default: the embedded zeroi2v_tiny)"
+    text = "image transformer (default: zeroi2v_tiny, which comes with the package)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
     text = "what is adapted: a strategy of docs/training.md (default: zeroi2v)"
     parser.add_argument("--strategy", type=nonempty, metavar="NAME", help=text)

@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="TOML file of settings; a setting that it lacks keeps its default",
     )
-    text = "image transformer: a timm name (default: the embedded zeroi2v_tiny)"
+    text = "image transformer: a timm name (default: zeroi2v_tiny, which comes with the package)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
     text = "passes over the training videos"
     parser.add_argument("--epochs", type=whole_number, metavar="N", help=text)

@@ -1,4 +1,4 @@
-"""What do motion videos show? And the still pictures that pretrained the embedded tower?
+"""What do motion videos show, and the still pictures on which the embedded tower was pretrained?
 
 A picture shows a main object with a light and a dark half, two plain distractors and a textured
 background. An object that leaves the picture on one side comes in on the other. A motion video

@@ -1,7 +1,8 @@
 """What does the method achieve? One command makes videos, learns them and writes a report.
 
-The quickstart writes motion videos, fits a probe that ignores the order of frames, adapts the
-embedded tower, merges the model, compares answers and cost, and writes a page of the results.
+The quickstart writes motion videos (`data/synthetic.py`), fits a probe that ignores the order of
+frames, adapts the embedded tower (`zeroi2v_tiny`, which comes with the package), merges the model,
+compares answers and cost, and writes a page of the results.
 
 Shapes: T frames, H x W pixels.
 """

@@ -159,7 +159,7 @@ def _listed(key: str) -> frozenset[str]:
 def supported_towers() -> list[str]:
     """The sorted names of the towers whose every attention block can have temporal heads.
 
-    The towers are timm's, and the embedded tower.
+    The towers are timm's, and the embedded tower (`zeroi2v_tiny`).
     """
     return sorted({TINY_NAME, *_listed("every_block")})
 
