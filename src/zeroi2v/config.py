@@ -204,9 +204,9 @@ class TrainConfig:
     # Precision of matrix products. "auto": bf16 where the processor multiplies bf16 natively, else
     # fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # "auto": on a GPU a step is captured once as a CUDA graph and then replayed, where one process
-    # trains in fp32 or bf16. "off": every step is computed operation by operation.
-    compile: Literal["auto", "off"] = "auto"
+    # On a GPU: cast weights once a step instead of autocast in bf16, and capture a step once as a
+    # CUDA graph, where one process trains in fp32 or bf16. Written, and not yet run on a GPU.
+    compile: bool = False
     # Whether a step keeps the input of each block alone and computes the rest again for the
     # gradient: less memory, more time.
     checkpointing: bool = False
