@@ -206,9 +206,10 @@ class TrainConfig:
     # Precision of matrix products. "auto": bf16 where the device (GPU or CPU) multiplies bf16
     # numbers natively, else fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # "auto": on a GPU a step is captured once as a CUDA graph and then replayed, where one process
-    # trains in fp32 or bf16. "off": every step is computed operation by operation.
-    compile: Literal["auto", "off"] = "auto"
+    # On a GPU, where one process trains in fp32 or bf16: capture a step once as a CUDA graph, and
+    # replay the graph. In bf16, cast the weights once a step instead of using autocast. Written, and
+    # not yet run on a GPU.
+    compile: bool = False
     # Whether a step keeps only the input of each block, and computes the other activations again
     # for the gradient: less memory, more time.
     checkpointing: bool = False

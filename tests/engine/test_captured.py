@@ -25,7 +25,7 @@ TOWER = "vit_small_plus_patch16_dinov3_qkvb"
 
 def learner_of(model: VideoClassifier, device: str, **settings: Any) -> Learner:
     """A learner with AdamW for a model."""
-    config = TrainConfig(batch_size=4, **{"precision": "fp32", **settings})
+    config = TrainConfig(batch_size=4, **{"precision": "fp32", "compile": True, **settings})
     model = model.to(device).train()
     learner = Learner(
         processes=Processes(torch.device(device)),
@@ -148,4 +148,4 @@ def test_a_capture_leaves_weights_moments_and_random_numbers_alone() -> None:
 def test_fp16_and_settings_take_steps_one_by_one() -> None:
     model = small_model("zeroi2v_tiny")
     assert not can_capture(learner_of(model, "cuda", precision="fp16"))
-    assert not can_capture(learner_of(model, "cuda", compile="off"))
+    assert not can_capture(learner_of(model, "cuda", compile=False))

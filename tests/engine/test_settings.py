@@ -111,6 +111,7 @@ ELSEWHERE = {
         "train.validate_every",
         "train.patience",
         "train.accumulate",
+        "train.compile",  # changes nothing on a CPU
         "train.workers",
         "train.broken",
     ),

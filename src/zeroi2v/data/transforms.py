@@ -127,7 +127,9 @@ def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tens
 
     The function passes over the memory of the clip twice.
     """
+    # A tensor of numbers would be copied to a GPU, and Python would wait for the copy.
     mean_255, std_255 = (
-        255 * torch.tensor(values, device=clip.device).view(3, 1, 1) for values in (mean, std)
+        255 * torch.stack([torch.full((1, 1), value, device=clip.device) for value in values])
+        for values in (mean, std)
     )
     return (clip - mean_255).div_(std_255)

@@ -37,7 +37,7 @@ def can_capture(learner: Learner) -> bool:
     """
     processes = learner.processes
     return (
-        learner.settings.compile == "auto"
+        learner.settings.compile
         and processes.device.type == "cuda"
         and processes.accelerator is None
         and not learner.scaler.is_enabled()

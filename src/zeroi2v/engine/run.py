@@ -247,12 +247,10 @@ class Training:
     def train_epochs(self) -> None:
         """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
-        learner = self.learner
-        if self.processes.accelerator is None:
-            cast = cast_weights(learner.model, learner.dtype)
-            self.learner = learner = dataclasses.replace(learner, cast=cast)
-        if can_capture(learner):
-            self.captured = CapturedSteps(learner, self.log)
+        if can_capture(self.learner):
+            cast = cast_weights(self.learner.model, self.learner.dtype)
+            self.learner = dataclasses.replace(self.learner, cast=cast)
+            self.captured = CapturedSteps(self.learner, self.log)
         if settings.tensorboard:
             self.folder.open_board(position.epoch)
         try:
