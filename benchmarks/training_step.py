@@ -10,8 +10,8 @@ shift them, fp32. Beside it stand the steps of this library: in fp32, with check
 and with each setting that trades accuracy for time. All steps are `engine.step.take_step` with an
 optimiser that moves nothing, so that every step starts from the same weights.
 
-On a GPU there are more rows: bf16 without autocast (`engine.cast`), and steps that are captured as a
-CUDA graph (`engine.captured`), one of them with AdamW. The reference is captured there too.
+On a GPU there are more rows: bf16 without autocast (`engine.cast`), and steps that are captured as
+a CUDA graph (`engine.captured`), one of them with AdamW. The reference is captured there too.
 
 Writes benchmarks/results/training-step-<name>.json: medians of seconds, ratios within a round, the
 peak of what a step allocates, and the largest difference of a gradient from the gradient of the
