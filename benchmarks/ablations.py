@@ -6,7 +6,7 @@
 The rows of the tables are trained on the motion videos, with the embedded tower: two trainings at a
 time, each on a thread of its own. A row that stands in several tables is trained once. After each
 training benchmarks/results/ablations.json is written, and at the end docs/ablations.md.
-Interrupted, the script goes on with the same FOLDER.
+After an interruption, call the script again with the same FOLDER to go on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
 from zeroi2v.data.synthetic import write_motion_videos
+from zeroi2v.errors import how_many
 from zeroi2v.experiments.compare import Row, plan_trials, summarise_rows
 from zeroi2v.experiments.quickstart import recipe
 from zeroi2v.experiments.trials import run_trials
@@ -176,17 +177,18 @@ TABLES: dict[str, tuple[tuple[str, str, float], ...]] = {
 # Number of seeds -> the 97.5 % quantile of Student's t:
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 PRINTED = {name: printed for lines in TABLES.values() for _, name, printed in lines}
-# Question -> pairs of rows. The answer is the mean over the pairs of how much better the first is.
+# Comparison -> pairs of rows. The answer is the mean over the pairs of how much better the first
+# row of a pair is than the second.
 QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
-    "STDHA, not [cls] shift": (("base", "cls-shift"),),
-    "STDHA, not channel shift of K and V, at 1/4": (("hr-kv-quarter", "shift-kv-quarter"),),
-    "heads of K and V move, not also of Q": (("base", "hr-qkv"),),
-    "[cls] shift, not no operator": (("cls-shift", "no-time"),),
-    "channel shift of Q, K and V, not no operator": (("shift-qkv-quarter", "no-time"),),
-    "channel shift of K and V, not no operator": (("shift-kv-quarter", "no-time"),),
-    "heads of Q, K and V move, not no operator": (("hr-qkv", "no-time"),),
-    "STDHA, not no operator": (("base", "no-time"),),
-    "linear, not GELU adapters, four pairs": (
+    "STDHA against [cls] shift": (("base", "cls-shift"),),
+    "STDHA against channel shift of K and V, both at 1/4": (("hr-kv-quarter", "shift-kv-quarter"),),
+    "STDHA (heads of K and V) against HR QKV (heads of Q too)": (("base", "hr-qkv"),),
+    "[cls] shift against no operator": (("cls-shift", "no-time"),),
+    "channel shift of Q, K and V against no operator": (("shift-qkv-quarter", "no-time"),),
+    "channel shift of K and V against no operator": (("shift-kv-quarter", "no-time"),),
+    "HR QKV (heads of Q, K and V) against no operator": (("hr-qkv", "no-time"),),
+    "STDHA against no operator": (("base", "no-time"),),
+    "linear adapters against GELU adapters, mean of four pairs": (
         ("linear-4-96", "gelu-4-96"),
         ("linear-2", "gelu-2"),
         ("linear-3", "gelu-3"),
@@ -228,17 +230,17 @@ def difference(
 
 
 def answers(scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """The lines of the table of the questions."""
+    """The lines of the table of the comparisons."""
     lines = [
-        "| better is | points, seed by seed | mean (95 %) | paper | |",
+        "| first method against second | points, seed by seed | mean (95 %) | paper | better is |",
         "| --- | --- | --- | --- | --- |",
     ]
     for question, pairs in QUESTIONS.items():
         ours = difference(scores, pairs)
         printed = [PRINTED[first] - PRINTED[second] for first, second in pairs if second in PRINTED]
         verdict = {
-            1: "so with every seed",
-            -1: "the other way with every seed",
+            1: "the first with every seed",
+            -1: "the second with every seed",
             0: "the seeds disagree",
         }[same_sign(ours)]
         paper = points([statistics.mean(printed)]) if printed else "not printed"
@@ -254,7 +256,7 @@ def section(
     lines = [
         f"## {title}",
         "",
-        "| | paper | place | here, mean (lowest to highest) | place |",
+        "| row | paper | place in the paper | here, mean (lowest to highest) | place here |",
         "| --- | --- | --- | --- | --- |",
     ]
     for label, name, printed in rows:
@@ -271,8 +273,12 @@ def section(
 def orders(
     rows: Sequence[tuple[str, str, float]], scores: Mapping[str, Sequence[float]]
 ) -> list[str]:
-    """How many pairs of the rows of a table are ordered as in the paper: lines of text."""
-    agreed, disagreeing, undecided = 0, [], 0
+    """How many pairs of the rows of a table are ordered as in the paper, and which are not.
+
+    Returns a line of text, and the lines of a table of the pairs that are not.
+    """
+    agreed, disagreeing, undecided = 0, 0, 0
+    above: dict[str, list[str]] = {}  # a row -> the rows above which it stands here only
     for pair in combinations(rows, 2):
         (better, name, printed), (worse, other, other_printed) = sorted(
             pair, key=lambda row: -row[2]
@@ -282,17 +288,23 @@ def orders(
         sign = same_sign(difference(scores, [(name, other)]))
         agreed, undecided = agreed + (sign > 0), undecided + (sign == 0)
         if sign < 0:
-            disagreeing.append(f"{worse} above {better}")
+            disagreeing += 1
+            above.setdefault(worse, []).append(better)
     seeds = len(scores[rows[0][1]])
-    by_chance = (agreed + len(disagreeing) + undecided) * 0.5**seeds
+    by_chance = round((agreed + disagreeing + undecided) * 0.5**seeds)
     lines = [
-        f"Of the pairs of rows whose printed figures differ, {agreed} are ordered as in the paper "
-        f"with every seed, {len(disagreeing)} the other way with every seed, and in {undecided} "
-        "the seeds disagree. If all rows were equally good, chance would order about "
-        f"{by_chance:.0f} as in the paper with every seed, and as many the other way."
+        "Of the pairs of rows whose printed figures differ, "
+        f"{how_many(agreed, 'pair is ordered', 'pairs are ordered')} as in the paper with every "
+        f"seed, {how_many(disagreeing, 'pair')} the other way with every seed, and in "
+        f"{how_many(undecided, 'pair')} the seeds disagree. If all rows were equally good, chance "
+        f"would order about {how_many(by_chance, 'pair')} as in the paper with every seed, and as "
+        "many the other way."
     ]
-    if disagreeing:
-        lines.append(f"The other way: {'; '.join(disagreeing)}.")
+    if above:
+        lines += ["", "| row | stands here, but not in the paper, above |", "| --- | --- |"]
+        lines += [
+            f"| {label} | {'; '.join(above[label])} |" for label, _, _ in rows if label in above
+        ]
     return lines
 
 
@@ -315,7 +327,7 @@ def page(result: Mapping[str, Any]) -> str:
         f"learning rate of {train['learning_rate']:g} and clips of {clip['frames']} frames. A "
         f"training of the median row took {seconds:.0f} s. "
         "[`ablations.json`](../benchmarks/results/ablations.json) holds every figure and setting. "
-        "The number of validation videos alone leaves a row uncertain by up to "
+        "The number of validation videos leaves a row uncertain by up to "
         f"{open_points(scores, videos['val']):.1f} points either way (95 %). All seeds are judged "
         "on the same videos.",
         "",
@@ -323,8 +335,9 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         "A line says by how many points the first method is better than the second. Both methods "
         "are compared at the same seed, and so on the same clips in the same order. The interval "
-        "is Student's over the seeds; three seeds leave the interval wide. The last column says "
-        "whether the first method is better with every seed.",
+        "is Student's over the seeds; three seeds leave the interval wide. No operator means that "
+        "all heads are spatial. The last column says which method is better with every "
+        "seed.",
         "",
         *answers(scores),
         "",
@@ -361,7 +374,7 @@ Data, tower and budget are small here. The miniature also differs from the paper
   into a clip. The rows of Table 1c with 32 frames and the rows of Table 1b with ViT-L are not run.
 - **Heads.** The tower has 6 blocks of 12 heads of 8 channels; ViT-B has 12 blocks of 12 heads of 64
   channels. Half a head is 4 channels. Channel shift moves a share of every head, and 8 channels
-  cannot move a twelfth back and a twelfth ahead. So channel shift is run at 1/4 alone: one channel
+  cannot move a twelfth back and a twelfth ahead. So channel shift is run only at 1/4: one channel
   back and one channel ahead.
 - **The temporal embedding** stays zero. A trained temporal embedding would tell spatial heads when
   their frame was shown, and on these videos that gives the order of the frames away.
@@ -370,9 +383,12 @@ Data, tower and budget are small here. The miniature also differs from the paper
 - **Training** is short, 800 steps, and nothing is tuned for a row. A row that learns faster here
   stands higher. All rows have one learning rate; full fine-tuning has a tenth of it, as in the
   paper.
-- **Names of rows.** A width of 192 means a quarter of the channels. The paper does not show which
-  sites its rows with two and three sites have. Here the two sites are q/k/v and up, and the third
-  site is proj.
+- **Names of rows.** In Table 1a, HR is head relocation: whole heads read another frame. HR KV
+  relocates the heads of K and V, which is STDHA, the operator of the paper's method. HR QKV
+  relocates the heads of Q too. Channel shift relocates a share of the channels of every head. The
+  fraction before a name is the share of the channels that read another frame. In Table 2, a width
+  of 192 means a quarter of the channels. The paper does not show which sites its rows with two and
+  three sites have. Here the two sites are q/k/v and up, and the third site is proj.
 
 If every head is spatial, nothing tells the order of the frames. The eight classes are pairs of
 reversals, so half of the answers are then lost."""
@@ -388,7 +404,7 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[0, 1, 2],
-        help="of the trainings; the videos are the same",
+        help="seeds of the trainings; the videos are the same",
     )
     parser.add_argument("--docs", action="store_true", help="only write docs/ablations.md")
     arguments = parser.parse_args()
@@ -441,7 +457,14 @@ def measure(work: Path, seeds: Sequence[int], log: Log) -> None:
     dataset = open_dataset(work / "frames")
     trials = plan_trials(rows, budget(), seeds)
     _, failed = run_trials(
-        trials, dataset, work / "runs", at_once=2, threads=1, latency=False, each=write, log=log
+        trials,
+        dataset,
+        work / "runs",
+        at_once=2,
+        threads=1,
+        latency=False,
+        on_progress=write,
+        log=log,
     )
     if failed:
         raise SystemExit("; ".join(failed.values()))

@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 
 from zeroi2v.config import Recipe
+from zeroi2v.errors import how_many
 from zeroi2v.files import write_json, write_text
 from zeroi2v.log import Log
 from zeroi2v.measure.bench import bench
@@ -46,8 +47,8 @@ COLUMNS = (
     "ms",
     "p95",
     "times plain (95 %)",
-    "each run",
-    "by medians",
+    "ratio in each run",
+    "ratio of medians",
     "clips/s",
     "weights, peak, MiB",
     "paper, Table 5",
@@ -91,7 +92,7 @@ def tables(name: str) -> str:
         return "Not measured yet."
     result, means = read(name), ratios(*names)
     lines = [
-        f"{device_of(result)}, {result['dtype']}, {result['rounds']} rounds"
+        f"{device_of(result)}, {result['dtype']}, {how_many(result['rounds'], 'round')}"
         f"{', twice' * (len(names) - 1)}, torch {result['versions']['torch']}, {result['date']}",
         f"({', '.join(f'[`{run}.json`](../benchmarks/results/{run}.json)' for run in names)}).",
         "",
@@ -108,7 +109,7 @@ def device_of(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     if result["device"] == "cuda":
         return str(machine.get("gpu"))
-    return f"{machine['processor']}, {machine['threads']} threads"
+    return f"{machine['processor']}, {how_many(machine['threads'], 'thread')}"
 
 
 def cells(model: Mapping[str, Any], names: Sequence[str], ratio: Mapping[str, float]) -> list[str]:
@@ -171,7 +172,7 @@ def measure(arguments: argparse.Namespace, name: str) -> None:
         rounds=arguments.rounds,
         warmup=arguments.warmup,
         max_batch=arguments.max_batch or (2 if arguments.device == "cpu" else None),
-        each=lambda result: write_json(path, result),
+        on_progress=lambda result: write_json(path, result),
         log=log,
     )
     try:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zeroi2v.errors import how_many
 from zeroi2v.files import write_json, write_text
 
 RESULT = Path(__file__).parent / "results" / "compare-motion.json"
@@ -31,8 +32,8 @@ COLUMNS = (
     "trainable",
     "training, s",
     "peak memory, MiB",
-    "times the tower, as trained",
-    "merged",
+    "time / tower's time, adapted",
+    "time / tower's time, merged",
 )
 
 
@@ -60,10 +61,10 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown, the best row first."""
     machine, minutes = result["machine"], result["wall_seconds"] / 60
     lines = [
-        f"{machine['processor']}, {machine['threads']} threads, torch "
-        f"{result['versions']['torch']}, {result['date']}: {result['trainings']['finished']} "
-        "trainings in",
-        f"{minutes:.0f} minutes "
+        f"{machine['processor']}, {how_many(machine['threads'], 'thread')}, torch "
+        f"{result['versions']['torch']}, {result['date']}: "
+        f"{how_many(result['trainings']['finished'], 'training')} in",
+        f"{how_many(round(minutes), 'minute')} "
         "([`compare-motion.json`](../benchmarks/results/compare-motion.json)).",
         "",
         f"| {' | '.join(COLUMNS)} |".replace("|  |", "| |"),

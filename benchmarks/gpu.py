@@ -1,4 +1,4 @@
-"""What does a GPU say? Every check and timing that needs a CUDA device, part by part.
+"""Is everything right and fast on a GPU? All checks and timings that need a CUDA device, in parts.
 
     python benchmarks/gpu.py                          # or: make gpu
     python benchmarks/gpu.py inference --minutes 3    # one part
@@ -10,14 +10,16 @@ The parts, in this order:
     agreement   how far logits lie from logits in float64, for each form of relocation
     inference   ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model, in
                 each form of relocation, eager and captured, 1 clip and 32 clips
-    compiled    the same by torch.compile, and captured
+    compiled    the same models after torch.compile, with and without capturing
     tests       pytest -m gpu: the kernels against slow loops
     tiles       the attention kernel with different tiles, beside PyTorch's own attention
-    others      the inference of other towers, dtypes and strategies
+    others      as `inference`, for other towers, dtypes and strategies
 
-`plain` includes the mean over frames and the classifier, and takes no temporal embedding. Each part
-is a process of its own, so that a fault costs that part alone. Each result is written as soon as it
-is there: results/gpu-<part>.json. The results in results/ are the tables of docs/speed.md.
+A form of relocation is a way in which heads read other frames (see `forms`). Captured: the kernels
+are recorded in a CUDA graph, and replayed. `plain` includes the mean over frames and the
+classifier, and takes no temporal embedding. Each part is a process of its own, so that a fault
+costs only that part. Each result is written as soon as it is there: results/gpu-<part>.json. The
+results in results/ are the tables of docs/speed.md.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.errors import how_many
 from zeroi2v.files import write_json, write_text
 from zeroi2v.machine import provenance
 from zeroi2v.measure.cost import plain_tower
@@ -117,7 +120,7 @@ def timed_forms(
         try:
             ready[name] = in_mode(run, mode, clips)
             ready[name]()
-        except Exception as error:  # noqa: BLE001  this form's own: the others are still timed
+        except Exception as error:  # noqa: BLE001  only this form fails: time the other forms
             errors[name] = str(error)[:500]
             ready.pop(name, None)
             begin_call(None)
@@ -369,7 +372,7 @@ def inference_table() -> str:
     ]
     for result in results:
         for row in result["rows"]:
-            clips = f"{row['clips']} clip{'s' * (row['clips'] > 1)}"
+            clips = how_many(row["clips"], "clip")
             cells = [
                 f"{ratio['fast']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})" if ratio else ""
                 for ratio in (row["times_plain"].get(form) for form in FORMS)
@@ -392,8 +395,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--minutes", type=float, default=10, help="for all parts together")
+    parser.add_argument(
+        "parts", nargs="*", help=f"parts to run, of {', '.join(PARTS)}; default: all"
+    )
+    parser.add_argument("--minutes", type=float, default=10, help="minutes for all parts together")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--here", action="store_true", help="run the parts in this process")
     parser.add_argument("--docs", action="store_true", help="only write the tables of the page")
@@ -418,7 +423,7 @@ def main() -> None:
             failed += [part] if done.returncode else []
         except subprocess.TimeoutExpired:
             failed.append(part)
-            print(f"{part}: the time is over", flush=True)
+            print(f"{part}: stopped, because the time of --minutes is over", flush=True)
     if failed:
         raise SystemExit(f"error: these parts failed or were cut off: {', '.join(failed)}")
 

@@ -2,10 +2,11 @@
 
     python benchmarks/levers.py --work FOLDER         # about 15 minutes on two free cores
 
-A training like the quickstart's, with 8 frames, as it is and with one setting changed. Two
-trainings run at a time, each on a thread of its own. Writes benchmarks/results/levers.json.
-Interrupted, the script goes on with the same FOLDER. Seconds are of trainings side by side,
-decoding included; benchmarks/training_step.py measures a step alone.
+Each row is a training like the quickstart's but with 8 frames: first unchanged, then with one
+setting changed. Two trainings run at a time, each on a thread of its own. The script writes
+benchmarks/results/levers.json. After an interruption, call the script again with the same FOLDER to
+go on. The seconds are those of two trainings side by side, decoding included;
+benchmarks/training_step.py measures a single step.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[0, 1],
-        help="of the trainings; the videos are the same",
+        help="seeds of the trainings; the videos are the same",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for videos and runs")
     arguments = parser.parse_args()

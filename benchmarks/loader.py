@@ -1,20 +1,20 @@
-"""How near does the loader come to decoding alone, and does its memory stay flat?
+"""How near does the loader come to the speed of bare decoding, and does its memory stay flat?
 
     python benchmarks/loader.py       # 2 processes; about ten minutes on two free cores
     python benchmarks/loader.py --clips 16 --rounds 2 --memory-clips 0 --name trial
 
 Draws videos that cost as much to decode as real ones: 256 pixels high, 10 s at 30 frames/s, H.264
-with a key frame every 250 frames, of a texture that moves, turns and flickers under noise. Of each
-video 8 frames by segment sampling are read, in turn within every round:
+with a key frame every 250 frames, of a texture that moves, turns and flickers under noise. In every
+round each of these readers in turn reads 8 frames of each video (segment sampling):
 
-    bare        by a loop that opens the file with PyAV and decodes up to the last wanted frame
-    evaluation  by view_loader: the same frames, as views of 224 pixels
-    training    by train_loader: random frames, as crops of 224 pixels
-    torchcodec  as evaluation, decoded by torchcodec; left out where torchcodec cannot be used
+    bare        a loop that opens the file with PyAV and decodes up to the last wanted frame
+    evaluation  view_loader: the same frames, as views of 224 pixels
+    training    train_loader: random frames, as crops of 224 pixels
+    torchcodec  like evaluation, decoded by torchcodec; left out where torchcodec cannot be used
 
-Each of them starts its processes anew in every round. Writes benchmarks/results/loader.json:
-medians of clips/s, ratios to bare within a round, and the peak of the resident memory of all
-processes after each quarter of a long evaluation.
+Each reader starts its processes anew in every round. The script writes
+benchmarks/results/loader.json: medians of clips/s, ratios to bare within a round, and the peak of
+the resident memory of all processes after each quarter of a long evaluation.
 """
 
 from __future__ import annotations
@@ -195,8 +195,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--videos", type=int, default=8, help="different ones that are drawn")
-    parser.add_argument("--clips", type=int, default=64, help="of a round; the videos in turn")
+    parser.add_argument(
+        "--videos", type=int, default=8, help="number of different videos that are drawn"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=64, help="clips of a round, from the videos in turn"
+    )
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--memory-clips", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)

@@ -66,13 +66,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="only decide which names are supported")
-    parser.add_argument("names", nargs="*", help="check these alone, and write nothing")
+    parser.add_argument("names", nargs="*", help="check only these towers, and write nothing")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("zeroi2v").setLevel(logging.ERROR)  # partly covered towers are no news here
     if arguments.names:
         right = [check(name)["ok"] for name in arguments.names]
-        sys.exit(f"{sum(right)} of {len(right)} are right" if not all(right) else 0)
+        sys.exit(f"{sum(right)} of {len(right)} towers are right" if not all(right) else 0)
     covered = {name: coverage(name) for name in timm.list_models()}
     names = {
         key: [name for name in covered if covered[name][0] == key]

@@ -144,7 +144,10 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("epochs=2.5", "train.epochs must be a whole number, got 2.5"),
         ("epochs=true", "train.epochs must be a whole number, got True"),
         ("epochs=0", "epochs must be at least 1, got 0"),
-        ("few_frames=4", "few_frames and few_frames_epochs go together, or are both 0"),
+        (
+            "few_frames=4",
+            "few_frames and few_frames_epochs must both be above 0 or both be 0, got 4 and 0",
+        ),
         ("token_share=0", "token_share must be above 0 and at most 1, got 0"),
         ("adapted_blocks=0", "adapted_blocks must be at least 1, or none for all, got 0"),
         ("epochs.more=1", "has no settings of its own"),
@@ -186,7 +189,7 @@ def test_a_wrong_recipe_is_named_with_its_file(text: str, message: str, tmp_path
 @pytest.mark.parametrize("other", [{"precision": "fp16"}, {"accumulate": 2}])
 def test_sharding_refuses_what_it_cannot_do(other: dict[str, Any]) -> None:
     TrainConfig(**other)
-    with pytest.raises(ConfigError, match=f"sharding goes with {next(iter(other))}"):
+    with pytest.raises(ConfigError, match=f"sharding needs {next(iter(other))}"):
         TrainConfig(sharding="full", **other)
 
 

@@ -1,7 +1,8 @@
 """Which settings are there, and which values may each setting have?
 
 Every setting is a field of a frozen dataclass. The dataclass checks the values of its fields when
-an instance is made. `recipes.py` reads settings from files.
+an instance is made. `recipes.py` reads settings from files. Tables and appendices that comments
+name are those of the ZeroI2V paper.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ModelConfig:
         )
         _require(
             self.heads is None or (moves_heads and self.ratio is None),
-            "heads goes with operator stdha or hr_qkv without ratio, "
+            "heads can be set only with operator stdha or hr_qkv, and only without ratio; "
             f"got operator {self.operator}, ratio {self.ratio}",
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")
@@ -178,7 +179,8 @@ class ViewsConfig:
     """How many views of a video are evaluated. The scores of the views are averaged."""
 
     clips: int = 1
-    crops: Literal[1, 3] = 1  # of a clip: the centre, or three along the longer side
+    # Crops of a clip. 1: the centre. 3: the two ends and the centre of the longer side.
+    crops: Literal[1, 3] = 1
 
     def __post_init__(self) -> None:
         _require(self.clips >= 1, f"clips must be at least 1, got {self.clips}")
@@ -201,16 +203,18 @@ class TrainConfig:
     # Greatest length of the gradient of all weights, taken as one vector. A step shortens a longer
     # gradient to this length. 0: no gradient is shortened.
     gradient_clip: float = 0.0
-    # Precision of matrix products. "auto": bf16 where the processor multiplies bf16 natively, else
-    # fp32.
+    # Precision of matrix products. "auto": bf16 where the device (GPU or CPU) multiplies bf16
+    # numbers natively, else fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # "auto": on a GPU a step is captured once as a CUDA graph and then replayed, where one process
-    # trains in fp32 or bf16. "off": every step is computed operation by operation.
-    compile: Literal["auto", "off"] = "auto"
-    # Whether a step keeps the input of each block alone and computes the rest again for the
-    # gradient: less memory, more time.
+    # On a GPU, where one process trains in fp32 or bf16: capture a step once as a CUDA graph, and
+    # replay the graph. In bf16, cast the weights once a step instead of using autocast. Written,
+    # and not yet run on a GPU.
+    compile: bool = False
+    # Whether a step keeps only the input of each block, and computes the other activations again
+    # for the gradient: less memory, more time.
     checkpointing: bool = False
-    token_share: float = 1.0  # share of patches that a step sees, alike in all frames
+    # Share of the patches of a frame that a step uses; the same patches in all frames of a clip.
+    token_share: float = 1.0
     few_frames: int = 0  # frames of a clip in the first `few_frames_epochs`; 0: `clip.frames`
     few_frames_epochs: int = 0
     # Processes that decode videos. -1: one for each core beyond the first, at most 8.
@@ -266,11 +270,12 @@ class TrainConfig:
         _require(self.workers >= -1, f"workers must be -1 (automatic) or more, got {self.workers}")
         _require(
             self.sharding == "none" or self.precision != "fp16",
-            "sharding goes with precision fp32 or bf16: processes cannot share the scale of fp16",
+            "sharding needs precision auto, fp32 or bf16, because the loss scale of fp16 cannot be "
+            f"shared by the processes; got {self.precision}",
         )
         _require(
             self.sharding == "none" or self.accumulate == 1,
-            "sharding goes with accumulate 1, because all processes must take their clips in "
+            "sharding needs accumulate 1, because all processes must take their clips in "
             f"equally many parts; got {self.accumulate}",
         )
 
@@ -304,7 +309,11 @@ class Recipe:
     def __post_init__(self) -> None:
         few = self.train.few_frames
         together = bool(few) == bool(self.train.few_frames_epochs)
-        _require(together, "few_frames and few_frames_epochs go together, or are both 0")
+        _require(
+            together,
+            "few_frames and few_frames_epochs must both be above 0 or both be 0, "
+            f"got {few} and {self.train.few_frames_epochs}",
+        )
         _require(
             few <= self.clip.frames,
             f"few_frames must be at most clip.frames ({self.clip.frames}), got {few}",

@@ -7,8 +7,9 @@ line: what is wrong, where, and what to do.
     ├── ConfigError       a setting, an option or a recipe is wrong
     │   └── HeadsError    a head layout does not fit the tower
     ├── TowerError        a tower is unknown, cannot be adapted, or its weights cannot be had
-    ├── CheckpointError   a saved model cannot be read, or does not fit
-    ├── MergeError        a model holds something that no linear layer can absorb
+    ├── CheckpointError   a saved model cannot be read, or does not fit the model that it is
+    │                     loaded into
+    ├── MergeError        a model cannot be merged, or merging changed its logits
     ├── DatasetError      a folder or manifest of videos is wrong
     ├── VideoError        a video cannot be read; `.path` names it
     ├── FileError         a file cannot be written
@@ -23,7 +24,10 @@ from collections.abc import Iterable, Sequence
 
 
 class ZeroI2VError(Exception):
-    """The root of the tree. Who catches this class catches every error that is no code defect."""
+    """The base class of all errors above.
+
+    `except ZeroI2VError` catches every error that is not a defect of the code.
+    """
 
 
 class ConfigError(ZeroI2VError, ValueError):
@@ -39,11 +43,11 @@ class TowerError(ZeroI2VError):
 
 
 class CheckpointError(ZeroI2VError):
-    """A saved model cannot be read, or does not fit."""
+    """A saved model cannot be read, or does not fit the model that it is loaded into."""
 
 
 class MergeError(ZeroI2VError):
-    """A model holds something that no linear layer can absorb."""
+    """A model cannot be merged, or merging changed its logits."""
 
 
 class DatasetError(ZeroI2VError):
@@ -86,6 +90,15 @@ def first_names(names: Sequence[object]) -> str:
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(str, names[:3])) + more
+
+
+def how_many(count: int, singular: str, plural: str = "") -> str:
+    """A count and the words for it, for people: "1 video", "2 videos", "1,600 videos".
+
+    Without `plural`, an "s" after `singular` makes the plural. Words may follow the noun:
+    `how_many(count, "video is", "videos are")`.
+    """
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def one_line(error: BaseException) -> str:

@@ -27,9 +27,11 @@ def write_files(files: Mapping[Path, Writer]) -> None:
     Each writer gets the path of a temporary file. When all temporary files are on the disk, each is
     renamed to its final path. A writer reports a failure as OSError or UnicodeError.
 
-    FileError names the files that cannot be written; earlier files at these paths stay.
+    FileError names all files if one of them cannot be written. Files that were at these paths
+    before then stay unchanged, unless a rename fails after another rename has succeeded.
     """
     partials = {path: _partial(path) for path in files}
+    is_renamed = False
     try:
         for path, write in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +43,16 @@ def write_files(files: Mapping[Path, Writer]) -> None:
                 os.fsync(file.fileno())
         for path, partial in partials.items():
             os.replace(partial, path)
+            is_renamed = True
     except (OSError, UnicodeError) as error:
         names = ", ".join(str(path) for path in files)
         reason = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
-        raise FileError(
-            f"{names}: cannot be written: {reason}; the earlier files are unchanged"
-        ) from error
+        outcome = (
+            "only some of the files have their new content"
+            if is_renamed
+            else "files that were there before are unchanged"
+        )
+        raise FileError(f"{names}: cannot be written: {reason}; {outcome}") from error
     finally:
         for partial in partials.values():
             with contextlib.suppress(OSError):
@@ -54,7 +60,7 @@ def write_files(files: Mapping[Path, Writer]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole. FileError as `write_files`.
+    """Write a text file whole. Raises FileError like `write_files`.
 
     File names in the text may hold bytes that are not UTF-8; these bytes are written unchanged.
     """
@@ -66,15 +72,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write one JSON value, indented, whole. FileError as `write_files`."""
+    """Write one JSON value, indented, whole. Raises FileError like `write_files`."""
     write_text(path, json_text(value, indent=1) + "\n")
 
 
 def json_text(value: object, *, encoding: str = "utf-8", indent: int | None = None) -> str:
     """A value as JSON that a file or stream of this encoding can hold.
 
-    If the encoding lacks a character, every character beyond ASCII is escaped. So are the bytes of
-    a file name that is no text. JSON has no word for infinity and NaN: they become null.
+    If the encoding lacks a character, every character beyond ASCII is escaped. The same happens if
+    the value holds a file name whose bytes are not UTF-8. JSON has no word for infinity and NaN:
+    they become null.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
@@ -105,12 +112,16 @@ def check_writable(path: Path) -> None:
     probe = _partial(path)
     try:
         if path.is_dir():
-            raise FileError(f"{path}: cannot be written: a folder of that name is there")
+            raise FileError(
+                f"{path}: cannot be written: a folder of that name is there; choose another path"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except FileExistsError as error:
-        raise FileError(f"{path}: cannot be written: {path.parent} is no folder") from error
+        raise FileError(
+            f"{path}: cannot be written: {path.parent} is no folder; choose another path"
+        ) from error
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -153,12 +164,12 @@ def keep_json_lines(path: Path, count: int) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, user: str) -> Iterator[None]:
+def claimed(folder: Path, claimant: str) -> Iterator[None]:
     """Within the block no other process can claim the folder.
 
-    A missing folder is made, and removed at the end of the block if it is still empty. `user` names
-    a process that may claim the folder, such as "another training". ConfigError says that `user`
-    has claimed the folder, or that the folder cannot be made.
+    A missing folder is made, and removed at the end of the block if it is still empty. `claimant`
+    describes the other process in the message, such as "another training". ConfigError says that
+    another process has claimed the folder, or that the folder cannot be made.
     """
     is_new = not folder.exists()
     try:
@@ -171,7 +182,7 @@ def claimed(folder: Path, user: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"{folder}: {user} is running there; wait for it, or choose another --out"
+                f"{folder}: {claimant} is running there; wait for it, or choose another --out"
             ) from error
         try:
             yield

@@ -21,8 +21,8 @@ Item = TypeVar("Item")
 class Log:
     """Tells a person how a task goes on.
 
-    A quiet log shows warnings only. A silent log, of a process that leaves speaking to another
-    process of its group, shows nothing.
+    A quiet log shows warnings only. A silent log shows nothing. In a group of processes
+    only one process has a log that is not silent.
     """
 
     def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
@@ -51,7 +51,7 @@ class Log:
         per_item: int = 1,
         memory: Callable[[], int] | None = None,
     ) -> Iterator[Item]:
-        """Give the items one by one behind a progress bar, which is shown in a terminal only.
+        """Yield the items one by one, and show a progress bar (in a terminal only).
 
         `done` of the `total` items are finished before the first item comes. With a `unit`, such as
         "clips", the bar shows a speed: an item is `per_item` units. `memory` gives the bytes that

@@ -1,9 +1,10 @@
-"""What is this machine, and which part of a task is this process?
+"""What is this machine, and which process of a group is this?
 
 Device, workers, memory, process group, and the origin of a measured figure.
 
 A process group is several processes that share one task. A launcher such as torchrun or
-`accelerate launch` starts the processes; the group has met once torch.distributed is initialised.
+`accelerate launch` starts the processes; the processes are connected once torch.distributed is
+initialised.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def started_group() -> tuple[int, int] | None:
 
 
 def announced_group() -> str:
-    """The environment variables that name several processes, if no launcher started a group.
+    """The variables RANK and WORLD_SIZE as text, if they announce processes that nobody started.
 
-    For example "RANK=1, WORLD_SIZE=4"; "" if a group was started, or if nothing speaks of a group.
+    For example "RANK=1, WORLD_SIZE=4". The text is "" if a launcher started a group, or if the
+    variables announce no group.
     """
     if started_group() is not None:
         return ""
@@ -56,7 +58,10 @@ def announced_group() -> str:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The rank of this process and the size of its process group; (0, 1) if no group has met."""
+    """The rank of this process and the size of its process group.
+
+    (0, 1) if torch.distributed is not initialised.
+    """
     import torch.distributed
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -110,10 +115,11 @@ def peak_memory(device: torch.device) -> int:
 def free_bytes() -> int:
     """The bytes of main memory that this process can still take.
 
-    The machine limits these bytes, or the control group of the process if the group allows less.
+    The limit is the free memory of the machine, or what the control group of the process leaves if
+    that is less.
     """
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():  # macOS does not tell what is free
+    if not meminfo.exists():  # macOS does not tell what is free: assume half
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     kibibytes = {line.split()[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
     free = kibibytes["MemAvailable:"] * 1024
@@ -140,7 +146,10 @@ def _free_in_control_group(folder: Path) -> int | None:
 
 
 def provenance() -> dict[str, Any]:
-    """The origin of a figure: date, machine and versions; None for a package not installed."""
+    """The origin of a figure: date, machine and versions.
+
+    The version of a package that is not installed is None.
+    """
     import torch
 
     machine: dict[str, Any] = {

@@ -103,7 +103,7 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """The recipe, changed by `--set key=value` texts. Each value is written in TOML.
 
-    A key is `table.name`, or the name alone: then the setting belongs to the first table that has a
+    A key is `table.name`, or only the name: then the setting belongs to the first table that has a
     setting of this name. The key may go on with keys inside a setting, such as
     `tower_options.img_size`. ConfigError names a text that is wrong.
     """
@@ -166,7 +166,11 @@ def data_settings(assignments: Sequence[str], *, run: str | None = None) -> Data
         recipe = Recipe(data=DataConfig(split=trained.data.split))
     recipe = override(recipe, assignments)
     if recipe != Recipe(data=recipe.data):
-        raise ConfigError(f"--set {' '.join(assignments)}: only settings of [data] are known here")
+        names = {text: full_name(text.partition("=")[0].strip()) for text in assignments}
+        wrong = next(text for text, name in names.items() if not name.startswith("data."))
+        raise ConfigError(
+            f"--set {wrong}: this command takes only settings of [data], such as data.split"
+        )
     return recipe.data
 
 
@@ -275,5 +279,5 @@ def _in_words(hint: Any) -> str:
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"a list of {_in_words(arguments[0])}"
-        return f"a list of {len(arguments)}"
+        return f"a list of {len(arguments)} values"
     return plain.get(hint, "a table")

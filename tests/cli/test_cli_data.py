@@ -100,7 +100,8 @@ def test_a_wrong_format_is_one_line_with_the_nearest(
         status, _, err = said(capsys, *given, "--set", "epochs=3")
         assert (status, err) == (
             1,
-            "error: --set epochs=3: only settings of [data] are known here\n",
+            "error: --set epochs=3: this command takes only settings of [data], "
+            "such as data.split\n",
         )
 
 
@@ -122,7 +123,8 @@ def test_missing_videos_stop_a_training_or_are_left_out_and_listed(
     first = ", ".join(map(str, gone[:3]))
     assert (status, err) == (
         1,
-        f"error: {source}: 4 of its 26 videos are missing: {first} and 1 more\n",
+        f"error: {source}: 4 of its 26 videos are missing: {first} and 1 more"
+        "; put the missing videos there, or set data.videos to their folder\n",
     )
     assert not (tmp_path / "run").exists()
     status, out, err = said(capsys, *train(source, tmp_path / "run", "--broken", "skip"))
@@ -130,9 +132,7 @@ def test_missing_videos_stop_a_training_or_are_left_out_and_listed(
     assert json.loads(out)["broken"] == [
         {"video": str(path), "error": "no such file"} for path in gone
     ]
-    assert err.startswith(
-        f"warning: {source}: 4 videos are missing and left out: {first} and 1 more\n"
-    )
+    assert err.startswith(f"warning: {source}: missing, left out: 4 videos: {first} and 1 more\n")
     status, out, _ = said(capsys, "eval", source, "--model", tmp_path / "run", "--json")
     assert status == 1
     assert [one["video"] for one in json.loads(out)["skipped"]] == [str(path) for path in gone[1:]]

@@ -153,7 +153,7 @@ def test_cost_of_a_saved_model_refuses_what_it_says_itself_whatever_the_default(
 ) -> None:
     zeroi2v.create_model("zeroi2v_tiny", num_classes=5, frames=16).save_pretrained(tmp_path)
     assert main(["cost", "--model", str(tmp_path), *options]) == 1
-    assert "a saved model says itself what it is" in capsys.readouterr().err
+    assert "the settings of a saved model cannot be changed" in capsys.readouterr().err
     assert (
         main(["cost", "--model", str(tmp_path), "--clips", "1", "--set", "crops=1", "--json"]) == 0
     )
@@ -192,8 +192,8 @@ def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--table", "5", "--frames", "8"], "give it alone"),
-        (["--table", "5", "--classes", "400"], "give it alone"),
+        (["--table", "5", "--frames", "8"], "leave the other options out"),
+        (["--table", "5", "--classes", "400"], "leave the other options out"),
         (
             ["--set", "train.epochs=3"],
             "--set train.epochs: only settings of [model], [clip] and [views]",
@@ -204,7 +204,7 @@ def test_cost_prints_a_table_of_the_paper_beside_ours(capsys: pytest.CaptureFixt
         ),  # the default
         (["--strategy", "evll"], "did you mean 'evl'"),
         (["--set", "framse=8"], "did you mean"),
-        (["--strategy", "aim", "--set", "heads=[-1]"], "spatial heads alone"),
+        (["--strategy", "aim", "--set", "heads=[-1]"], "only spatial heads"),
     ],
 )
 def test_cost_refuses_what_it_cannot_count(
@@ -330,7 +330,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--memory", "0"], "--memory must be above 0 GiB, and finite, got 0.0"),
         (["--memory", "inf"], "and finite, got inf"),
         (["--set", "strategy=lora"], "leave strategy and weights out"),
-        (["--out", "/dev/null"], "/dev/null/bench.json: cannot be written: /dev/null is no folder"),
+        (
+            ["--out", "/dev/null"],
+            "/dev/null/bench.json: cannot be written: /dev/null is no folder; ",
+        ),
         (["--memory", "0.0001"], "does not fit into the memory of the cpu"),
         (["--count"], "--device: --count runs no model"),
         (["--batch", "2"], "--batch changes nothing that is timed; add --count"),

@@ -78,7 +78,10 @@ def test_a_command_with_no_workers_starts_no_process(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "DATA", "--model", "M", "--workers", "-1"], "must be at least 0, got -1"),
+        (
+            ["eval", "DATA", "--model", "M", "--workers", "-1"],
+            "must be a whole number of at least 0, got '-1'",
+        ),
         (["data", "check", "DATA", "--workers", "some"], "some"),
         (["train", ""], "DATA: must not be empty"),
         (["train", "DATA", "--out", ""], "--out: must not be empty"),
@@ -177,7 +180,7 @@ def test_the_next_command_of_train_can_be_copied(
     status, out, _ = said(capsys, "train", motion_videos, f"--out={tmp_path / name}")
     _, tower, following = out.splitlines()
     assert status == 0
-    assert tower.startswith("The run needs its tower, zeroi2v_tiny, again wherever it is loaded")
+    assert tower.startswith("Wherever the run is loaded, its tower zeroi2v_tiny is needed again.")
     folder = f"./{name}" if name.startswith("-") else name
     assert parsed(tower.partition(": ")[2]) == ["merge", folder, "--out", "FOLDER"]
     assert parsed(following.removeprefix("Next: ")) == ["predict", "VIDEO", "--model", folder]

@@ -10,6 +10,7 @@ from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.spellings import spelling_key
 
+REMEDY = "; add training videos, or remove the classes"
 PAIRS = [
     ("opening", "Opening"),
     ("OPENING", "opening"),
@@ -73,13 +74,13 @@ def test_other_classes_without_training_videos_are_a_warning(
 ) -> None:
     touch(tmp_path, f"train/{trained}/a.mp4", "train/walk/b.mp4", f"val/{other}/c.mp4")
     (note,) = open_dataset(tmp_path).notes
-    assert note.startswith(f"{tmp_path}: 1 classes have no training video: {other!r}")
+    assert note.startswith(f"{tmp_path}: 1 class has no training video: {other!r}")
 
 
 def test_the_warning_names_the_nearest_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/opening/a.mp4", "train/walk/b.mp4", "val/opning/c.mp4")
     assert open_dataset(tmp_path).warnings == (
-        f"{tmp_path}: 1 classes have no training video: 'opning', did you mean 'opening'?",
+        f"{tmp_path}: 1 class has no training video: 'opning', did you mean 'opening'?{REMEDY}",
     )
 
 
@@ -87,7 +88,7 @@ def test_many_classes_without_training_videos_are_counted(tmp_path: Path) -> Non
     touch(tmp_path, "train/run/a.mp4", *(f"val/x{number}q{number}/c.mp4" for number in range(2, 7)))
     (warning,) = open_dataset(tmp_path).warnings
     assert warning.startswith(f"{tmp_path}: 5 classes have no training video: 'x2q2'")
-    assert warning.endswith(" and 2 more")
+    assert warning.endswith(f" and 2 more{REMEDY}")
 
 
 def test_without_training_videos_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_class_that_lost_its_training_videos_is_warned_of(tmp_path: Path) -> N
     lines = ["a.mp4,x,train", "b.mp4,y,train", "c.mp4,x,val", "d.mp4,y,val"]
     source = write(touch(tmp_path, "a.mp4", "c.mp4", "d.mp4") / "x.csv", "path,label,split", *lines)
     assert open_dataset(source, missing="skip").notes == (
-        f"{source}: 1 classes have no training video: 'y'",
+        f"{source}: 1 class has no training video: 'y'{REMEDY}",
     )
 
 
@@ -120,7 +121,8 @@ def test_the_same_text_composed_and_decomposed_is_one_class(tmp_path: Path) -> N
     assert dataset.classes == (composed, "walk")
     assert [video.label for video in dataset.val] == [0]
     assert dataset.notes == (
-        f"{tmp_path}: the same text in two forms is taken for one class: "
+        f"{tmp_path}: class names that differ only in composed and decomposed letters are "
+        "taken for one class: "
         r"'plie\u0301' and 'pli\xe9'",
     )
 

@@ -44,6 +44,6 @@ def test_a_merge_that_moves_a_logit_is_refused_and_nothing_is_written(
         assert proof["clips"] == (1 if data else 16)
         assert zeroi2v.load(out).spec.merged
     else:
-        with pytest.raises(MergeError, match="merging moved a logit by"):
+        with pytest.raises(MergeError, match="merging changed a logit by"):
             merge_folder(str(tmp_path / "model"), out, data=videos)
         assert not out.exists()

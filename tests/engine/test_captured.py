@@ -15,13 +15,13 @@ from tests.models.test_calls import SETTINGS, WINDOWED, model_of
 from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier
 from zeroi2v.config import TrainConfig
-from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.captured import CapturedSteps, can_capture
 from zeroi2v.engine.cast import CastWeights, cast_weights
 from zeroi2v.engine.optim import build_optimizer
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.spare import spared
 from zeroi2v.engine.step import Learner, take_step
+from zeroi2v.inference.scores import normalise
 from zeroi2v.log import Log
 from zeroi2v.measure.pretended import pretended
 
@@ -30,7 +30,7 @@ TOWER = "vit_small_plus_patch16_dinov3_qkvb"
 
 def learner_of(model: VideoClassifier, device: str, **settings: Any) -> Learner:
     """A learner with AdamW for a model."""
-    config = TrainConfig(batch_size=4, **{"precision": "fp32", **settings})
+    config = TrainConfig(batch_size=4, **{"precision": "fp32", "compile": True, **settings})
     model = model.to(device).train()
     learner = Learner(
         processes=Processes(torch.device(device)),
@@ -252,4 +252,4 @@ def test_steps_that_make_the_host_wait_are_not_captured() -> None:
 def test_fp16_and_settings_take_steps_one_by_one() -> None:
     model = small_model("zeroi2v_tiny")
     assert not can_capture(learner_of(model, "cuda", precision="fp16"))
-    assert not can_capture(learner_of(model, "cuda", compile="off"))
+    assert not can_capture(learner_of(model, "cuda", compile=False))

@@ -286,11 +286,11 @@ def test_adapters_in_the_upper_blocks_merge_and_are_saved(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adapted_blocks": 4}, "has 3 attention blocks, got 4"),
+        ({"adapted_blocks": 4}, "has only 3 attention blocks, got 4"),
         ({"adapted_blocks": 0}, "at least 1, or none for all, got 0"),
         (
             {"adapted_blocks": 1, "strategy": "linear_probe"},
-            "linear_probe has no adapters of its own",
+            "adapted_blocks has no meaning for strategy linear_probe",
         ),
     ],
 )

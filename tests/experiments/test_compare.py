@@ -185,9 +185,9 @@ def test_a_changed_budget_or_other_videos_are_refused_and_nothing_changes(
     ("rows", "seeds", "message"),
     [
         ([Row("one", ("adapter_ration=1",))], [0], "row one: .*did you mean 'adapter_ratio'"),
-        ([Row("a/b", ())], [0], "row 'a/b': a name is of letters"),
-        ([Row("one", ()), Row("one", ())], [0], "at least one row, each once, got one, one"),
-        ([Row("one", ())], [1, 1], "at least one seed, each once"),
+        ([Row("a/b", ())], [0], "row 'a/b': choose a name of letters"),
+        ([Row("one", ()), Row("one", ())], [0], "at least one row and no row twice, got one, one"),
+        ([Row("one", ())], [1, 1], "at least one seed and no seed twice"),
         ([Row("one", ("seed=3",))], [0], "row one: train.seed is the same for all rows"),
         ([Row("one", ("multi_label=true",))], [0], r"row one: \[data\] is the same for all rows"),
     ],
@@ -201,7 +201,7 @@ def test_what_is_no_comparison_is_named(rows: list[Row], seeds: list[int], messa
     ("settings", "message"),
     [
         (("strategy=lorra",), "row wrong: .*did you mean 'lora'"),
-        (("strategy=evl", "heads=[-1]"), "row wrong: heads: strategy evl has spatial heads alone"),
+        (("strategy=evl", "heads=[-1]"), "row wrong: heads: strategy evl has only spatial heads"),
         (
             ("strategy=evl", "few_frames=1", "few_frames_epochs=1"),
             "row wrong: .*few_frames: strategy evl",

@@ -13,11 +13,11 @@ import zeroi2v
 from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset
-from zeroi2v.data.loader import read_views
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.views import read_views
 from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.probe import fit_probe, logistic_regression
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import normalise
 
 
 def evaluation(logits: list[list[list[float]]], labels: list[int]) -> Evaluation:
@@ -102,7 +102,7 @@ def test_a_batch_counts_clips_of_all_views_and_the_model_is_in_eval_mode(
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     model = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4)
-    with pytest.raises(DatasetError, match="none of the 1 videos can be read"):
+    with pytest.raises(DatasetError, match="none of the videos can be read \\(1 video tried\\)"):
         evaluate(model, [Video(tmp_path / "missing.mp4", 0)])
 
 

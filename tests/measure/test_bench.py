@@ -32,7 +32,7 @@ QUIET = Log(quiet=True)
 
 
 def subject(name: str, run: Callable[[Tensor], object]) -> Subject:
-    return Subject(name=name, run=run, shape=(1,), weights=0, facts={}, timed=run)
+    return Subject(name=name, run=run, shape=(1,), weight_bytes=0, facts={}, timed=run)
 
 
 def add_one(clips: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_a_failure_after_the_latency_loses_no_latency(clock: Clock) -> None:
 
     kept: list[dict[str, Any]] = []
     with pytest.raises(RuntimeError, match="illegal"):
-        measured(subject("one", broken_in_fours), rounds=4, each=kept.append)
+        measured(subject("one", broken_in_fours), rounds=4, on_progress=kept.append)
     assert [result["interrupted"] for result in kept] == [True, True]
     (model,) = kept[-1]["models"]
     assert model["ms"] == [1000] * 4
@@ -96,7 +96,7 @@ def test_a_failure_after_the_latency_loses_no_latency(clock: Clock) -> None:
 
 def test_the_whole_result_is_kept_before_anything_is_done_with_it() -> None:
     kept: list[dict[str, Any]] = []
-    result = measured(subject("one", add_one), rounds=2, max_batch=2, each=kept.append)
+    result = measured(subject("one", add_one), rounds=2, max_batch=2, on_progress=kept.append)
     assert kept[-1] == result
     assert not result["interrupted"]
 

@@ -272,7 +272,7 @@ def test_what_is_counted_is_kept_when_a_later_model_fails() -> None:
             dtype="bf16",
             batches=[1],
             card=H100,
-            each=lambda result: kept.append([model["name"] for model in result["models"]]),
+            on_progress=lambda result: kept.append([model["name"] for model in result["models"]]),
             log=QUIET,
         )
     assert kept == [["plain"]]

@@ -22,7 +22,7 @@ QUIET = Log(quiet=True)
 
 
 def subject(name: str, run: Callable[[Tensor], object]) -> Subject:
-    return Subject(name=name, run=run, shape=(1,), weights=0, facts={}, timed=run)
+    return Subject(name=name, run=run, shape=(1,), weight_bytes=0, facts={}, timed=run)
 
 
 def one_clip() -> Throughput:

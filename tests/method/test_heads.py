@@ -122,7 +122,7 @@ def test_layouts_of_table_1c(field: int, heads: str) -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ([-1] * 7, "block 0: 7 temporal heads asked for, but it has 6 heads"),
+        ([-1] * 7, "block 0 (counted from 0) has 6 heads, but heads asks for 7 temporal heads"),
         ("-1*x", "expected offset*count"),
         ("ssv3", "did you mean 'ssv2'"),
         ("-1*0", "a count must be above 0"),

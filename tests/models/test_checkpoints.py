@@ -145,10 +145,10 @@ def damaged(folder: Path, kind: str) -> None:
         ("no json", "config.json: not JSON"),
         ("another file", "config.json: not a zeroi2v model"),
         ("another format", "config.json: not a zeroi2v model of format 1"),
-        ("another tower", "are not the ones it was trained on"),
+        ("another tower", "timm's weights of tower"),
         ("another width", "classifier."),
-        ("another strategy", "are not the ones it was trained on"),
-        ("other pixels", "takes other pixels"),
+        ("another strategy", "timm's weights of tower"),
+        ("other pixels", "the input"),
         ("no merged", "not a configuration that this version reads: 'merged'"),
         ("unknown setting", "did you mean 'adapter_ratio'"),
     ],
@@ -255,6 +255,6 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(
-        CheckpointError, match=r"^someone/motions: the Hub does not take it: no route; log in"
+        CheckpointError, match=r"^someone/motions: the Hub refused the model: no route; if"
     ):
         small_model("zeroi2v_tiny").push_to_hub("someone/motions")

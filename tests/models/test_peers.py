@@ -358,13 +358,13 @@ def test_a_copy_of_a_peer_stands_alone(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "evl", "heads": [-1]}, "heads: strategy evl has spatial heads alone"),
+        ({"strategy": "evl", "heads": [-1]}, "heads: strategy evl has only spatial heads"),
         (
             {"strategy": "aim", "operator": "cls_shift", "ratio": 0.25},
             "operator has no meaning for strategy aim",
         ),
         ({"strategy": "joint", "ratio": 0.25}, "ratio has no meaning"),
-        ({"strategy": "evl", "sites": ("qkv",)}, "'qkv' is not one of this strategy's"),
+        ({"strategy": "evl", "sites": ("qkv",)}, "strategy evl has no site 'qkv'"),
         ({"strategy": "aim", "sites": ("temporal_in", "joint")}, "name temporal too"),
         ({"strategy": "st_adapter_published", "sites": ("blok",)}, "did you mean 'block'"),
         ({"strategy": "joint", "adapter_scale": 0.5}, "adapter_scale has no meaning"),

@@ -83,5 +83,5 @@ def test_a_setting_that_does_not_fit_is_refused_when_the_plan_is_made(
     "settings", [{"operator": "shift_kv", "ratio": 0.05}, {"heads": "-1*1/50"}], ids=str
 )
 def test_shares_that_move_no_channel_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(HeadsError, match="less than half a channel of 8"):
+    with pytest.raises(HeadsError, match="round to 0 of 8 channels"):
         zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4, **settings)

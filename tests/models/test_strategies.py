@@ -218,14 +218,14 @@ def test_the_class_token_shift_acts_on_both_branches() -> None:
     ("settings", "message"),
     [
         ({"operator": "shift_kv"}, "needs ratio"),
-        ({"operator": "shift_kv", "ratio": 0.25, "heads": [-1]}, "heads goes with"),
-        ({"ratio": 0.25, "heads": [-1]}, "heads goes with"),
+        ({"operator": "shift_kv", "ratio": 0.25, "heads": [-1]}, "heads can be set only with"),
+        ({"ratio": 0.25, "heads": [-1]}, "heads can be set only with"),
         ({"ratio": 1.5}, "ratio must be"),
-        ({"strategy": "st_adapter", "sites": ("q",)}, "'q' is not one of this strategy's"),
+        ({"strategy": "st_adapter", "sites": ("q",)}, "strategy st_adapter has no site 'q'"),
         ({"sites": ("qkv", "k")}, "qkv already stands for"),
         ({"sites": ("proj", "donw")}, "did you mean 'down'"),
         ({"strategy": "temporal_heads", "heads": []}, "no temporal heads to train"),
-        ({"strategy": "full", "sites": ("qkv",)}, "is not one of this strategy's"),
+        ({"strategy": "full", "sites": ("qkv",)}, "strategy full has no site 'qkv'"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_named(settings: dict[str, Any], message: str) -> None:

@@ -202,7 +202,7 @@ def test_a_copy_of_a_model_uses_its_own_weights() -> None:
         ({"strategy": "zeroi2w"}, ConfigError, "did you mean 'zeroi2v'"),
         ({"operator": "stda"}, ConfigError, "operator must be one of 'stdha'"),
         ({"adapter_ration": 0.5}, ConfigError, "did you mean 'adapter_ratio'"),
-        ({"heads": [-1] * 13}, HeadsError, "13 temporal heads asked for"),
+        ({"heads": [-1] * 13}, HeadsError, "asks for 13 temporal heads"),
         ({"num_classes": 0}, ConfigError, "num_classes must be at least 1"),
         ({"frames": 0}, ConfigError, "frames must be at least 1"),
         ({"tower_options": {"dept": 2}}, ConfigError, "dept"),

@@ -16,6 +16,7 @@ from zeroi2v.cli.options import (
     given,
     nonempty,
     nonempty_path,
+    number,
     print_json,
     set_action,
     set_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FILES: Final = ("bench.json", "bench.svg")
 COUNT_FILE: Final = "count.json"
 NOTES = """\
-MODEL is plain (the image tower alone) or a strategy (zeroi2v, lora, evl ...). A strategy with
+MODEL is plain (only the image tower) or a strategy (zeroi2v, lora, evl ...). A strategy with
 :merged behind it is timed with its adapters folded. The weights are random. Every model is compared
 with the first model. Ctrl-C keeps the finished rounds. docs/speed.md explains the figures.
 
@@ -107,7 +108,7 @@ def _add_timing(parser: Parser) -> None:
     text = "most clips of a batch, for throughput (default: as many as the memory holds)"
     parser.add_argument("--max-batch", type=count, metavar="N", help=text)
     text = "memory that a batch may take on a CPU (default: half of the free memory)"
-    parser.add_argument("--memory", type=float, metavar="GIB", help=text)
+    parser.add_argument("--memory", type=number, metavar="GIB", help=text)
 
 
 def _add_counting(parser: Parser) -> None:
@@ -117,9 +118,9 @@ def _add_counting(parser: Parser) -> None:
     text = "clips of a counted call, as often as you like (default: 1 and 32)"
     parser.add_argument("--batch", action="append", default=[], type=count, metavar="N", help=text)
     text = "bandwidth of the card in a count (default: 2.2, as an H100 reached it)"
-    parser.add_argument("--bandwidth", type=float, metavar="TB/S", help=text)
+    parser.add_argument("--bandwidth", type=number, metavar="TB/S", help=text)
     text = "rate of the card in a count (default: as an H100 reached it, 560, in fp32 42)"
-    parser.add_argument("--rate", type=float, metavar="TFLOP/S", help=text)
+    parser.add_argument("--rate", type=number, metavar="TFLOP/S", help=text)
 
 
 def run(arguments: BenchArguments) -> int:
@@ -159,7 +160,7 @@ def _time(arguments: BenchArguments, out: Path | None) -> int:
         warmup=arguments.warmup or WARMUP,
         max_batch=arguments.max_batch,
         memory=arguments.memory,
-        each=lambda result: write_json(out / FILES[0], result) if out else None,
+        on_progress=lambda result: write_json(out / FILES[0], result) if out else None,
         log=log,
     )
     try:
@@ -189,7 +190,7 @@ def _count(arguments: BenchArguments, out: Path | None) -> int:
         dtype=arguments.dtype,
         batches=list(dict.fromkeys(arguments.batch)) or BATCHES,
         card=card,
-        each=lambda result: write_json(out / COUNT_FILE, result) if out else None,
+        on_progress=lambda result: write_json(out / COUNT_FILE, result) if out else None,
         log=log,
     )
     if arguments.json:

@@ -14,6 +14,7 @@ from zeroi2v.cli.options import (
     print_json,
     set_action,
     set_option,
+    whole_number,
 )
 
 NOTES = """\
@@ -56,7 +57,9 @@ def add(commands: Commands) -> None:
         help="a row with settings of its own, as often as you like",
     )
     text = "seeds of the trainings; every row is trained with each seed (default: 0 1)"
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
+    parser.add_argument(
+        "--seeds", nargs="+", type=whole_number, default=[0, 1], metavar="N", help=text
+    )
     text = "TOML file of the settings that all rows share"
     parser.add_argument("--recipe", type=nonempty_path, metavar="FILE", help=text)
     parser.add_argument(

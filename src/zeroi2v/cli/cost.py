@@ -15,6 +15,7 @@ from zeroi2v.cli.options import (
     set_action,
     set_option,
     views_options,
+    whole_number,
 )
 from zeroi2v.errors import ConfigError
 
@@ -43,7 +44,7 @@ def add(commands: Commands) -> None:
     parser = commands.add("cost", "count parameters, multiply-adds and memory", NOTES)
     text = f"{MODEL} (default: the model that the settings describe)"
     parser.add_argument("--model", type=nonempty, metavar="RUN", help=text)
-    text = "image transformer (default: the embedded zeroi2v_tiny)"
+    text = "image transformer (default: zeroi2v_tiny, which comes with the package)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
     text = "what is adapted: a strategy of docs/training.md (default: zeroi2v)"
     parser.add_argument("--strategy", type=nonempty, metavar="NAME", help=text)
@@ -53,7 +54,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--classes", type=count, metavar="N", help=text)
     views_options(parser, "the model's, or 1")
     text = "count the models of this table of the paper instead"
-    parser.add_argument("--table", type=int, choices=(3, 4, 5, 10, 11), help=text)
+    parser.add_argument("--table", type=whole_number, choices=(3, 4, 5, 10, 11), help=text)
     set_option(parser, "change a setting of [model], [clip] or [views], as often as you like")
     set_action(parser, CostArguments, run)
 
@@ -76,7 +77,7 @@ def run(arguments: CostArguments) -> int:
     if arguments.table:
         others = arguments.model or flags or arguments.settings or arguments.classes is not None
         if others:
-            raise ConfigError("--table counts the paper's models; give it alone")
+            raise ConfigError("--table counts the paper's models; leave the other options out")
         value, lines = compare_table(arguments.table)
     else:
         value, lines = model_costs(

@@ -9,9 +9,9 @@ from zeroi2v.cli.options import (
     DECODING,
     Commands,
     OutputArguments,
+    broken_entries,
     command_line,
     data_argument,
-    listed,
     nonempty_path,
     open_data,
     print_error,
@@ -20,7 +20,7 @@ from zeroi2v.cli.options import (
     set_option,
     workers_option,
 )
-from zeroi2v.errors import VideoError
+from zeroi2v.errors import VideoError, how_many
 
 NOTES = "Leave the listed videos out of a training: zeroi2v train DATA --set train.exclude=LIST"
 
@@ -77,12 +77,12 @@ def run(arguments: CheckArguments) -> int:
             {
                 "videos": len(paths),
                 "frames": frames,
-                "broken": listed(broken),
+                "broken": broken_entries(broken),
                 "ignored": [str(path) for path in dataset.ignored],
             }
         )
     else:
-        print(f"{len(paths)} videos, {frames:,} frames, {len(broken)} broken")
+        print(f"{how_many(len(paths), 'video')}, {how_many(frames, 'frame')}, {len(broken)} broken")
         if arguments.out and broken:
             print(f"Next: {_training_without(arguments, arguments.out)}")
     return 1 if broken else 0

@@ -8,17 +8,19 @@ from pathlib import Path
 from zeroi2v.cli.options import (
     Commands,
     OutputArguments,
+    broken_entries,
     command_line,
     data_argument,
-    listed,
     nonempty_path,
     open_data,
     print_error,
     print_json,
     set_action,
     set_option,
+    whole_number,
     workers_option,
 )
+from zeroi2v.errors import how_many
 
 NOTES = """\
 Sound is left out, rotation is applied, and every frame stays, in order. After an interruption the
@@ -50,11 +52,11 @@ def add(commands: Commands) -> None:
     text = (
         "pixels of the shorter side; videos that are smaller keep their size (default: %(default)s)"
     )
-    parser.add_argument("--short-side", type=int, default=256, metavar="N", help=text)
+    parser.add_argument("--short-side", type=whole_number, default=256, metavar="N", help=text)
     text = "frames from one key frame to the next, at most (default: %(default)s)"
-    parser.add_argument("--keyframes", type=int, default=16, metavar="N", help=text)
+    parser.add_argument("--keyframes", type=whole_number, default=16, metavar="N", help=text)
     text = "quality: from 0, lossless, to 51, worst (default: %(default)s)"
-    parser.add_argument("--crf", type=int, default=20, metavar="N", help=text)
+    parser.add_argument("--crf", type=whole_number, default=20, metavar="N", help=text)
     workers_option(parser, "processes that copy videos", "one per core, at most 8")
     set_action(parser, ReencodeArguments, run)
 
@@ -84,10 +86,11 @@ def run(arguments: ReencodeArguments) -> int:
         print_error(error)
     copied = total - len(broken)
     if arguments.json:
-        reasons = listed({path: error.reason for path, error in broken.items()})
+        reasons = broken_entries({path: error.reason for path, error in broken.items()})
         print_json({"folder": str(arguments.out), "videos": copied, "broken": reasons})
     else:
         options = ["--set", "data.multi_label=true"] if config.multi_label else []
         following = command_line("train", arguments.out / MANIFEST_FILE, *options)
-        print(f"{arguments.out}: {copied} videos, {len(broken)} broken; next: {following}")
+        counts = f"{how_many(copied, 'video')}, {len(broken)} broken"
+        print(f"{arguments.out}: {counts}; next: {following}")
     return 1 if broken else 0

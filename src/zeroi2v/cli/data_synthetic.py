@@ -12,8 +12,10 @@ from zeroi2v.cli.options import (
     nonempty_path,
     print_json,
     set_action,
+    whole_number,
     workers_option,
 )
+from zeroi2v.errors import how_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,11 @@ def add(commands: Commands) -> None:
     text = "folder to write; must not exist"
     parser.add_argument("out", metavar="FOLDER", type=nonempty_path, help=text)
     text = "training videos, half of them time reversals of the others (default: %(default)s)"
-    parser.add_argument("--train", type=int, default=800, metavar="N", help=text)
+    parser.add_argument("--train", type=whole_number, default=800, metavar="N", help=text)
     text = "held-out videos, half of them time reversals of the others (default: %(default)s)"
-    parser.add_argument("--val", type=int, default=200, metavar="N", help=text)
+    parser.add_argument("--val", type=whole_number, default=200, metavar="N", help=text)
     text = "seed of the videos (default: %(default)s)"
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help=text)
     workers_option(parser, "processes that write videos")
     set_action(parser, SyntheticArguments, run)
 
@@ -59,5 +61,5 @@ def run(arguments: SyntheticArguments) -> int:
         print_json({"folder": str(arguments.out), "videos": videos})
     else:
         following = command_line("train", arguments.out)
-        print(f"{arguments.out}: {videos} videos; next: {following}")
+        print(f"{arguments.out}: {how_many(videos, 'video')}; next: {following}")
     return 0

@@ -25,7 +25,7 @@ from zeroi2v.cli.options import (
     views_options,
     workers_option,
 )
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, how_many
 
 if TYPE_CHECKING:
     from zeroi2v.config import DataConfig, Decoder, ViewsConfig
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from zeroi2v.models.video import VideoClassifier
 
 NOTES = """\
-Without --split, eval takes the val split if DATA has a val split, else every video. If DATA has
-several official splits, eval takes the split that RUN was trained on, unless --set data.split names
-another split. With several models, eval prints the figures of each model and their mean:
-zeroi2v eval UCF101 --model RUN1 --model RUN2 --model RUN3"""
+Without --split, eval takes the val split of DATA, or the test split if DATA has no val split, or
+else every video. If DATA has several official splits, eval takes the split that RUN was trained on,
+unless --set data.split names another split. With several models, eval prints the score figures of
+each model and their mean: zeroi2v eval UCF101 --model RUN1 --model RUN2 --model RUN3"""
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -63,7 +63,7 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add("eval", "measure models on labelled videos", NOTES)
     data_argument(parser)
-    text = "split of DATA to evaluate on (default: val, or all if DATA has no val)"
+    text = "split of DATA to evaluate on (default: val, else test, else all)"
     parser.add_argument("--split", choices=SPLITS, help=text)
     set_option(parser)
     parser.add_argument(
@@ -129,7 +129,7 @@ class _Result:
 
 
 def _evaluated(arguments: EvaluateArguments, folder: str) -> _Result:
-    """Evaluate one model, write its tables, and say its figures at once."""
+    """Evaluate one model, write its tables, and print its score figures at once."""
     from zeroi2v.inference.evaluate import data_for, evaluate
     from zeroi2v.inference.tables import write_confusion, write_scores
     from zeroi2v.machine import worker_count
@@ -157,7 +157,7 @@ def _evaluated(arguments: EvaluateArguments, folder: str) -> _Result:
     if not arguments.json:
         which = f"{folder} (data.split {config.split}): " if is_several else ""
         figures = _in_words(evaluation.figures, len(per_class))
-        print(f"{which}{figures} on {len(evaluation.videos)} videos")
+        print(f"{which}{figures} on {how_many(len(evaluation.videos), 'video')}")
     names = {"model": folder, "data.split": config.split} if is_several else {}
     answer = {**names, **evaluation.to_dict(), "split": split, "per_class": per_class}
     return _Result(evaluation, answer)
@@ -178,13 +178,14 @@ def _opened(arguments: EvaluateArguments, folder: str) -> VideoClassifier:
     model = load(folder).to(best_device())
     if arguments.confusion and model.spec.multi_label:
         raise ConfigError(
-            "--confusion is for one label a video; this model knows several labels: "
+            "--confusion is for models of one label a video; this model is for several labels: "
             "see per_class of --json"
         )
     if arguments.frames or arguments.image_size:
+        frames, size = arguments.frames or model.frames, arguments.image_size or model.image_size
         arguments.log().say(
-            f"trained on {model.frames} frames of {model.image_size} pixels; "
-            "its embeddings are resized"
+            f"the model was trained on {how_many(model.frames, 'frame')} of {model.image_size} "
+            f"pixels; its embeddings are resized to {how_many(frames, 'frame')} of {size} pixels"
         )
         model.resize(frames=arguments.frames, image_size=arguments.image_size)
     return model
@@ -204,7 +205,7 @@ def _chosen(
         return arguments.split, dataset.for_evaluation(arguments.split)
     if dataset.held_out:
         log.warn(
-            f"{arguments.data} has no val split: all its videos are evaluated, "
+            f"{arguments.data} has neither a val nor a test split: all its videos are evaluated, "
             "also videos that the model may have been trained on"
         )
     return "all" if dataset.held_out else "val", dataset.for_evaluation()

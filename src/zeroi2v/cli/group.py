@@ -1,7 +1,7 @@
 """Which processes share a command, and which of them speaks?
 
 Only `train` and `eval` share their work among the processes of a group, which torchrun or
-`accelerate launch` started. Every other command works alone, whatever the environment says.
+`accelerate launch` started. Every other command runs in one process, whatever the environment says.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def shared(arguments: SharedArguments) -> Iterator[None]:
     if announced := announced_group():
         arguments.log().warn(
             f"{announced} name several processes, but a group needs {', '.join(GROUP_VARIABLES)}: "
-            "this process works alone; start a group by torchrun or accelerate launch"
+            "this process works without a group; start a group by torchrun or accelerate launch"
         )
     with contextlib.ExitStack() as stack:
         if not arguments.is_first:
@@ -58,7 +58,7 @@ def shared(arguments: SharedArguments) -> Iterator[None]:
 
 
 def join_group() -> None:
-    """Meet the other processes of the group, if a launcher started one."""
+    """Connect to the other processes of the group, if a launcher started a group."""
     from zeroi2v.machine import started_group
 
     if started_group() is not None:

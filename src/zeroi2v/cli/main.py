@@ -1,7 +1,7 @@
 """Which commands are there, and how does a command end?
 
-Exit status: 0 done, 1 the input is wrong (one line that starts with "error:"), 2 wrong usage, 130
-interrupted.
+Exit status: 0 done; 1 the input is wrong, or a part of the work failed (lines that start with
+"error:"), or the reader of the output has left; 2 wrong usage; 130 interrupted.
 """
 
 from __future__ import annotations

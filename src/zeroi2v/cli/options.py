@@ -115,12 +115,25 @@ def set_action(parser: Parser, kind: type[Arguments], run: Callable[[Arguments],
 # Types of arguments
 
 
+def whole_number(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    return _at_least(1, text)
 
 
 def nonempty(text: str) -> str:
@@ -136,10 +149,17 @@ def nonempty_path(text: str) -> Path:
 
 
 def _worker_number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
-    return number
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    """A whole number that is not below `least`."""
+    try:
+        if (value := int(text)) >= least:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
 
 
 # Arguments that several commands take
@@ -186,7 +206,7 @@ def views_options(parser: Parser, default: str) -> None:
     text = f"clips per video (default: {default})"
     parser.add_argument("--clips", type=count, metavar="N", help=text)
     text = f"crops per clip (default: {default})"
-    parser.add_argument("--crops", type=int, choices=(1, 3), help=text)
+    parser.add_argument("--crops", type=whole_number, choices=(1, 3), help=text)
 
 
 def given(settings: Mapping[str, object]) -> dict[str, object]:
@@ -203,11 +223,11 @@ def print_json(value: object) -> None:
 
 
 def print_error(error: Exception) -> None:
-    """Print an error that does not end the command."""
+    """Print an error as one line on standard error."""
     print(f"error: {error}", file=sys.stderr)
 
 
-def listed(broken: Mapping[Path, str]) -> list[dict[str, str]]:
+def broken_entries(broken: Mapping[Path, str]) -> list[dict[str, str]]:
     """Videos that cannot be read, with the reasons, as --json lists them."""
     return [{"video": str(video), "error": reason} for video, reason in broken.items()]
 

@@ -44,22 +44,21 @@ def add(commands: Commands) -> None:
     text = "labels per video (default: %(default)s)"
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help=text)
     dtype_option(parser, "precision of weights and arithmetic (default: %(default)s)")
-    text = "compile the model first: pays off where many videos follow, above all on a GPU"
+    text = "compile the model first; this saves time if many videos follow, above all on a GPU"
     parser.add_argument("--compile", action="store_true", help=text)
     workers_option(parser, "threads that decode videos")
     set_action(parser, PredictArguments, run)
 
 
 def run(arguments: PredictArguments) -> int:
-    """Predict for each video in turn; a video that cannot be read is listed, and others go on."""
+    """Predict for each video in turn. After a video that cannot be read, the next video follows."""
     from zeroi2v.deploy.predict import Predictor
     from zeroi2v.machine import worker_count
 
     videos, log = arguments.videos, arguments.log()
     predictor = Predictor(arguments.model, dtype=arguments.dtype, compiled=arguments.compile)
-    workers = min(
-        worker_count(arguments.workers), len(videos) - 1
-    )  # none reads the first video ahead
+    # No thread is needed for the first video, since nothing runs before it.
+    workers = min(worker_count(arguments.workers), len(videos) - 1)
     results = predictor.predict_each(videos, top_k=arguments.top_k, workers=workers)
     answers: list[dict[str, object]] = []
     tracked = log.track(results, total=len(videos), title="predict")

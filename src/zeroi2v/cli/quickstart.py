@@ -1,11 +1,18 @@
-"""`zeroi2v quickstart`: learn made-up motions, merge, and write a report that proves the claims."""
+"""`zeroi2v quickstart`: learn made-up motions, merge, and write a report of accuracy and cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from zeroi2v.cli.options import Commands, OutputArguments, nonempty_path, print_json, set_action
+from zeroi2v.cli.options import (
+    Commands,
+    OutputArguments,
+    nonempty_path,
+    print_json,
+    set_action,
+    whole_number,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +26,8 @@ class QuickstartArguments(OutputArguments):
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add(
-        "quickstart", "learn made-up motions, merge, and write a report that proves it"
+        "quickstart",
+        "learn made-up motions, merge the model, and write a report of accuracy and cost",
     )
     parser.add_argument(
         "--out",
@@ -30,7 +38,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole_number,
         default=0,
         metavar="N",
         help="seed of the videos and of the training (default: %(default)s)",

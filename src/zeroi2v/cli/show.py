@@ -12,6 +12,7 @@ from zeroi2v.cli.options import (
     nonempty_path,
     print_json,
     set_action,
+    whole_number,
 )
 
 
@@ -33,7 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("video", type=nonempty_path, metavar="VIDEO", help=text)
     model_option(parser)
     text = "attention block, from 1 (default: the last)"
-    parser.add_argument("--block", type=int, metavar="N", help=text)
+    parser.add_argument("--block", type=whole_number, metavar="N", help=text)
     text = "class that Grad-CAM explains (default: the predicted class)"
     parser.add_argument("--label", metavar="NAME", help=text)
     parser.add_argument(

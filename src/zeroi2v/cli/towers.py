@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from zeroi2v.cli.options import Commands, OutputArguments, print_json, set_action
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, how_many, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,6 @@ def run(arguments: TowersArguments) -> int:
         return 0
     print("\n".join(matching))
     if not arguments.quiet:
-        text = f"{len(matching)} towers; their pretrained weights: docs/weights.md"
+        text = f"{how_many(len(matching), 'tower')}; their pretrained weights: docs/weights.md"
         print(text, file=sys.stderr)
     return 0

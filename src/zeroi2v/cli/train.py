@@ -19,6 +19,7 @@ from zeroi2v.cli.options import (
     print_json,
     set_action,
     set_option,
+    whole_number,
     workers_option,
 )
 from zeroi2v.errors import ConfigError, VideoError
@@ -61,12 +62,12 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="TOML file of settings; a setting that it lacks keeps its default",
     )
-    text = "image transformer: a timm name (default: the embedded zeroi2v_tiny)"
+    text = "image transformer: a timm name (default: zeroi2v_tiny, which comes with the package)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
     text = "passes over the training videos"
-    parser.add_argument("--epochs", type=int, metavar="N", help=text)
+    parser.add_argument("--epochs", type=whole_number, metavar="N", help=text)
     text = "seed of the weights, and of the order, frames and crops of the videos"
-    parser.add_argument("--seed", type=int, metavar="N", help=text)
+    parser.add_argument("--seed", type=whole_number, metavar="N", help=text)
     text = "what happens at a video that cannot be read (default: stop)"
     parser.add_argument("--broken", choices=("stop", "skip"), help=text)
     parser.add_argument(
@@ -123,7 +124,8 @@ def _recipe(arguments: TrainArguments) -> Recipe:
     if arguments.resume:
         if flags or arguments.settings or arguments.recipe:
             raise ConfigError(
-                "--resume goes on with the settings of the run; give it DATA and --out alone"
+                "--resume takes the settings of the run; "
+                "give only DATA, --out and, if you like, --workers"
             )
         recipe = read_recipe(arguments.out / RECIPE_FILE)
     else:
@@ -180,7 +182,7 @@ def _say(result: Run, figure: str, tower: str) -> None:
     if result.needs_tower:
         merging = command_line("merge", result.folder, "--out", "FOLDER")
         print(
-            f"The run needs its tower, {tower}, again wherever it is loaded; "
-            f"a merged folder does not: {merging}"
+            f"Wherever the run is loaded, its tower {tower} is needed again. "
+            f"A merged folder holds the tower. To merge: {merging}"
         )
     print(f"Next: {command_line('predict', 'VIDEO', '--model', result.folder)}")

@@ -3,8 +3,8 @@
 Shapes: T frames, H, W pixels. Frames are uint8 (T, 3, H, W).
 
 The operations, their probability, their jitter and their largest strengths are pytorchvideo's. The
-official configurations name pytorchvideo's RandAugment, whose magnitude is a share of 10;
-torchvision's magnitude is a share of 30, and torchvision applies every operation.
+official configurations name pytorchvideo's RandAugment, whose magnitudes go from 0 to 10.
+torchvision's magnitudes go from 0 to 30, and torchvision applies every operation that was drawn.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from zeroi2v.data.formats.registry import read_source
 from zeroi2v.data.formats.splits import SPLITS
 from zeroi2v.data.listing_checks import check_listing, classes_without_training
 from zeroi2v.data.spellings import canonical
-from zeroi2v.errors import ConfigError, DatasetError, first_names, nearest
+from zeroi2v.errors import ConfigError, DatasetError, first_names, how_many, nearest
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ class VideoDataset:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line for each kind of odd thing: how many there are, and the first three."""
-        odd = {
-            "files or folders are no videos of a class": self.ignored,
-            "videos are missing and left out": self.missing,
-            "lines repeat a video, which is used once": self.repeated,
-        }
+        odd: tuple[tuple[str, str, str, Sequence[object]], ...] = (
+            ("not used (no video of a class)", "file or folder", "files or folders", self.ignored),
+            ("missing, left out", "video", "videos", self.missing),
+            ("repeated, used once", "line", "lines", self.repeated),
+        )
         counts = (
-            f"{self.source}: {len(odd[kind])} {kind}: {first_names(odd[kind])}"
-            for kind in odd
-            if odd[kind]
+            f"{self.source}: {kind}: {how_many(len(things), noun, nouns)}: {first_names(things)}"
+            for kind, noun, nouns, things in odd
+            if things
         )
         return (*counts, *self.notes)
 
@@ -78,11 +78,13 @@ class VideoDataset:
         """The videos to train on. DatasetError if there are none, or of one class only."""
         if len(self.classes) < 2:
             raise DatasetError(
-                f"{self.source}: training needs at least 2 classes, found only {self.classes[0]!r}"
+                f"{self.source}: training needs at least 2 classes, found only "
+                f"{self.classes[0]!r}; add videos of another class"
             )
         if not self.splits.get("train"):
             raise DatasetError(
-                f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}"
+                f"{self.source}: no videos to train on, only the splits {', '.join(self.splits)}; "
+                "add a split train"
             )
         return self.splits["train"]
 
@@ -145,8 +147,12 @@ def open_dataset(
     checked = check_listing(source, listing, multi_label=config.multi_label)
     absent = [entry.path for entry in checked.videos if not entry.found]
     if absent and (missing == "stop" or len(absent) == len(checked.videos)):
-        count = f"{len(absent)} of its {len(checked.videos)} videos are missing"
-        raise DatasetError(f"{source}: {count}: {first_names(absent)}")
+        videos_listed = how_many(len(checked.videos), "video")
+        raise DatasetError(
+            f"{source}: {len(absent)} of its {videos_listed} "
+            f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
+            "put the missing videos there, or set data.videos to their folder"
+        )
     numbers = {label: number for number, label in enumerate(checked.classes)}
     splits: dict[str, list[Video]] = {}
     for entry in checked.videos:
@@ -215,8 +221,9 @@ def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Vi
     for video in sorted(videos, key=lambda video: video.path.parts):
         by_class.setdefault(video.label, []).append(video)
     held: set[Video] = set()
-    for label, own in by_class.items():
-        count = min(max(round(len(own) * share), 1), len(own) - 1) if share else 0
-        held.update(Random(f"{seed}/{label}").sample(own, count))
+    for label, same_class in by_class.items():
+        most = len(same_class) - 1
+        count = min(max(round(len(same_class) * share), 1), most) if share else 0
+        held.update(Random(f"{seed}/{label}").sample(same_class, count))
     stay = [video for video in videos if video not in held]
     return stay, [video for video in videos if video in held]

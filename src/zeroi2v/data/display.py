@@ -54,13 +54,13 @@ class Orientation:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether no rotation alone gives the frame on display."""
+        """Whether a rotation without a flip cannot give the frame on display."""
         return (self.swaps_axes + self.flips_x + self.flips_y) % 2 == 1
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height on display of a frame that is stored with this width and height.
 
-        It is also the stored size of a frame that has this size on display.
+        The same function gives the stored size from the size on display.
         """
         return (height, width) if self.swaps_axes else (width, height)
 

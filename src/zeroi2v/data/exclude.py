@@ -42,9 +42,11 @@ def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, lis
 def check_list_path(path: Path) -> None:
     """DatasetError if no list can be written at this path; ask before hours of work."""
     if path.suffix.lower() not in (".txt", ".csv"):
-        raise DatasetError(f"{path}: a list of videos is a .txt or .csv file")
+        raise DatasetError(f"{path}: a list of videos is a .txt or .csv file; choose such a name")
     if not path.parent.is_dir():
-        raise DatasetError(f"{path}: no such folder as {path.parent}")
+        raise DatasetError(
+            f"{path.parent}: no such folder; make the folder, or choose another path for the list"
+        )
 
 
 def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -> None:

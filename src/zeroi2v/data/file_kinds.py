@@ -70,7 +70,8 @@ _KIND_OF_ENDING: Final[dict[str, Kind]] = {
     **dict.fromkeys(_COPIES.split(), "copy"),
     **dict.fromkeys(" ".join(_OTHERS.values()).split(), "other"),
 }
-_NO_VIDEOS: Final = frozenset(("icon\r",))  # names without ending; macOS's, with any content
+# Names without an ending that are never videos. macOS stores the icon of a folder as "Icon\r".
+_NO_VIDEOS: Final = frozenset(("icon\r",))
 _VIDEO_BEGINNINGS: Final = (
     b"\x1aE\xdf\xa3",  # Matroska, WebM
     b"\0\0\0\x01",  # H.264 or H.265 without a container
@@ -205,7 +206,8 @@ def _begins_as_video(entry: os.DirEntry[str]) -> bool:
     box, kind = beginning[4:8], beginning[8:12]
     return (
         beginning.startswith(_VIDEO_BEGINNINGS)
-        or (beginning.startswith(b"\0\0\x01") and beginning[3:4] != b"\0")  # MPEG; 0: an icon
+        # MPEG; with a fourth byte of 0 the file is a Windows icon
+        or (beginning.startswith(b"\0\0\x01") and beginning[3:4] != b"\0")
         or (beginning.startswith(b"RIFF") and kind in _RIFF_VIDEOS)
         or (beginning.startswith(b"\0") and box in _BOXES and kind not in _IMAGE_BRANDS)
         or any(beginning[first::length][:3] == b"GGG" for first, length in _TS_PACKETS)

@@ -22,7 +22,7 @@ _FRAME_NAMES: Final = ("img", "image", "frame")  # how the names of frames begin
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The frames of a folder of images, by number. VideoError if nothing tells the frames.
+    """The frames of a folder of images, by number. VideoError if the frames are not clear.
 
     The names of all frames differ in their last number only. Where a folder has several kinds of
     names, the frames are the one kind that begins with img, image or frame.
@@ -46,8 +46,13 @@ def image_files(folder: Path) -> list[Path]:
         chosen = [*kinds]
     if len(chosen) != 1:
         first = ", ".join(sorted(kinds)[:5])
-        rule = "not exactly one is named img, image or frame"
-        raise VideoError(folder, f"images of {len(kinds)} kinds ({first}), and {rule}")
+        more = ", ..." if len(kinds) > 5 else ""
+        raise VideoError(
+            folder,
+            f"images of {len(kinds)} kinds ({first}{more}; # is a number), so the frames are not "
+            "clear; keep the images of one kind, or begin the names of the frames with img, image "
+            "or frame",
+        )
     return [file for _, file in sorted(kinds[chosen[0]])]
 
 

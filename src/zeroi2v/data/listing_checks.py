@@ -10,7 +10,7 @@ from pathlib import Path
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
 from zeroi2v.data.formats.listing import Entry, Listing
 from zeroi2v.data.spellings import canonical, is_text, same_spelling, spelling_key
-from zeroi2v.errors import DatasetError, first_names, nearest
+from zeroi2v.errors import DatasetError, first_names, how_many, nearest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check_listing(source: Path, listing: Listing, *, multi_label: bool) -> Check
     videos, labels, repeated = _check_entries(
         entries, classes, listing.wrong, multi_label=multi_label
     )
-    notes = _forms(source, listing)
+    notes = _mixed_letters(source, listing)
     if not published:
         _require_one_spelling(source, entries)
         notes += _similar_classes(source, classes)
@@ -49,8 +49,8 @@ def classes_without_training(
 ) -> list[str]:
     """The warning about classes that have no training video, while other classes have some.
 
-    There is no warning if no class has a training video. `splits` has the
-    labels of every video by split.
+    There is no warning if no class has a training video. `splits` has the labels of every video by
+    split.
     """
     labels = {split: {*set().union(*videos)} for split, videos in splits.items()}
     trained = labels.pop("train", set())
@@ -60,7 +60,11 @@ def classes_without_training(
         return []
     shown = [repr(name) + nearest(name, trained) for name in untrained[:3]]
     more = f" and {len(untrained) - 3} more" if len(untrained) > 3 else ""
-    return [f"{source}: {len(untrained)} classes have no training video: {'; '.join(shown)}{more}"]
+    count = how_many(len(untrained), "class has", "classes have")
+    return [
+        f"{source}: {count} no training video: {'; '.join(shown)}{more}; "
+        "add training videos, or remove the classes"
+    ]
 
 
 def _check_class_names(source: Path, classes: Sequence[str], *, multi_label: bool) -> None:
@@ -75,15 +79,25 @@ def _check_class_names(source: Path, classes: Sequence[str], *, multi_label: boo
             )
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
-        raise DatasetError(f"{source}: the class names hold {first_names(twice)} twice")
+        raise DatasetError(
+            f"{source}: the class names hold {first_names(twice)} twice; name each once"
+        )
 
 
 def _check_entries(
-    entries: Sequence[Entry], classes: Sequence[str], odd: Sequence[str], *, multi_label: bool
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    wrong_lines: Sequence[str],
+    *,
+    multi_label: bool,
 ) -> tuple[list[Entry], dict[str, set[str]], list[str]]:
-    """The first entry of each video, the labels of each path, and the repeated labels."""
+    """The first entry of each video, the labels of each path, and the repeated labels.
+
+    `wrong_lines` has a sentence for each line that the format could not use. DatasetError lists
+    these lines and the lines that contradict each other.
+    """
     known = {*classes}
-    wrong, repeated = [*odd], []
+    wrong, repeated = [*wrong_lines], []
     first: dict[str, Entry] = {}
     labels: dict[str, set[str]] = {}
     for entry in entries:
@@ -96,9 +110,12 @@ def _check_entries(
         elif earlier is entry:
             labels[entry.path] = {entry.label}
         elif earlier.split != entry.split or (earlier.label != entry.label and not multi_label):
-            what = "label" if earlier.label != entry.label and not multi_label else "split"
+            is_label = earlier.label != entry.label and not multi_label
+            what = "label" if is_label else "split"
+            remedy = ", or set data.multi_label" if is_label else ""
             wrong.append(
-                f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what}"
+                f"{entry.where}: {entry.path} is also at {earlier.where}, with another {what} "
+                f"(keep one of the lines{remedy})"
             )
         elif entry.label in labels.setdefault(entry.path, set()):
             repeated.append(f"{entry.where}: {entry.path} is also at {earlier.where}")
@@ -135,7 +152,7 @@ def _similar_classes(source: Path, classes: Sequence[str]) -> list[str]:
     return [f"{source}: classes that differ only in spelling: {first_names(groups)}"]
 
 
-def _forms(source: Path, listing: Listing) -> list[str]:
+def _mixed_letters(source: Path, listing: Listing) -> list[str]:
     """The warning about class names that occur with composed and with decomposed letters."""
     by_text: dict[str, set[str]] = {}
     for entry in listing.entries:
@@ -146,4 +163,7 @@ def _forms(source: Path, listing: Listing) -> list[str]:
     ]
     if not groups:
         return []
-    return [f"{source}: the same text in two forms is taken for one class: {first_names(groups)}"]
+    return [
+        f"{source}: class names that differ only in composed and decomposed letters are taken for "
+        f"one class: {first_names(groups)}"
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -21,9 +20,10 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
-from zeroi2v.data.sampling import clip_indices, frames_of_clips
+from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.torchcodec_frames import require_decoder
-from zeroi2v.data.transforms import train_pixels, view_pixels
+from zeroi2v.data.transforms import train_pixels
+from zeroi2v.data.views import read_views
 from zeroi2v.data.workers import WorkerLoader, worker_loader
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
@@ -76,24 +76,24 @@ def train_loader(
     )
 
 
-def targets(labels: Iterable[int], several_of: int | None) -> Tensor:
+def targets(labels: Iterable[int], class_count: int | None) -> Tensor:
     """The labels of a video as a tensor: the label, int64; or (K,) float32, 1.0 at every label.
 
-    `several_of` is K where a video may have several labels, else None.
+    `class_count` is K if a video may have several labels, else None.
     """
-    if several_of is None:
+    if class_count is None:
         (label,) = labels
         return torch.tensor(label)
-    has = torch.zeros(several_of)
-    has[[*labels]] = 1.0
-    return has
+    has_label = torch.zeros(class_count)
+    has_label[[*labels]] = 1.0
+    return has_label
 
 
 class TrainLoader:
     """Batches of clips and labels, for one epoch after another.
 
     Clips are (B, T, 3, S, S). Labels are (B,) int64, or (B, K) float32 where a video may have
-    several labels. The pixels of a sample follow from seed, epoch and index alone. The last batch
+    several labels. The pixels of a sample depend only on seed, epoch and index. The last batch
     may be smaller. Where broken videos are left out, any batch may be smaller, even empty.
     """
 
@@ -144,7 +144,7 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
     size: int
     seed: int
     flipped: dict[int, int]  # label -> label after a flip, where it is another
-    several_of: int | None  # K where a video may have several labels
+    class_count: int | None  # K where a video may have several labels
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | VideoError:
         epoch, index = key
@@ -162,7 +162,7 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
             return error
         pixels, is_flipped = train_pixels(frames, self.size, self.pixels, rng)
         labels = (self.flipped.get(label, label) if is_flipped else label for label in video.labels)
-        return pixels, targets(labels, self.several_of)
+        return pixels, targets(labels, self.class_count)
 
 
 @dataclass
@@ -204,7 +204,7 @@ def _batch(
 class Views:
     """A batch for evaluation. Each video of the batch is either in `indices` or in `broken`."""
 
-    indices: list[int]  # of the B videos that could be read, in the list that was given
+    indices: list[int]  # positions, in the given list, of the B videos that could be read
     clips: Tensor  # (B, V, T, 3, S, S)
     broken: list[tuple[int, VideoError]]
 
@@ -236,17 +236,6 @@ def view_loader(
         batch_sampler=batches[own::shares],
         collate_fn=_views,
     )
-
-
-def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -> Tensor:
-    """The views of one video: uint8 (V, T, 3, S, S), the crops of the first clip first.
-
-    VideoError if the video cannot be read.
-    """
-    choose = partial(frames_of_clips, clip=clip, clips=views.clips)
-    frames = read_clip(path, choose, short_side=size, decoder=clip.decoder)
-    crops = view_pixels(frames, size, views.crops)  # (crops, clips * T, 3, S, S)
-    return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
 
 
 @dataclass(frozen=True)

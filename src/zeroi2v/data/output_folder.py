@@ -11,8 +11,8 @@ from zeroi2v.errors import DatasetError
 def require_outside(out: Path, folder: Path, *, kind: str = "the data set") -> None:
     """DatasetError if the folder `out`, which is to be written, lies in `folder` or is `folder`.
 
-    `kind` says in the error what `folder` is. Links are followed. Any `out` may be written if
-    `folder` is no folder, but the manifest of a data set for instance.
+    `kind` says in the error what `folder` is. Links are followed. If `folder` is a file,
+    such as a manifest, `out` may lie anywhere.
     """
     inner, outer = Path(os.path.realpath(out)), Path(os.path.realpath(folder))
     if outer.is_dir() and inner.is_relative_to(outer):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 _MPEG4_PICTURE: Final = b"\0\0\1\xb6"
-_SHORTEST_MPEG4_PICTURE: Final = 20  # bytes; FFmpeg takes up to 19 for a picture without content
+_SHORTEST_MPEG4_PICTURE: Final = 20  # bytes; for FFmpeg, a picture of at most 19 bytes is empty
 
 
 def is_hidden(codec: str, packet: memoryview) -> bool:
@@ -22,7 +22,8 @@ def is_hidden(codec: str, packet: memoryview) -> bool:
     # A VP9 superframe, marked in the last byte, shows one of its pictures.
     if codec != "vp9" or packet[-1] & 0b1110_0000 == 0b1100_0000:
         return False
-    has_profile_3 = packet[0] & 0b0011_0000 == 0b0011_0000  # which puts one more bit before
+    # The header of profile 3 has one more bit before the flags.
+    has_profile_3 = packet[0] & 0b0011_0000 == 0b0011_0000
     header = packet[0] << 1 if has_profile_3 else packet[0]
     return not header & 0b0000_1010  # show_existing_frame, show_frame
 
@@ -30,8 +31,9 @@ def is_hidden(codec: str, packet: memoryview) -> bool:
 def is_one_mpeg4_picture(packet: bytes) -> bool:
     """Whether an MPEG-4 packet holds one picture that is shown (ISO/IEC 14496-2, section 6.2.5).
 
-    A packed bitstream has packets with two pictures, and packets with an empty picture in their
-    place. Some encoders write an empty picture where a frame repeats the frame before it.
+    In a packed bitstream some packets hold two pictures. For each of these packets a later packet
+    holds only an empty picture. Some encoders write an empty picture where a frame repeats the
+    frame before it.
     """
     return len(packet) >= _SHORTEST_MPEG4_PICTURE and packet.count(_MPEG4_PICTURE) == 1
 

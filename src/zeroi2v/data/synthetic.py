@@ -1,4 +1,4 @@
-"""What do motion videos show? And the still pictures that pretrained the embedded tower?
+"""What do motion videos show, and the still pictures on which the embedded tower was pretrained?
 
 A picture shows a main object with a light and a dark half, two plain distractors and a textured
 background. An object that leaves the picture on one side comes in on the other. A motion video
@@ -101,7 +101,7 @@ def random_scene(count: int, generator: torch.Generator) -> Scene:
 
 
 def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
-    """The signed distance, about, from points (u, v) to the outline of a shape of unit size.
+    """The approximate signed distance from points (u, v) to the outline of a shape of unit size.
 
     The distance is negative inside the shape.
     """
@@ -177,8 +177,9 @@ def motion_frames(
 
     The main object crosses 50 to 90 % of its range of place, log size or tilt about a random
     middle, at a steady pace with a shake. It drifts a little across its way. The background and
-    the distractors drift in any direction. Of 17 frames, segment sampling takes 4 as the frames
-    2, 6, 10, 14, and 8 as the frames 1, 3, .. 15: the same frames as of the reversed video.
+    the distractors drift in any direction. Of 17 frames, segment sampling takes the frames 2, 6,
+    10, 14 for a clip of 4, and 1, 3, .. 15 for a clip of 8. It takes the same frames of the
+    reversed video.
     """
     start = random_scene(1, generator)
     still = {name: value.repeat_interleave(frames, 0) for name, value in vars(start).items()}
@@ -215,7 +216,7 @@ def motion_frames(
 class _Writer(Dataset["str | OSError"]):
     """Item i of a split writes a video and its time reversal, and gives their motion.
 
-    Both videos are drawn from (seed, split, i) alone.
+    Both videos depend only on (seed, split, i).
     """
 
     def __init__(self, folder: Path, split: str, seed: int) -> None:
@@ -250,8 +251,8 @@ def write_motion_videos(
     for split, count in counts.items():
         if count < 2 * len(MOTIONS) or count % 2:
             raise DatasetError(
-                f"{split}: {count} videos asked for; the number of videos must be an even number, "
-                f"at least {2 * len(MOTIONS)}"
+                f"{split}: the number of videos must be an even number, "
+                f"at least {2 * len(MOTIONS)}, got {count}"
             )
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Containers with an index of their packets. In the others torchcodec seeks by bytes: it may begin
-# behind the key frame, and the decoder then shows grey where the key frame is missing.
+# Containers with an index of their packets. In other containers torchcodec seeks by bytes: it may
+# start after the key frame, and the decoder then shows grey where the key frame is missing.
 _INDEXED: Final = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"))
 
 

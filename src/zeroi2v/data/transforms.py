@@ -8,7 +8,6 @@ Shapes: T frames, H, W pixels of the frames as decoded, S pixels a side of a vie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from zeroi2v.config import PixelsConfig
 from zeroi2v.data.augment import GREY, augment, draw_operations
-from zeroi2v.data.display import scaled_size
 
 
 def train_pixels(
@@ -25,9 +23,9 @@ def train_pixels(
 ) -> tuple[Tensor, bool]:
     """A training view of uint8 (T, 3, H, W): uint8 (T, 3, S, S), and whether it was flipped.
 
-    The view is a random crop, scaled, perhaps flipped, augmented and erased. The draws for one of
-    these steps depend on no setting of another step except the crop's, and not on
-    `augment_place`.
+    The view is a random crop, scaled, perhaps flipped, augmented and erased. A change of one
+    step's settings changes no random draw of another step, except that the settings of the crop may
+    do so. `augment_place` changes no draw.
     """
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)
@@ -70,7 +68,7 @@ def random_crop(
 
 
 def erase(frames: Tensor, pixels: PixelsConfig, rng: Random) -> Tensor:
-    """The frames, with probability `pixels.erase` with a rectangle that is filled in all of them.
+    """The frames. With probability `pixels.erase` one rectangle is filled in all frames.
 
     The rectangle holds noise, new in each frame, or grey. Its area is random, and so is its aspect
     (log-uniform). A side that is longer than the frame's is cut to the frame's, and no side is
@@ -104,38 +102,3 @@ def _random_sides(
     area = frame_area * rng.uniform(*share)
     ratio = math.exp(rng.uniform(*map(math.log, aspect)))
     return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-
-
-def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
-    """The views of an evaluation: of uint8 (T, 3, H, W), scaled to a shorter side of S.
-
-    They are uint8 (C, T, 3, S, S). One crop is the centre. Three crops lie along the longer side,
-    at its start, its centre and its end, evenly spaced; if a pixel is left over, it is the last
-    pixel of the side ("ThreeCrop").
-    """
-    height, width = frames.shape[-2:]
-    if min(height, width) != size:
-        width, height = scaled_size(width, height, size)
-        frames = F.resize(frames, [height, width], antialias=True)
-    halves = (1,) if crops == 1 else (0, 1, 2)  # of the way from the first to the last corner
-    corners = [((height - size) // 2 * half, (width - size) // 2 * half) for half in halves]
-    return torch.stack([frames[..., top : top + size, left : left + size] for top, left in corners])
-
-
-def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
-
-    The function passes over the memory of the clip twice. On a GPU nothing waits for the host.
-    """
-    mean_255, std_255 = (_times_255(values, clip.device) for values in (mean, std))
-    return (clip - mean_255).div_(std_255)
-
-
-def _times_255(values: Sequence[float], device: torch.device) -> Tensor:
-    """255 times a value per channel: (3, 1, 1) float32.
-
-    The device fills the values in by itself. A tensor that is copied from the host would make the
-    host wait for the device.
-    """
-    filled = [torch.full((1, 1, 1), value, device=device) for value in values]
-    return 255 * torch.cat(filled)

@@ -102,9 +102,8 @@ class _WorkerWatch:
 def start_worker(_: int) -> None:
     """Prepare a worker process. Every worker calls this function first.
 
-    A worker ignores Ctrl-C, because the process that started the worker ends it. A worker ends
-    with that process, however that process ends, and reports no error if that process leaves while
-    the two exchange data.
+    A worker ignores Ctrl-C, because its parent (the process that started it) ends it. A worker ends
+    when its parent ends. If the parent ends while both exchange data, the worker reports no error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left

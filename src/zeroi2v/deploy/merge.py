@@ -52,8 +52,8 @@ def merge_folder(
 ) -> Proof:
     """Merge a saved model, compare both models, and write the merged model to the folder `out`.
 
-    The models are compared on the evaluation videos of `data`, opened by `config` and decoded by
-    `workers` processes. Without `data`, they are compared on random clips.
+    The models are compared on the evaluation videos of `data`, opened with the settings `config`
+    and decoded by `workers` processes. Without `data`, they are compared on random clips.
 
     ConfigError if `out` exists. MergeError if the logits differ by more than rounding. VideoError
     if a video cannot be read. After an error nothing is written.
@@ -74,7 +74,8 @@ def merge_folder(
         largest = apart["largest_logit_difference"]
         if not largest <= TOLERANCE * max(1.0, before.abs().max().item()):  # true for NaN too
             raise MergeError(
-                f"{model}: merging moved a logit by {largest:.1e}; nothing was written"
+                f"{model}: merging changed a logit by {largest:.1e}, more than rounding explains; "
+                "nothing was written; please report this model"
             )
         merged.save_pretrained(out)
     return {**apart, "compared_on": "random clips" if data is None else f"clips of {data}"}

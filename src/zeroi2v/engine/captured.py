@@ -1,9 +1,9 @@
 """How does a GPU take a training step without waiting for Python? The step is captured once.
 
 A CUDA graph holds all kernels of a step: forward pass, backward pass, and the move of the weights.
-A replay starts them at once, on clips and labels that are copied to where the graph reads them. The
-learning rate is a tensor. Only full batches of whole clips are replayed; for all other batches a
-step is computed operation by operation.
+A replay starts all kernels at once, on clips and labels that are copied to where the graph reads
+them. The learning rate is a tensor. Only full batches of whole clips are replayed; for all other
+batches a step is computed operation by operation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zeroi2v.engine.step import (
     set_learning_rate,
     take_step,
 )
-from zeroi2v.errors import one_line
+from zeroi2v.errors import how_many, one_line
 from zeroi2v.log import Log
 
 WARMUP: Final = 3  # steps before a capture: they choose algorithms and make the optimiser's state
@@ -36,15 +36,13 @@ COMPILES: Final = False
 
 def can_capture(learner: Learner) -> bool:
     """Whether `train.compile` asks for captured steps, and a graph can hold the steps."""
-    return (
-        learner.settings.compile == "auto"
-        and learner.processes.device.type == "cuda"
-        and uncaptured_reason(learner) is None
-    )
+    return learner.settings.compile and uncaptured_reason(learner) is None
 
 
 def uncaptured_reason(learner: Learner) -> str | None:
     """Why no CUDA graph can hold a step of a learner; None if a graph can."""
+    if learner.processes.device.type != "cuda":
+        return "only a GPU has CUDA graphs"
     if learner.processes.accelerator is not None:
         return "several processes wait for each other in a step"
     if learner.scaler.is_enabled():
@@ -54,7 +52,7 @@ def uncaptured_reason(learner: Learner) -> str | None:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured step, and the tensors through which a replay is spoken to."""
+    """A captured step, and the tensors that a replay reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     clips: Tensor
@@ -75,11 +73,10 @@ class CapturedSteps:
         self.said_other_shape = False
 
     def __call__(self, clips: Tensor, labels: Tensor, learning_rate: float) -> Step:
-        """As `take_step` of the learner."""
+        """Take a step, like `take_step` with the learner."""
         learner = self.learner
-        is_full = len(labels) == learner.settings.batch_size
-        is_whole = clips.shape[1] == learner.spec.clip.frames
-        if self.captured is None and is_full and is_whole and not self.failed:
+        shape = (learner.settings.batch_size, learner.spec.clip.frames)
+        if self.captured is None and clips.shape[:2] == shape and not self.failed:
             self._capture(clips, labels)
         captured = self.captured
         if captured is None or captured.clips.shape != clips.shape:
@@ -93,14 +90,14 @@ class CapturedSteps:
 
     def _say_other_shape(self, clips: Tensor) -> None:
         """Say once that a batch has another shape than a captured step."""
-        if self.failed or self.said_other_shape:
+        if self.failed or self.said_other_shape or not len(clips):
             return
         self.said_other_shape = True
         settings, spec = self.learner.settings, self.learner.spec
         self.log.say(
-            f"a batch of {len(clips)} with {clips.shape[1] if clips.ndim > 1 else 0} frames a clip "
-            "is computed operation by operation; captured steps are for batches of "
-            f"{settings.batch_size} with {spec.clip.frames} frames a clip"
+            f"a step on {how_many(len(clips), 'clip')} of {how_many(clips.shape[1], 'frame')} is "
+            f"computed operation by operation; the captured step takes {settings.batch_size} clips "
+            f"of {spec.clip.frames} frames"
         )
 
     def _capture(self, clips: Tensor, labels: Tensor) -> None:
@@ -168,7 +165,10 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 
 class _Kept:
-    """What the steps before a capture change: weights, buffers, moments and random numbers."""
+    """Copies of all that the steps before a capture change.
+
+    These are weights, buffers, the moments of the optimiser, and the random generator.
+    """
 
     def __init__(self, learner: Learner, device: torch.device) -> None:
         self.learner, self.device = learner, device

@@ -1,8 +1,8 @@
 """How does a model compute in bfloat16 without autocast? Its weights are cast, not its activations.
 
 Autocast casts every input of every matrix product, and keeps the residual stream in float32. Here
-frozen weights are cast once, weights that train are cast once a step in one operation, and
-everything between them is bfloat16. Norms compute their statistics in float32. The weights that the
+frozen weights are cast once, weights that train are cast once a step in one operation, and all
+activations are bfloat16. Norms compute their statistics in float32. The weights that the
 optimiser moves, and that are saved, stay float32.
 """
 
@@ -79,7 +79,7 @@ class CastWeights:
         return True
 
     def call(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
-        """`function` of the model, while the model has the cast weights.
+        """The result of `function(model)`, where the model has the cast weights.
 
         A backward pass within `function` gives the gradients of the float32 weights.
         """
@@ -103,7 +103,7 @@ class _Holder(nn.Module):
 
 
 class _Cast(torch.autograd.Function):
-    """Many tensors in another dtype, cast in one operation; so are their gradients."""
+    """Many tensors in another dtype, cast in one operation, and their gradients cast likewise."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -76,7 +76,8 @@ class RunFolder:
     def begin(self, recipe: Recipe, model: VideoClassifier) -> None:
         """Write the recipe and the untrained model. From now on `zeroi2v.load` can load the folder.
 
-        ConfigError as `require_free`: another training may have used the folder in the meantime.
+        Raises ConfigError like `require_free`, because another training may have used the folder in
+        the meantime.
         """
         if self.writes:
             self.require_free()

@@ -13,8 +13,8 @@ from types import FrameType
 def undivided() -> Iterator[None]:
     """Within the block Ctrl-C waits; KeyboardInterrupt comes at the end of the block.
 
-    A second Ctrl-C comes at once. Where Ctrl-C is handled otherwise than by Python's own handler,
-    and in threads beside the main thread, nothing changes.
+    A second Ctrl-C takes effect at once. Where Ctrl-C is handled otherwise than by Python's own
+    handler, and in threads beside the main thread, nothing changes.
     """
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)

@@ -1,7 +1,7 @@
 """Which loss is minimised, and how do the weights move?
 
 The optimiser is AdamW. The learning rate rises linearly during the warm-up, then falls along a
-cosine to zero. Both follow Table 7 and the authors' code.
+cosine to zero. The optimiser and this schedule follow the paper's Table 7 and the authors' code.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def learning_rate_share(step: int, *, steps: int, warmup_steps: int, warmup_star
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products in training; None for fp32.
 
-    `precision` "auto" is bf16 where the processor multiplies bf16 numbers natively, else fp32.
+    `precision` "auto" is bf16 where the device (GPU or CPU) multiplies bf16 numbers natively, else
+    fp32.
     """
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
@@ -89,7 +90,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the processor of a device multiplies bf16 numbers natively."""
+    """Whether a device (GPU or CPU) multiplies bf16 numbers natively."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

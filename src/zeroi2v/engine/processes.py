@@ -1,7 +1,7 @@
-"""How do the processes of a group meet, and how do they share a training?
+"""How are the processes of a group connected, and how do they share a training?
 
-torchrun or `accelerate launch` starts the processes of a group. A process that was started alone
-has no group, and then this file does not need accelerate.
+torchrun or `accelerate launch` starts the processes of a group. A process that was started by
+itself has no group, and then this file does not need accelerate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the first process, which alone writes files and messages."""
+        """Whether this process is the first. Only the first process writes files and messages."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -45,7 +45,7 @@ class Processes:
         return wrapped
 
     def keep_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the block a backward pass adds up gradients in this process alone.
+        """Within the block a backward pass adds up gradients only in this process.
 
         The last part of a batch runs outside of the block. Its backward pass averages the gradients
         over the processes.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.engine.shard import full_tensors, gathered, scatter
-from zeroi2v.errors import CheckpointError, FileError, ZeroI2VError
+from zeroi2v.errors import CheckpointError, FileError, ZeroI2VError, how_many
 from zeroi2v.files import write_files
 from zeroi2v.machine import from_all
 from zeroi2v.models.video import VideoClassifier
@@ -135,7 +135,8 @@ class TrainingState:
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(
-                f"{self.path}: not the state of a run, or of another version of zeroi2v"
+                f"{self.path}: not the state of a run that this version of zeroi2v can resume; "
+                "start a new run in another --out"
             )
         if state["data"] != self.data:
             raise CheckpointError(
@@ -144,8 +145,9 @@ class TrainingState:
             )
         if len(state["generators"]) != size:
             raise CheckpointError(
-                f"{self.path}: the run was begun on {len(state['generators'])} processes, "
-                f"not {size}; start as many processes"
+                f"{self.path}: the run was begun on "
+                f"{how_many(len(state['generators']), 'process', 'processes')}, not {size}; "
+                "start as many processes as then"
             )
         weights = self.model.stored_tensors()
         with torch.no_grad():

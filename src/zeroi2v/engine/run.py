@@ -29,7 +29,7 @@ from zeroi2v.engine.resume import Position, TrainingState, data_key, require_fin
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, Step, take_step
-from zeroi2v.errors import DatasetError, ZeroI2VError
+from zeroi2v.errors import DatasetError, ZeroI2VError, how_many
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
@@ -73,7 +73,8 @@ def train(
     left out instead, and listed in `Run.broken`.
 
     The `processes` of a group (`join_processes`) share every batch; `train.batch_size` counts the
-    clips of all processes. Without `processes` this process trains alone, even in a group.
+    clips of all processes. Without `processes` this process trains by itself, even in a
+    group.
 
     ConfigError if `out` holds other files, or if another training uses `out` now.
     """
@@ -183,11 +184,11 @@ class Training:
         epochs = self.recipe.train.epochs
         if position.epoch > epochs:
             self.log.say(
-                f"all {epochs} epochs are done; "
+                f"the run is finished ({how_many(epochs, 'epoch')}); "
                 f"to train on, begin a run with --start-from {self.folder.path}"
             )
         else:
-            batches = f"{position.batch} of its {len(self.loader)} batches"
+            batches = f"{position.batch} of {how_many(len(self.loader), 'batch', 'batches')}"
             self.log.say(f"going on in epoch {position.epoch}, after {batches}")
 
     def say_settings(self) -> None:
@@ -195,24 +196,25 @@ class Training:
         settings, dataset, model = self.recipe.train, self.dataset, self.recipe.model
         facts = self.model.stored().facts
         self.log.say(
-            f"{len(dataset.train)} training and {len(dataset.val)} validation videos, "
-            f"{len(dataset.classes)} classes; {model.tower}, {model.strategy}: "
+            f"{how_many(len(dataset.train), 'training video')}, "
+            f"{how_many(len(dataset.val), 'validation video')}, "
+            f"{how_many(len(dataset.classes), 'class', 'classes')}; {model.tower}, "
+            f"{model.strategy}: "
             f"{facts.trained:,} of {facts.parameters:,} parameters train"
         )
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
-                f"the warm-up of {settings.warmup_epochs:g} epochs outlasts the training; "
-                "see train.warmup_epochs"
+                f"the warm-up (train.warmup_epochs = {settings.warmup_epochs:g}) is not shorter "
+                "than the training; "
+                "choose a shorter warm-up"
             )
         if settings.few_frames_epochs >= settings.epochs:
             self.log.warn(
-                f"no epoch of {settings.epochs} trains on all frames of a clip; "
-                "see train.few_frames_epochs"
+                "no epoch of the training takes all frames of a clip; "
+                "train.few_frames_epochs must be below train.epochs for that"
             )
         if not dataset.val:
-            self.log.warn(
-                "there are no videos to validate on: the last epoch is taken for the best"
-            )
+            self.log.warn("there are no validation videos, so the last epoch counts as the best")
 
     def run(self) -> Run:
         """Train in the folder of the run, while no other training can use the folder."""
@@ -229,8 +231,10 @@ class Training:
             self.log.warn(f"left out: {path}: {reason}")
         excluded = tuple(map(str, self.excluded))
         if excluded:
-            listed = f"left out, as {self.recipe.train.exclude} lists them: {len(excluded)} videos"
-            self.log.say(f"{listed}: {', '.join(excluded)}")
+            count = how_many(len(excluded), "video")
+            self.log.say(
+                f"{count} left out, as listed in {self.recipe.train.exclude}: {', '.join(excluded)}"
+            )
         return Run(
             folder=self.folder.path,
             best_epoch=position.best_epoch,
@@ -260,21 +264,21 @@ class Training:
             self.folder.close_board()
 
     def speed_up(self) -> None:
-        """On a GPU: cast weights once a step in bf16, and capture steps. Say what is impossible."""
-        learner, device = self.learner, self.processes.device
-        if device.type != "cuda":
-            return
-        if self.processes.accelerator is None:
+        """As `train.compile` asks: on a GPU, cast weights once a step in bf16 and capture steps.
+
+        The log says what is impossible.
+        """
+        learner = self.learner
+        reason = uncaptured_reason(learner)
+        if can_capture(learner):
             size = self.model.image_size
             cast = cast_weights(learner.model, learner.dtype, (self.model.frames, 3, size, size))
             self.learner = learner = dataclasses.replace(learner, cast=cast)
             if cast is None and learner.dtype == torch.bfloat16:
                 self.log.say("autocast casts for bf16: the tower cannot compute in bf16 by itself")
-        reason = uncaptured_reason(learner)
-        if can_capture(learner):
             self.captured = CapturedSteps(learner, self.log)
-        elif reason is not None and self.recipe.train.compile == "auto":
-            self.log.say(f"steps are computed operation by operation: {reason}")
+        elif learner.settings.compile and reason is not None:
+            self.log.say(f"train.compile: steps are computed operation by operation: {reason}")
 
     def save_interrupted(self) -> None:
         """Save the state of an interrupted run if the run has one process; say how to go on.
@@ -393,11 +397,16 @@ class Training:
         position = self.position
         if position.skipped and position.skipped == position.batch:
             raise ZeroI2VError(
-                f"epoch {position.epoch}: fp16 skipped all {position.batch} steps, "
+                f"epoch {position.epoch}: fp16 skipped all steps ({position.batch}), "
                 "because every gradient overflowed; train with train.precision bf16 or fp32"
             )
         if not position.clips:
-            raise DatasetError("none of the training videos can be read")
+            broken = next((f"{path}: {reason}" for path, reason in position.broken.items()), "")
+            first = f"; the first: {broken}" if broken else ""
+            raise DatasetError(
+                f"{self.dataset.source}: none of the training videos can be read{first}; "
+                "run `zeroi2v data check`"
+            )
         require_finite(position, self.model)
 
     def validate(self) -> Evaluation | None:
@@ -442,7 +451,8 @@ class Training:
             name, figure = next(iter(validation.figures.items()))
             text = f", validation {FIGURE_NAMES[name]} {figure:.1%}"
         if position.skipped:
-            text += f", {position.skipped} of {position.batch} steps skipped (fp16 overflow)"
+            steps = how_many(position.batch, "step")
+            text += f", {position.skipped} of {steps} skipped (fp16 overflow)"
         memory = peak_memory(self.processes.device) / 2**30
         self.log.say(
             f"epoch {position.epoch}/{self.recipe.train.epochs}: loss {entry['loss']:.4f}{text}, "

@@ -40,7 +40,9 @@ def check_spared(plan: Plan, settings: TrainConfig) -> None:
     """
     name, strategy = plan.config.tower, plan.config.strategy
     if settings.few_frames and plan.strategy.peer is not None:
-        raise ConfigError(f"few_frames: strategy {strategy} needs all frames of a clip")
+        raise ConfigError(
+            f"few_frames: strategy {strategy} needs all frames of a clip; leave few_frames out"
+        )
     if settings.few_frames % plan.config.tubelet:
         raise ConfigError(
             f"few_frames must be a multiple of tubelet ({plan.config.tubelet}), "
@@ -48,11 +50,14 @@ def check_spared(plan: Plan, settings: TrainConfig) -> None:
         )
     if settings.token_share < 1:
         if plan.strategy.peer is not None:
-            raise ConfigError(f"token_share: strategy {strategy} needs all patches of a frame")
+            raise ConfigError(
+                f"token_share: strategy {strategy} needs all patches of a frame; "
+                "leave token_share out"
+            )
         if not plan.tower.is_plain:
             raise ConfigError(
-                f"token_share: {name} needs all of its patches; "
-                "only a plain vision transformer can leave patches out"
+                f"token_share: {name} needs all of its patches, because only a plain vision "
+                "transformer can leave patches out; leave token_share out"
             )
 
 
@@ -60,10 +65,10 @@ def check_spared(plan: Plan, settings: TrainConfig) -> None:
 def spared(model: VideoClassifier, settings: TrainConfig) -> Iterator[None]:
     """Install the savings on a model for the training steps within the block.
 
-    With `settings.checkpointing`, a step keeps the input of each transformer block alone, and
+    With `settings.checkpointing`, a step keeps only the input of each transformer block, and
     computes the other tensors of the block again for the gradient. With `settings.token_share`
-    below 1, a step sees a part of the patches of each frame. Losses and gradients change with
-    `token_share` alone.
+    below 1, a step sees a part of the patches of each frame. Only `token_share` changes losses and
+    gradients.
     """
     tower, plan = model.tower, model.plan
     with ExitStack() as undo:
@@ -136,8 +141,8 @@ def _class_token_modules(tower: nn.Module) -> tuple[nn.Module, ...]:
     """The modules after the last attention that only the class token needs.
 
     There are none unless the feature of the tower is its class token. A class derived from timm's
-    VisionTransformer is left alone, because it may read other tokens: the distilled tower's feature
-    is the mean of two tokens.
+    VisionTransformer is not changed, because it may read other tokens: the distilled tower's
+    feature is the mean of two tokens.
     """
     if (
         type(tower) is not VisionTransformer

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import TrainConfig
-from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.cast import CastWeights
 from zeroi2v.engine.optim import autocast_dtype, summed_loss
 from zeroi2v.engine.processes import Processes
+from zeroi2v.inference.scores import normalise
 from zeroi2v.models.spec import Spec
 
 
@@ -44,8 +44,8 @@ class Learner:
 class Step:
     """The result of one training step, over all processes."""
 
-    # Sum of the losses of the clips. On a GPU the sum may still be on the device: to read it is to
-    # wait for the step.
+    # Sum of the losses of the clips. On a GPU the sum may still be on the device; reading the sum
+    # then waits for the step.
     loss: float | Tensor
     clips: int
     skipped: bool = False  # whether the weights did not move, because gradients of fp16 overflowed

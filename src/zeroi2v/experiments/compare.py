@@ -1,5 +1,8 @@
 """Which settings are best on these videos? Rows of settings, trained under one budget.
 
+The budget is the recipe that all rows share. A row is a name and the settings that the row changes
+in the budget. A trial is one training: a row with a seed.
+
 OUT/compare.json, OUT/compare.html   the table so far, beside the files of trial_folder.py
 """
 
@@ -69,11 +72,11 @@ def compare(
     *,
     log: Log,
 ) -> dict[str, Any]:
-    """Train every row with every seed, one training after the other: what compare.json holds.
+    """Train every row with every seed, one training after the other.
 
-    A finished training in `out` is not repeated. ConfigError or DatasetError
-    comes before anything is trained. A training that fails costs no other training. ZeroI2VError
-    if no training finishes.
+    Returns the content of compare.json. A finished training in `out` is not repeated. ConfigError
+    or DatasetError comes before anything is trained. A training that fails costs no other training.
+    ZeroI2VError if no training finishes.
     """
     trials = plan_trials(rows, budget, seeds)
 
@@ -101,7 +104,7 @@ def compare(
         write_text(out / "compare.html", compare_page(result))
         return result
 
-    entries, failed = run_trials(trials, dataset, out, each=write, log=log)
+    entries, failed = run_trials(trials, dataset, out, on_progress=write, log=log)
     if not entries:
         raise ZeroI2VError(f"no training finished: {'; '.join(failed.values())}")
     return write(entries, failed)
@@ -122,8 +125,8 @@ def _figure(budget: Recipe) -> dict[str, str]:
 def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> list[Trial]:
     """Every row with every seed: all rows with the first seed, then all with the second ...
 
-    A row is judged by its last epoch, which alone is validated: no row may choose its best epoch
-    on the videos that judge the rows. ConfigError names a row that is impossible.
+    A row is judged by its last epoch, and only this epoch is validated: no row may choose its best
+    epoch on the videos that judge the rows. ConfigError names a row that is impossible.
     """
     if budget.train.patience:
         raise ConfigError(
@@ -133,7 +136,7 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
     for kind, given in (("row", [row.name for row in rows]), ("seed", list(map(str, seeds)))):
         if not given or len(given) != len(set(given)):
             raise ConfigError(
-                f"a comparison needs at least one {kind}, each once, "
+                f"a comparison needs at least one {kind} and no {kind} twice, "
                 f"got {', '.join(given) or 'none'}"
             )
     recipes = {row.name: _recipe_of(row, budget) for row in rows}
@@ -151,7 +154,7 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
 def _recipe_of(row: Row, budget: Recipe) -> Recipe:
     """The budget with the settings of a row."""
     if not re.fullmatch(r"\w[\w.-]*", row.name):
-        raise ConfigError(f"row {row.name!r}: a name is of letters, digits, '_', '-' and '.'")
+        raise ConfigError(f"row {row.name!r}: choose a name of letters, digits, '_', '-' and '.'")
     try:
         recipe = override(budget, row.settings)
     except ConfigError as error:

@@ -1,7 +1,8 @@
-"""What does the method do, from nothing? One command learns made-up videos and writes a report.
+"""What does the method achieve? One command makes videos, learns them and writes a report.
 
-The quickstart writes motion videos, fits a probe that ignores the order of frames, adapts the
-embedded tower, merges the model, compares answers and cost, and writes a page of the results.
+The quickstart writes motion videos (`data/synthetic.py`), fits a probe that ignores the order of
+frames, adapts the embedded tower (`zeroi2v_tiny`, which comes with the package), merges the model,
+compares answers and cost, and writes a page of the results.
 
 Shapes: T frames, H x W pixels.
 """
@@ -22,10 +23,9 @@ import zeroi2v
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.decode import read_clip
-from zeroi2v.data.loader import read_views
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.synthetic import MIRROR, MOTIONS, PAIRS, write_motion_videos
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.views import read_views
 from zeroi2v.deploy.merge import difference
 from zeroi2v.deploy.predict import Predictor
 from zeroi2v.engine.folder import LOG_FILE
@@ -36,6 +36,7 @@ from zeroi2v.explain.attention import attention_maps, patch_map
 from zeroi2v.explain.overlay import enlarge, outline, overlay
 from zeroi2v.files import read_json_lines, write_json, write_text
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import normalise
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance, worker_count
 from zeroi2v.measure.cost import cost, count_macs, new_tower, plain_tower
@@ -61,7 +62,7 @@ STAGES: Final = {  # name of a stage -> what the page says while the stage runs
 LAYOUT_NOTE: Final = (
     "The head layout is not the paper's: there one head of every block has offset -1 and one head "
     "has offset 1. Here all heads of blocks 2 and 6 are temporal, half of them with offset -2 and "
-    "half with offset 2, and the other four blocks have spatial heads alone. The layout was found "
+    "half with offset 2, and the other four blocks have only spatial heads. The layout was found "
     "by hand, on these made-up videos: the model learned faster with it than with offsets -1 and "
     "1 in the same blocks. So it says nothing about other videos."
 )
@@ -76,11 +77,11 @@ def recipe(seed: int) -> Recipe:
     a high learning rate. The temporal embedding stays zero: with a temporal embedding, spatial
     heads too could tell a motion from its reversal.
     """
-    time, space = "-2*6, 2*6", ()
+    temporal, spatial = "-2*6, 2*6", ()
     return Recipe(
         model=ModelConfig(
             tower="zeroi2v_tiny",
-            heads=(space, time, space, space, space, time),
+            heads=(spatial, temporal, spatial, spatial, spatial, temporal),
             adapter_ratio=0.0625,
             temporal_embedding="zero",
         ),
@@ -123,7 +124,8 @@ def run_stages(out: Path, settings: Recipe, log: Log) -> dict[str, Any]:
     with progress.stage("probe"):
         probe = order_blind_probe(dataset, settings.clip, log)
         result["probe"] = accuracy(evaluate_on(probe, test, log), dataset.classes)
-    log.say(f"bag-of-frames linear probe: {result['probe']['top1']:.1%} top-1")
+    top1 = result["probe"]["top1"]
+    log.say(f"linear probe that ignores the order of frames: {top1:.1%} top-1")
     with progress.stage("train"):
         train(settings, dataset, out / "adapted", log=log)
         result["curve"] = learning_curve(out / "adapted")
@@ -140,7 +142,8 @@ def run_stages(out: Path, settings: Recipe, log: Log) -> dict[str, Any]:
     log.say(f"temporal heads and linear adapters: {after.top(1):.1%} top-1, merged")
     with progress.stage("latency"):
         result["latency"] = measure_latency(adapted, merged)
-    with progress.stage("report"):  # of a video in which the object moves, and one where it grows
+    with progress.stage("report"):
+        # two videos: in the first the object moves, in the second the object grows
         progress.looks = temporal_looks(merged, [shown[0], shown[4]])
     progress.write_page()
     write_json(out / "result.json", result)
@@ -212,13 +215,13 @@ def prepare(out: Path, log: Log) -> None:
             path.unlink(missing_ok=True)
     write_text(
         out / MARKER,
-        "Written by `zeroi2v quickstart`, which replaces it when it is run again with this "
-        "folder.\n",
+        "`zeroi2v quickstart` wrote this folder. When the command is run again with this folder, "
+        "it replaces these files.\n",
     )
 
 
 def write_videos(folder: Path, seed: int, log: Log) -> VideoDataset:
-    """Write the videos behind a progress bar, and open them as a data set."""
+    """Write the videos, with a progress bar, and open them as a data set."""
     every_core = worker_count(-1, cores_kept=0)  # this process waits meanwhile
     written = write_motion_videos(folder, VIDEOS, seed=seed, workers=every_core)
     pairs = sum(VIDEOS.values()) // 2

@@ -44,7 +44,10 @@ class Trial:
 def run_trial(
     trial: Trial, dataset: VideoDataset, folder: Path, *, latency: bool, log: Log
 ) -> dict[str, Any]:
-    """Train in a run folder, or go on with the training there, and measure the model: the entry."""
+    """Train in a run folder, or go on with the training there. Returns the entry.
+
+    The entry holds the measurements of the trained model.
+    """
     log.say(f"[{trial}]")
     resume = (folder / RESUME_FILE).is_file()
     if not resume and (folder / RECIPE_FILE).is_file():
@@ -70,7 +73,7 @@ def run_trial(
         **provenance(),
     }
     if latency:
-        log.say("latency")
+        log.say("measuring latency")
         entry["latency"] = measure_latency(model)
     return entry
 

@@ -24,7 +24,7 @@ ROWS_FILE: Final = "rows.jsonl"
 
 
 def open_folder(out: Path) -> list[dict[str, Any]]:
-    """The entries of the finished trials. A line that a crash cut short leaves the file."""
+    """The entries of the finished trials. A line that a crash cut short is removed."""
     rows = out / ROWS_FILE
     entries = read_json_lines(rows)
     rows.touch()
@@ -38,7 +38,9 @@ def check_trials(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> N
     ConfigError or DatasetError names the trial or setting that does not fit.
     """
     if not dataset.val:
-        raise DatasetError(f"{dataset.source}: a comparison needs videos to validate on")
+        raise DatasetError(
+            f"{dataset.source}: a comparison needs videos to validate on; add a split val"
+        )
     is_own = (out / ROWS_FILE).is_file()
     if out.exists() and not is_own and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: already there and not from a comparison; choose another --out")
@@ -64,7 +66,7 @@ def _check_settings(
         if before and (changed := _difference(before, to_dict(trial.recipe))):
             raise ConfigError(
                 f"{out}: {trial} was begun with {changed}; "
-                "keep these settings, or choose another --out"
+                "use the earlier settings, or choose another --out"
             )
 
 

@@ -19,7 +19,7 @@ import torch
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.workers import start_worker
 from zeroi2v.engine.folder import LAST_FILE, RESUME_FILE
-from zeroi2v.errors import ZeroI2VError
+from zeroi2v.errors import ZeroI2VError, how_many
 from zeroi2v.experiments.trial import Trial, run_trial
 from zeroi2v.experiments.trial_folder import ROWS_FILE, check_trials, open_folder
 from zeroi2v.files import append_json, claimed
@@ -50,16 +50,18 @@ def run_trials(
     at_once: int = 1,
     threads: int | None = None,
     latency: bool = True,
-    each: Callable[[Sequence[Mapping[str, Any]], Mapping[str, str]], object] = lambda *_: None,
+    on_progress: Callable[[Sequence[Mapping[str, Any]], Mapping[str, str]], object] = lambda *_: (
+        None
+    ),
     log: Log,
 ) -> tuple[list[Entry], dict[str, str]]:
     """Run the trials that `out` does not hold yet.
 
     Gives the entries of the finished trials, in the order of `trials`, and for each failed trial,
-    by name, the reason. Whenever a trial is finished and kept, `each` is called with the entries
-    and the reasons so far. `at_once` trainings run side by side, each on `threads` threads (None:
-    torch's own number). ConfigError if `out` holds other files, or a trial that was begun with
-    other settings or videos, or if another comparison uses `out`.
+    by name, the reason. Whenever a trial is finished and kept, `on_progress` is called with the
+    entries and the reasons so far. `at_once` trainings run side by side, each on `threads` threads
+    (None: torch's own number). ConfigError if `out` holds other files, or a trial that was begun
+    with other settings or videos, or if another comparison uses `out`.
     """
     check_trials(trials, dataset, out)
     with claimed(out, "another comparison"), _ended_together() as running:
@@ -68,7 +70,7 @@ def run_trials(
         missing = [trial for trial in trials if (trial.row, trial.seed) not in finished]
         if len(missing) < len(trials):
             done = len(trials) - len(missing)
-            log.say(f"{out}: {done} of {len(trials)} trainings are finished already")
+            log.say(f"{out}: {done} of {how_many(len(trials), 'training')} finished already")
         options = TrialOptions(dataset, out, threads, latency, quiet=log.quiet or at_once > 1)
 
         def entries() -> list[Entry]:
@@ -85,7 +87,7 @@ def run_trials(
                     entry = _answer(receiver, process, trial)
                 except ZeroI2VError as error:
                     failed[str(trial)] = str(error)
-                    log.warn(f"{error}; the others go on")
+                    log.warn(f"{error}; the other trainings go on")
                     continue
                 _keep(entry, trial, out)
                 finished[trial.row, trial.seed] = entry
@@ -93,7 +95,7 @@ def run_trials(
                     f"{trial}: {FIGURE_NAMES[entry['figure']]} {entry['score']:.1%} after "
                     f"{entry['seconds']:.0f} s of training; {len(missing) + len(running)} to go"
                 )
-                each(entries(), failed)
+                on_progress(entries(), failed)
         return entries(), failed
 
 
@@ -151,7 +153,10 @@ def _answer(receiver: Connection, process: BaseProcess, trial: Trial) -> Entry:
 
 
 def _keep(entry: Entry, trial: Trial, out: Path) -> None:
-    """Write the entry of a finished trial. Of its run folder the model stays, and no state."""
+    """Write the entry of a finished trial.
+
+    Then remove the resume state and the last weights from the run folder; the model stays.
+    """
     append_json(out / ROWS_FILE, entry)
     for name in (RESUME_FILE, LAST_FILE):
         (out / trial.folder / name).unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
     where = f"{model.spec.model.tower}: {where}"
     softmax = getattr(attention, "attn_drop", None)  # the module that the softmax passes through
     if not isinstance(softmax, nn.Module):
-        raise TowerError(f"{where} has no explicit attention map")
+        raise TowerError(f"{where} has no explicit attention map; choose another block or tower")
     caller = model.tower.get_submodule(watched.owner)
     record = _Record()
     with ExitStack() as undo:
@@ -84,11 +84,16 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
             cause = ""
             if peer_of(model.plan.strategy):  # a peer may use the tower's attention for more
                 cause = f": strategy {model.spec.model.strategy} attends over frames with it, too"
-            raise TowerError(f"{where} makes no single map per head{cause}")
+            raise TowerError(
+                f"{where} makes no single map per head{cause}; choose another block or tower"
+            )
         positions, grid = _positions(caller, attention, watched, prefix, record, frames)
     on_map = positions[positions >= 0].sort().values
     if not torch.equal(on_map, torch.arange(grid[0] * grid[1])):
-        raise TowerError(f"{where} has tokens whose position on a map cannot be told")
+        raise TowerError(
+            f"{where} has tokens whose position on a map cannot be told; "
+            "choose another block or tower"
+        )
     return Watched(
         watched,
         model.plan.blocks[block].moves,
@@ -182,8 +187,9 @@ def _positions(
     """The position (W, n) on the map of each token that attention sees, and the map's sides.
 
     Padding and the tokens before the patches have negative positions. Where the block attends
-    within windows, the numbers of the positions are sent through it, with every module before the
-    attention returning its input: of the block, only the division into windows is left.
+    within windows, this function calls the block with position numbers in place of tokens. Hooks
+    make every other module of the block return its input, so the block only divides the numbers
+    into windows.
     """
     arguments, keywords = record.calls[0]
     tokens = arguments[0]  # (B*T, N, D), or (B*T, height, width, D), or channels first
@@ -214,14 +220,14 @@ def attention_maps(model: VideoClassifier, clip: Tensor, block: int) -> Tensor:
     """Softmax attention of every head of one global attention block: (B, T, H, N, N).
 
     Row i of [b, t, h] says how the query of token i of frame t spreads over the tokens of the frame
-    that head h reads; each row adds up to 1. Errors as of `watch`; TowerError too if the block
-    attends within windows.
+    that head h reads; each row adds up to 1. Raises the errors of `watch`, and TowerError also if
+    the block attends within windows.
     """
     watched = watch(model, clip, block)
     if len(watched.positions) != 1:
         raise TowerError(
             f"{model.spec.model.tower}: block {block + 1} attends within windows, "
-            "so it makes no single map per head"
+            "so it makes no single map per head; choose another block"
         )
     maps: Tensor = watched.maps.unflatten(0, (clip.shape[0], -1))
     return maps

@@ -16,7 +16,7 @@ from torch import Tensor
 from zeroi2v.config import ClipConfig, DataConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.loader import targets, view_loader
-from zeroi2v.errors import ConfigError, DatasetError, VideoError
+from zeroi2v.errors import ConfigError, DatasetError, VideoError, how_many
 from zeroi2v.inference.scores import BATCH, average_precision, clip_logits, view_scores
 from zeroi2v.log import Log
 from zeroi2v.machine import from_all, rank_and_size
@@ -88,13 +88,16 @@ class Evaluation:
         """
         if self.multi_label:
             columns = zip(self.scores.T, self.labels.T, strict=True)
-            return [average_precision(scores, has) for scores, has in columns]
+            return [average_precision(scores, has_label) for scores, has_label in columns]
         cells = self.confusion()
         counts = zip(cells.diag().tolist(), cells.sum(1).tolist(), strict=True)
         return [right / total if total else None for right, total in counts]
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of the answer of `zeroi2v eval --json` that an evaluation knows."""
+        """The score figures, the number of videos and the skipped videos, as plain values.
+
+        `zeroi2v eval --json` prints them.
+        """
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
         return {**self.figures, "videos": len(self.videos), "skipped": skipped}
 
@@ -107,7 +110,7 @@ def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, 
     names = [name for name in FIGURE_NAMES if all(name in figures for figures in figures_of_models)]
     if not names:
         raise ConfigError(
-            "some models know one label a video, others several, so their figures have no mean; "
+            "some models give a video one label and others several, so their figures have no mean; "
             "evaluate these models apart"
         )
     count = len(figures_of_models)
@@ -117,10 +120,13 @@ def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, 
 def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
     """The settings by which to open videos for a model: `multi_label` as in the model's training.
 
-    ConfigError if the settings ask for several labels and the model knows one.
+    ConfigError if the settings ask for several labels and the model gives a video one label.
     """
     if config.multi_label and not model.spec.multi_label:
-        raise ConfigError("data.multi_label: the model was trained with one label a video")
+        raise ConfigError(
+            "data.multi_label: the model was trained with one label a video; leave "
+            "data.multi_label out"
+        )
     return replace(config, multi_label=model.spec.multi_label)
 
 
@@ -179,7 +185,9 @@ def _evaluation(
     skipped = [broken[index] for index in sorted(broken)]
     if not logits:
         first = f"; the first error: {skipped[0]}" if skipped else ""
-        raise DatasetError(f"none of the {len(videos)} videos can be read{first}")
+        raise DatasetError(
+            f"none of the videos can be read ({how_many(len(videos), 'video')} tried){first}"
+        )
     order = sorted(logits)
     class_count = len(model.labels) if model.spec.multi_label else None  # None: one label a video
     return Evaluation(

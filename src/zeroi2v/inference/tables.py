@@ -22,9 +22,11 @@ def check_table(path: Path) -> None:
     ConfigError or FileError says why not.
     """
     if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{path}: a table ends in .csv or .parquet")
+        raise ConfigError(f"{path}: a table ends in .csv or .parquet; choose such a name")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+        raise ConfigError(
+            f"{path}: there is no folder {path.parent}; make the folder, or choose another path"
+        )
     check_writable(path)
     if path.suffix == ".parquet":
         _parquet()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, how_many
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes, provenance
 from zeroi2v.measure.calls import Clips, peak_of_call, timed_call
@@ -47,17 +47,17 @@ def bench(
     warmup: int = WARMUP,
     max_batch: int | None = None,
     memory: float | None = None,
-    each: Callable[[dict[str, Any]], object] = lambda _: None,
+    on_progress: Callable[[dict[str, Any]], object] = lambda _: None,
     log: Log,
 ) -> dict[str, Any]:
     """Measure latency, throughput and memory of all subjects. The result is what bench.json holds.
 
     The first subject is the reference of all ratios. `rounds` is raised to whole cycles of the
     balanced orders. `memory`: GiB that a batch may take on a CPU; None: half of the free memory.
-    `each` gets the result so far when latency is measured, again after each size of a batch, and at
-    the end: whatever fails later, the result can be kept. ConfigError if not even one clip fits.
-    After an interrupt (Ctrl-C) the result holds the measurements until then; KeyboardInterrupt
-    where not even one round is measured.
+    `on_progress` gets the result so far when latency is measured, again after each size of a batch,
+    and at the end. So the result can be kept, whatever fails later. ConfigError if not even one
+    clip fits. After an interrupt (Ctrl-C) the result holds the measurements until then;
+    KeyboardInterrupt where not even one round is measured.
     """
     limit = None if device.type == "cuda" else int(memory * 2**30) if memory else free_bytes() // 2
     facts = _facts(subjects, device, dtype, warmup, limit)
@@ -71,14 +71,14 @@ def bench(
 
     try:
         _measure_latency(subjects, clips, measured, rounds=rounds, warmup=warmup, log=log)
-        each(result())
+        on_progress(result())
         double_batches(
             subjects,
             clips,
             measured.throughputs,
             limit=limit,
             max_batch=max_batch,
-            each=lambda: each(result()),
+            on_progress=lambda: on_progress(result()),
             log=log,
         )
         measured.interrupted = False
@@ -86,11 +86,11 @@ def bench(
         if not measured.rounds:
             raise
         log.warn(
-            f"interrupted: {len(measured.rounds)} of {rounds} rounds, "
+            f"interrupted: {len(measured.rounds)} of {how_many(rounds, 'round')}, "
             "and the throughput measured so far, are kept"
         )
     complete = result()
-    each(complete)
+    on_progress(complete)
     return complete
 
 
@@ -117,7 +117,8 @@ def _whole_cycles(rounds: int, subjects: int, log: Log) -> int:
     raised = -(-rounds // cycle) * cycle
     if raised != rounds:
         log.say(
-            f"{raised} rounds instead of {rounds}: whole cycles of {cycle} orders, "
+            f"{how_many(raised, 'round')} instead of {rounds}: whole cycles of "
+            f"{how_many(cycle, 'order')}, "
             "so that each model follows each other model equally often"
         )
     return raised
@@ -180,7 +181,7 @@ def _figures(subjects: Sequence[Subject], measured: Measurements) -> dict[str, A
         entry = {
             "name": name,
             **subject.facts,
-            "weights_mib": subject.weights / MIB,
+            "weights_mib": subject.weight_bytes / MIB,
             "peak_mib": measured.peaks[name] / MIB,
             "latency_ms": spread(series[name]),
             "ratio": fast_ratio(series, name, subjects[0].name),

@@ -73,7 +73,8 @@ def checked_recipe(
     of_model_alone = Recipe(clip=ClipConfig(frames=recipe.clip.frames))
     if dataclasses.replace(recipe, model=ModelConfig()) != of_model_alone:
         raise ConfigError(
-            "--set: only settings of [model] change what is timed; leave out the others"
+            "--set: only settings of [model] and clip.frames change what is timed; "
+            "leave out the others"
         )
     model, default = recipe.model, ModelConfig()
     if (model.strategy, model.weights) != (default.strategy, default.weights):

@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from zeroi2v.errors import how_many
 from zeroi2v.files import write_files, write_json
 from zeroi2v.pages.charts import bench_plot
 
@@ -18,10 +19,19 @@ def bench_table(result: Mapping[str, Any]) -> Table:
     machine = result["machine"]
     device = machine.get("gpu") if result["device"] == "cuda" else machine["processor"]
     compiled = "compiled" if result["compiled"] else "eager"
-    title = f"{device}, {result['dtype']}, {compiled}, {result['rounds']} rounds"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    rounds, reference = how_many(result["rounds"], "round"), result["reference"]
+    table = Table(
+        title=f"{device}, {result['dtype']}, {compiled}, {rounds}",
+        title_justify="left",
+        caption=f"ms, p95: median and 95th percentile of the time of one clip. / {reference}: time "
+        f"relative to {reference}, with the 95 % interval of this ratio. clips/s: at the fastest "
+        "batch. MiB: weights, and peak memory of one clip.",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
     table.add_column("model", no_wrap=True)
-    for name in ("ms", "p95", f"/ {result['reference']}", "95 %", "clips/s", "batch", "MiB"):
+    for name in ("ms", "p95", f"/ {reference}", "interval", "clips/s", "batch", "MiB"):
         table.add_column(name, justify="right")
     if result["compiled"]:
         table.add_column("compile s", justify="right")

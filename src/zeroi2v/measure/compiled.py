@@ -17,9 +17,10 @@ from torch._dynamo.utils import counters
 
 
 class CompiledCall:
-    """A compiled module, as a function of a batch of clips. Compiled when the clips come.
+    """A compiled module, as a function of a batch of clips.
 
-    `seconds` and `graphs`: how long compiling took so far, and the graphs that came of it.
+    The module is compiled when it is called. `seconds` is the time that compiling has taken so far,
+    and `graphs` is the number of graphs that were compiled.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,9 +29,11 @@ class CompiledCall:
 
         # The compiler keeps graphs by code object, and tries all of them in turn. With code of its
         # own, a module neither waits for the graphs of other modules nor shares their limit.
-        own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-        self._compiled: Any = torch.compile(own)
-        self._sizes: set[int] = set()  # of the batches that came
+        separate_run = FunctionType(
+            run.__code__.replace(), run.__globals__, "run", None, run.__closure__
+        )
+        self._compiled: Any = torch.compile(separate_run)
+        self._sizes: set[int] = set()  # of the batches of earlier calls
         self.seconds = 0.0
         self.graphs = 0
 

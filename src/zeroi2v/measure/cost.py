@@ -26,7 +26,7 @@ class Cost:
     trainable_params: int
     new_params: int  # beyond the tower and the classifier
     gmacs: float  # of the whole model
-    # beyond the classifier and the plain tower, which takes a picture for each frame of attention
+    # beyond the classifier and the plain tower on T pictures (T frames as attention sees them)
     extra_gmacs: float
 
 
@@ -54,14 +54,14 @@ def cost(model: VideoClassifier) -> Cost:
 
 
 def new_tower(model: VideoClassifier) -> nn.Module:
-    """A tower of the name, options and image size of a model's, without storage (meta device)."""
+    """A tower with the name, options and image size of a model's tower, without storage."""
     with torch.device("meta"):
         tower = _same_tower(model, tubelet=1)
     return tower.requires_grad_(False)
 
 
 def plain_tower(model: VideoClassifier) -> nn.Module:
-    """The image transformer of a model alone, built anew with the weights of the model's tower.
+    """Only the image transformer of a model, built anew with the weights of the model's tower.
 
     The tower takes the pictures that `VideoClassifier.tower_input` gives.
     """

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from zeroi2v.config import Recipe, ViewsConfig
-from zeroi2v.errors import ConfigError, MergeError
+from zeroi2v.errors import ConfigError, MergeError, how_many
 from zeroi2v.measure.cost import cost
 from zeroi2v.measure.memory import TrainingMode, inference_memory, training_memory
 from zeroi2v.measure.paper_tables import COSTS, TABLES, Row, counted
@@ -83,7 +83,8 @@ def _described_model(
     for name in names:
         if not name.startswith(("model.", "clip.", "views.")):
             raise ConfigError(
-                f"--set {name}: only settings of [model], [clip] and [views] change the counts"
+                f"--set {name}: only settings of [model], [clip] and [views] change the counts; "
+                "leave the other settings out"
             )
     # The values of the weights change no cost: none are fetched.
     config = dataclasses.replace(recipe.model, pretrained=False, weights=None)
@@ -98,8 +99,8 @@ def _saved_model(
     """A saved model, and its views as the settings of these names change them."""
     if num_classes is not None or not all(name.startswith("views.") for name in names):
         raise ConfigError(
-            f"{Path(saved)}: a saved model says itself what it is; "
-            "only clips and crops can be given"
+            f"{Path(saved)}: the settings of a saved model cannot be changed, apart from "
+            "views.clips and views.crops; leave the other options out"
         )
     model = load(saved)
     fields = [name.removeprefix("views.") for name in names]
@@ -108,7 +109,7 @@ def _saved_model(
 
 
 def _figures(model: VideoClassifier, views: int, training_mode: TrainingMode) -> dict[str, float]:
-    """The figures of a model. A merged model is trained no more, so it has none of training."""
+    """The figures of a model. A merged model is not trained, so it has no training figures."""
     costs = cost(model)
     figures = {
         "params": costs.params,
@@ -130,9 +131,9 @@ def _model_lines(
     """A line for each figure, with a column for each form of the model: adapted, merged."""
     yield (
         f"{value['tower']}, strategy {value['strategy']}, {value['image_size']} pixels, "
-        f"{value['classes']} classes"
+        f"{how_many(value['classes'], 'class', 'classes')}"
     )
-    yield f"{value['views']} (frames x crops x clips): {views} view{'s' if views > 1 else ''}"
+    yield f"{value['views']} (frames x crops x clips): {how_many(views, 'view')}"
     yield " " * 30 + "".join(f"{form:>16}" for form in forms)
     for name, (text, divisor, unit) in UNITS.items():
         figures = [value[form].get(name) for form in forms]

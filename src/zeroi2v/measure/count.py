@@ -40,14 +40,19 @@ ALLOCATIONS: Final = frozenset(
         aten._unsafe_view,  # a view, although its schema does not say so
     }
 )
-OVERWRITING: Final = frozenset({aten.copy_, aten.fill_, aten.zero_})  # do not read what they change
-# These read as many elements of their first input as they write, at places that an index names.
+# Operations that do not read the tensor that they change.
+OVERWRITING: Final = frozenset({aten.copy_, aten.fill_, aten.zero_})
+# These operations read as many elements of their first input as they write, at places that an index
+# names.
 GATHERING: Final = frozenset({aten.index, aten.index_select, aten.gather, aten.embedding})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a GPU reaches with models of this kind. The least time of a call depends on it."""
+    """The speeds that a GPU reaches with vision transformers.
+
+    They decide the least time of a call.
+    """
 
     bytes_per_second: float
     operations_per_second: float  # a multiply-add is two operations
@@ -63,7 +68,7 @@ class Kernel:
     macs: int  # multiply-adds of matrix products, convolutions and attention
 
     def least_seconds(self, card: Card) -> float:
-        """The time that moving, computing or starting takes, whichever takes longest."""
+        """The longest of three times: to move the bytes, to compute, and to start the kernel."""
         return max(
             self.moved / card.bytes_per_second,
             2 * self.macs / card.operations_per_second,
@@ -102,7 +107,7 @@ class KernelCount:
 
 
 def count_kernels(call: Callable[[], object]) -> KernelCount:
-    """The kernels that a call starts. Its tensors are of a module that is `pretended`.
+    """The kernels that a call starts. The call must use a module that is `pretended`.
 
     Call a model within `torch.no_grad`; `torch.inference_mode` hides operations from the count. A
     backward pass is counted on a module that is pretended on "cpu", where attention counts as it
@@ -208,7 +213,7 @@ def _attention(
 ) -> Tensor:
     """The output of `scaled_dot_product_attention`, without values, after the casts of autocast.
 
-    A causal kernel is counted as if no mask spared any product.
+    A causal kernel is counted with all products, also those that the causal mask leaves out.
     """
     device = query.device.type
     if torch.is_autocast_enabled(device):
@@ -264,7 +269,7 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 attention_kernel.register_autograd(_gradients, setup_context=_keep)
 
 
-# The functions that PyTorch keeps formulas in take shapes in place of tensors.
+# PyTorch calls these formulas with shapes in place of tensors.
 @register_flop_formula(torch.ops.zeroi2v.counted_attention)
 def _attention_operations(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object

@@ -28,7 +28,7 @@ SECONDS_PER_KERNEL: Final = 3e-6
 def card_for(dtype: str, *, bandwidth: float | None, rate: float | None) -> Card:
     """A card with this bandwidth in TB/s and this rate in TFLOP/s; without them an H100.
 
-    ConfigError if one of them is no card's.
+    ConfigError if the bandwidth or the rate is not a finite number above 0.
     """
     for option, value in (("--bandwidth", bandwidth), ("--rate", rate)):
         if value is not None and not 0 < value < math.inf:
@@ -46,17 +46,17 @@ def count_models(
     dtype: str,
     batches: Sequence[int],
     card: Card,
-    each: Callable[[dict[str, Any]], object] = lambda _: None,
+    on_progress: Callable[[dict[str, Any]], object] = lambda _: None,
     log: Log,
 ) -> dict[str, Any]:
     """Count the kernels of a forward pass of every subject, for every size of a batch.
 
-    The subjects may be on the meta device: nothing is computed. `each` gets the result so far after
-    every subject. The result is what count.json holds.
+    The subjects may be on the meta device: nothing is computed. `on_progress` gets the result so
+    far after every subject. The result is what count.json holds.
     """
     result: dict[str, Any] = {
         **provenance(),
-        "device": "cuda",  # that the models claim to be on
+        "device": "cuda",  # the device that the models claim to be on
         "dtype": dtype,
         "card": {
             "terabytes_per_second": card.bytes_per_second / 1e12,
@@ -69,11 +69,11 @@ def count_models(
     for subject in subjects:
         log.say(f"counting {subject.name}")
         counts = [_figures(count_subject(subject, batch, dtype), batch, card) for batch in batches]
-        weights = {"weights_mib": subject.weights / MIB}
+        weights = {"weights_mib": subject.weight_bytes / MIB}
         result["models"].append(
             {"name": subject.name, **subject.facts, **weights, "counts": counts}
         )
-        each(result)
+        on_progress(result)
     return result
 
 

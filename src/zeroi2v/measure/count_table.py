@@ -40,8 +40,9 @@ def count_table(result: Mapping[str, Any]) -> Table:
 
 def _foot(card: Mapping[str, float]) -> str:
     return (
-        "GB: read and written by the kernels of a call. least ms: the sum over the kernels of the "
-        f"longest of bytes / {card['terabytes_per_second']:g} TB/s, operations / "
-        f"{card['teraflops']:g} TFLOP/s, and {card['microseconds_per_kernel']:g} us. Not counted: "
+        "GB: bytes that the kernels of a call read and write. least ms: the least time that the "
+        "card needs. For each kernel it is the longest of three times, bytes / "
+        f"{card['terabytes_per_second']:g} TB/s, operations / {card['teraflops']:g} TFLOP/s, and "
+        f"{card['microseconds_per_kernel']:g} us; the kernels are added up. Not counted: "
         "the time that Python takes between two kernels, most of the time of a small batch."
     )

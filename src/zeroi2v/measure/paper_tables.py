@@ -36,9 +36,13 @@ EVL_B16: Final = (
     "for ViT-L/14 the printed 58 M hold them"
 )
 EVL_L14: Final = "the difference of two printed figures, 2022 and 1946, each within 0.2 % of ours"
-EVL_SSV2: Final = "its decoder for SSv2 is not described: 175 M are 12 layers, 1858 GFLOPs 24"
+EVL_SSV2: Final = (
+    "the paper does not describe EVL's decoder for SSv2: 175 M parameters fit 12 layers, 1858 "
+    "GFLOPs fit 24 layers"
+)
 AIM_EXTRA: Final = (
-    "printed is four times that of 8 frames; attention over all 32 costs 0.8 to 1 % more"
+    "the printed figure is four times the figure for 8 frames; attention over all 32 frames costs "
+    "0.8 to 1 % more"
 )
 SWIN_PARAMS: Final = "Swin-B has 86.8 M; 89 M is what VideoSwin-B prints"
 
@@ -217,10 +221,11 @@ TABLES: Final = {
 
 
 def counted(row: Row) -> dict[str, float]:
-    """Our figures for a row, by column: of all views, without the classifier, merged if zeroi2v's.
+    """Our figures for a row, by column: for all views, without the classifier.
 
-    Empty for a row that is only quoted. The model is built on the meta device, and counted on one
-    clip: views are independent, so V views cost V times as much.
+    A model of strategy zeroi2v is counted merged. The result is empty for a row that is only
+    quoted. The model is built on the meta device, and counted on one clip: views are independent,
+    so V views cost V times as much.
     """
     if row.build is None:
         return {}

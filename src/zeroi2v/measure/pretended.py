@@ -1,4 +1,4 @@
-"""How does a module claim to be on a device, a GPU that is not there too? Without any storage."""
+"""How does a module run as if on a device that may be missing? On tensors without storage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def pretended(module: Module, device: str) -> Iterator[Module]:
     """A copy of a module whose weights claim to be on `device`, "cpu" or "cuda", without storage.
 
-    Within the block every new tensor is of that kind: it has a shape, a precision and a device, and
-    no values. Make the inputs of the module within the block. Autograd has no backward pass for a
-    GPU that is not there.
+    Within the block every new tensor is without storage too: it has a shape, a precision and a
+    device, and no values. Make the inputs of the module within the block. Autograd has no backward
+    pass for a GPU that is not there.
     """
     copied = copy.deepcopy(module).to("meta")
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -1,7 +1,7 @@
 """Which models does `zeroi2v bench` measure? Names become subjects: models, built or loaded.
 
-A name is `plain` (the image tower alone), a strategy, or a saved model; `:merged` after a name
-folds the adapters first.
+A name is `plain` (only the image tower), a strategy, or a saved model; `:merged` after a name folds
+the adapters first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import ModelConfig, Recipe
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, how_many, nearest
 from zeroi2v.log import Log
 from zeroi2v.machine import free_bytes
 from zeroi2v.measure.compiled import CompiledCall
@@ -44,7 +44,7 @@ class Subject:
     name: str
     run: Callable[[Tensor], object]
     shape: tuple[int, ...]  # of one clip: (F, 3, S, S)
-    weights: int  # bytes
+    weight_bytes: int
     facts: Mapping[str, Any]  # what the result says of the model: tower, strategy, parameters ...
     timed: Callable[[Tensor], object]  # `run`, or `run` compiled
 
@@ -127,16 +127,16 @@ def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device
         return
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_bytes()
-    sizes = [0, *(subject.weights for subject in subjects)]
+    sizes = [0, *(subject.weight_bytes for subject in subjects)]
     if 2 * max(sizes) > free:
-        held = f"{len(subjects)} models hold {sum(sizes) / MIB:.0f} MiB"
+        held = f"{how_many(len(subjects), 'model holds', 'models hold')} {sum(sizes) / MIB:.0f} MiB"
         raise ConfigError(f"{name}: {held} and {free / MIB:.0f} MiB are free; name fewer models")
 
 
 def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassifier:
     """A model with random weights, of the strategy that a name begins with.
 
-    For `plain`, whose tower alone is measured, the strategy does not matter.
+    For `plain` only the tower is measured, so the strategy does not matter.
     """
     strategy = "zeroi2v" if name == PLAIN else name.removesuffix(MERGED)
     config: ModelConfig = dataclasses.replace(
@@ -154,7 +154,7 @@ def _new_model(name: str, recipe: Recipe, image_size: int | None) -> VideoClassi
 
 
 class PlainTower(nn.Module):
-    """The image tower alone, as a function of clips (B, F, 3, S, S)."""
+    """Only the image tower, as a function of clips (B, F, 3, S, S)."""
 
     def __init__(self, tower: nn.Module, tubelet: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def _subject(name: str, model: VideoClassifier, *, compiled: bool) -> Subject:
         name=name,
         run=module,
         shape=(model.frames, 3, model.image_size, model.image_size),
-        weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         facts=facts,
         timed=CompiledCall(module) if compiled else module,
     )

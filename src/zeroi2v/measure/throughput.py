@@ -17,7 +17,9 @@ from zeroi2v.measure.subjects import MIB, Subject
 from zeroi2v.measure.timing import interleave
 
 ROUNDS: Final = 3  # of each size of a batch
-GAIN: Final = 1.05  # the least gain of a doubling after which a CPU's batch is doubled again
+# On a CPU, a batch is doubled again only if the last doubling multiplied clips per second by at
+# least this factor.
+GAIN: Final = 1.05
 
 
 class Batch(TypedDict):
@@ -53,15 +55,16 @@ def double_batches(
     *,
     limit: int | None,
     max_batch: int | None,
-    each: Callable[[], object] = lambda: None,
+    on_progress: Callable[[], object] = lambda: None,
     log: Log,
 ) -> None:
     """Time batches of 2, 4, 8 ... clips, and add them to the `throughputs`.
 
-    The throughputs hold the batch of one clip already. A subject gets no larger batch when the
-    batch is larger than `max_batch`, or does not fit into the memory. Where there is a `limit` of
-    bytes, a subject also gets no larger batch when the batch would take more than the limit, judged
-    by the peak of one clip, or when a doubling gained too little. `each` is called after each size.
+    The throughputs hold the batch of one clip already. A subject is not measured with a batch that
+    is larger than `max_batch`, or that does not fit into the memory. If there is a `limit` of
+    bytes, a subject is not measured with a batch that would need more than the limit, judged by the
+    peak of one clip, nor with a larger batch after a doubling that gained too little. `on_progress`
+    is called after each size.
     """
     running = list(subjects)
     per_clip = {
@@ -88,7 +91,7 @@ def double_batches(
             return
         log.say(f"batch {batch}: {', '.join(peaks)}")
         series = _times(running, batch, clips, warmup=warmup)
-        if series is None:  # the batch fitted alone, but not beside what other subjects left
+        if series is None:  # the batch fitted, but not beside what the other subjects hold
             _stop(running, throughputs, "memory")
             return
         for subject in list(running):
@@ -99,7 +102,7 @@ def double_batches(
                 running.remove(subject)
             peak_mib = peaks[subject.name] / MIB
             tried.append({"batch": batch, "clips_per_second": rate, "peak_mib": peak_mib})
-        each()
+        on_progress()
 
 
 def _stop(subjects: Sequence[Subject], throughputs: Mapping[str, Throughput], reason: str) -> None:

@@ -20,9 +20,10 @@ from zeroi2v.method.gradients import add_linear, keep_norm_input
 
 
 class _Bottleneck(nn.Module):
-    """The branch s U(dropout(D(x))), with D: n -> r and U: r -> m channels.
+    """The two linear layers of an adapter: U(dropout(D(x))), the branch, which is added times s.
 
-    U starts at zero. So a model gives the same output before and after adapters are attached.
+    D maps n to r channels, and U maps r to m channels. U starts at zero. So a model gives the same
+    output before and after adapters are attached.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class _Bottleneck(nn.Module):
         """total + s U(dropout(D(x)))."""
         return add_linear(total, self.bottleneck(x), self.up, self.scale)
 
-    def affine_branch(self) -> Affine:
-        """The branch without dropout as an affine map in float64: s U D x + s (U b_D + b_U)."""
+    def scaled_affine_branch(self) -> Affine:
+        """The branch times s, without dropout, as an affine map: s U D x + s (U b_D + b_U).
+
+        The map is in float64.
+        """
         return scaled(compose(affine(self.up), affine(self.down)), self.scale)
 
 
@@ -77,7 +81,7 @@ class LoRA(_Bottleneck):
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         """W + s U D."""
-        return add(frozen, self.affine_branch())
+        return add(frozen, self.scaled_affine_branch())
 
 
 class LinearAdapter(_Bottleneck):
@@ -94,8 +98,8 @@ class LinearAdapter(_Bottleneck):
     def part(self, linear: nn.Linear, rows: Tensor, x: Tensor) -> Tensor:
         """W U(D(x)), where W has the rows `rows` of the weight of `linear`.
 
-        The caller adds s W U(D(x)) to the output channels `rows`. So the adapter changes the input
-        of these output channels alone: W (x + s U(D(x))) = W x + s W U(D(x)).
+        The caller adds s W U(D(x)) to the output channels `rows`. So the adapter changes only
+        the input of these output channels: W (x + s U(D(x))) = W x + s W U(D(x)).
         """
         return F.linear(self.branch(x), linear.weight[rows])
 
@@ -104,7 +108,7 @@ class LinearAdapter(_Bottleneck):
 
         MergeError if the adapter is not linear.
         """
-        branch = self.affine_branch()
+        branch = self.scaled_affine_branch()
         adapter = add(identity_like(branch), branch)
         return compose(frozen, adapter) if before else compose(adapter, frozen)
 

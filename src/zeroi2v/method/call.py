@@ -33,13 +33,14 @@ class Call:
     temporal_embedding: Tensor  # (T, D)
     # Whether attention that can read other frames by itself does so; its hook then moves nothing.
     attention_reads: bool = False
-    kept: dict[Hashable, Tensor] = field(default_factory=dict)  # from one hook for a later hook
+    # Tensors that a hook keeps for a later hook.
+    kept: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def scaled(self, offset: int) -> int:
         """The offset of a head in this call, where `offset` is the head's offset in a whole clip.
 
-        A clip of this call may have fewer frames than a whole clip, in the same time. The offset
-        shrinks in proportion to the number of frames, and is rounded away from 0.
+        A clip of this call may have fewer frames than a whole clip over the same stretch of the
+        video. The offset shrinks in proportion to the number of frames, and is rounded away from 0.
         """
         if self.frames == self.whole_frames:
             return offset

@@ -21,7 +21,7 @@ class Affine(NamedTuple):
 
 
 def affine(linear: nn.Linear, rows: Tensor | slice = slice(None)) -> Affine:
-    """The map of a linear layer, or of the layer's output channels `rows` alone, in float64."""
+    """The map of a linear layer, or only of the layer's output channels `rows`, in float64."""
     bias = linear.bias
     return Affine(
         linear.weight.detach()[rows].double(),
@@ -60,7 +60,7 @@ def identity_like(branch: Affine) -> Affine:
 
 @torch.no_grad()
 def assign(linear: nn.Linear, folded: Affine, rows: Tensor | slice = slice(None)) -> None:
-    """Write a folded map into a linear layer, or into the output channels `rows` alone.
+    """Write a folded map into a linear layer, or only into the output channels `rows`.
 
     The float64 numbers are rounded once, to the dtype of the layer. If the folded map has a bias,
     the layer must have a bias too.

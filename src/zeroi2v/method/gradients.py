@@ -78,7 +78,7 @@ def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x * sigmoid(1.702 x). The operation keeps x alone for the gradient.
+    """x * sigmoid(1.702 x). The operation keeps only x for the gradient.
 
     The derivative of QuickGELU at x is the derivative of SiLU at 1.702 x.
     """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
-from zeroi2v.errors import HeadsError, nearest
+from zeroi2v.errors import HeadsError, how_many, nearest
 
 SplitHead: TypeAlias = tuple[tuple[int, Fraction], ...]
 HeadLayout: TypeAlias = tuple[int | SplitHead, ...]
@@ -34,11 +34,12 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
         heads_of_blocks: list[Heads] = [heads] * len(head_counts)
     elif len(heads) == len(head_counts):
-        heads_of_blocks = list(heads)  # type: ignore[arg-type]  # not one layout: ruled out above
+        heads_of_blocks = list(heads)  # type: ignore[arg-type]  # the first branch has taken every single layout
     else:
         raise HeadsError(
-            f"heads has {len(heads)} layouts, but the tower has {len(head_counts)} attention "
-            "blocks; give one layout for all blocks, or one for each"
+            f"heads has {how_many(len(heads), 'layout')}, but the tower has "
+            f"{how_many(len(head_counts), 'attention block')}; "
+            "give one layout for all blocks, or one for each"
         )
     staged = len(set(head_counts)) > 1
     return tuple(
@@ -94,14 +95,15 @@ def _assign_heads(
         layout.append(tuple(split_head))
     if len(layout) > head_count:
         raise HeadsError(
-            f"block {block}: {len(layout)} temporal heads asked for, but it has {head_count} heads"
+            f"block {block} (counted from 0) has {how_many(head_count, 'head')}, but heads asks "
+            f"for {how_many(len(layout), 'temporal head')}; give smaller counts"
         )
     return tuple(layout) + (0,) * (head_count - len(layout))
 
 
 def _require_offset(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise HeadsError(f"an offset must be a whole number of frames, got {value!r}")
+        raise HeadsError(f"heads: an offset must be a whole number of frames, got {value!r}")
     return value
 
 

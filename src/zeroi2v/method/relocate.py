@@ -28,7 +28,7 @@ from zeroi2v.method.heads import HeadLayout, shares
 
 
 class Move(NamedTuple):
-    """Neighbouring heads, and a share of the channels of each, that read frame t + offset."""
+    """A share of the channels of some neighbouring heads. These channels read frame t + offset."""
 
     first_head: int
     stop_head: int  # one past the last head
@@ -229,7 +229,7 @@ def relocate(
 def _relocated_copy(
     by_frame: Tensor, layout: FusedLayout, moves: Sequence[Move], *, queries: bool
 ) -> Tensor:
-    """`relocate` as a new tensor (B, T, W, ..., C), made by slices and concatenations alone.
+    """`relocate` as a new tensor (B, T, W, ..., C), made only by slices and concatenations.
 
     A graph of these operations writes nothing in place.
     """

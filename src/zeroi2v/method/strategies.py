@@ -6,7 +6,7 @@ weights train. The classifier trains under every strategy.
 The sites of a block and the position of an adapter:
 
     qkv      before the fused projection, for q, k and v together
-    q, k, v  before the fused projection, for one of q, k and v alone
+    q, k, v  before the fused projection, for only q, only k or only v
     proj     after the output projection
     up       before the first linear layer of the MLP
     down     after the last linear layer of the MLP
@@ -49,9 +49,9 @@ class Strategy:
     unused_settings: tuple[str, ...] = ()  # settings of ModelConfig that must keep their defaults
 
 
-# Settings of temporal heads. Peers do not use them, because all heads of a peer are spatial.
-ZERO_COST: Final = ("operator", "ratio")
-ADAPTERS: Final = ("adapter_ratio", "adapter_scale")  # settings of adapters
+# Settings of temporal heads. Peers do not use these settings: all heads of a peer are spatial.
+HEAD_SETTINGS: Final = ("operator", "ratio")
+ADAPTER_SETTINGS: Final = ("adapter_ratio", "adapter_scale")  # settings of adapters
 STRATEGIES: Final = {
     "zeroi2v": Strategy("linear", FOUR, ("qkv", *SIX), trains_norm=True),
     "gelu_adapter": Strategy("gelu", FOUR, ("qkv", *SIX), trains_norm=True),
@@ -63,7 +63,7 @@ STRATEGIES: Final = {
     "evl": Strategy(
         peer="evl",
         trains_temporal_embedding=False,
-        unused_settings=(*ZERO_COST, *ADAPTERS, "temporal_embedding"),
+        unused_settings=(*HEAD_SETTINGS, *ADAPTER_SETTINGS, "temporal_embedding"),
     ),
     "aim": Strategy(
         sites=("temporal", "spatial", "joint"),
@@ -71,7 +71,7 @@ STRATEGIES: Final = {
         trains_norm=True,
         adapter_scale=0.5,
         peer="aim",
-        unused_settings=ZERO_COST,
+        unused_settings=HEAD_SETTINGS,
     ),
     "st_adapter_published": Strategy(
         sites=("block",),
@@ -79,12 +79,12 @@ STRATEGIES: Final = {
         trains_temporal_embedding=False,
         adapter_ratio=0.5,
         peer="st_adapter",
-        unused_settings=(*ZERO_COST, "temporal_embedding"),
+        unused_settings=(*HEAD_SETTINGS, "temporal_embedding"),
     ),
     "joint": Strategy(
         trains_tower=True,
         learning_rate_share=0.1,
         peer="joint",
-        unused_settings=(*ZERO_COST, *ADAPTERS, "adapter_dropout"),
+        unused_settings=(*HEAD_SETTINGS, *ADAPTER_SETTINGS, "adapter_dropout"),
     ),
 }

@@ -77,10 +77,16 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
     if path.is_dir():
         names = [name for name in IN_A_FOLDER if (path / name).is_file()]
         if not names:
-            raise CheckpointError(f"{path}: holds none of {', '.join(IN_A_FOLDER)}")
+            raise CheckpointError(
+                f"{path}: holds none of {', '.join(IN_A_FOLDER)}; give the file of the weights"
+            )
         path /= names[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:  # not a sign of damage
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     content: Any = None
     is_torchscript = False
     try:
@@ -92,7 +98,9 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
                 damaged = archive.testzip()
                 content = _torchscript(archive) if is_torchscript and not damaged else None
             if damaged:
-                raise CheckpointError(f"{path}: damaged: the checksum of {damaged} is wrong")
+                raise CheckpointError(
+                    f"{path}: damaged: the checksum of {damaged} is wrong; get the file again"
+                )
         if content is None:
             content = _pickled(path)
     except DAMAGED as error:
@@ -126,7 +134,7 @@ def _pickled(path: Path) -> Any:
             ) from error
         raise CheckpointError(
             f"{path}: holds more than tensors ({names}), and zeroi2v runs no code of a file; "
-            "if you trust the file, load it with PyTorch, save its state_dict alone, "
+            "if you trust the file, load it with PyTorch, save only its state_dict, "
             "and give the new file"
         ) from error
 

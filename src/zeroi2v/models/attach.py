@@ -48,39 +48,47 @@ def build_adapters(tower: nn.Module, plan: Plan) -> list[dict[str, nn.Module]]:
             dropout=plan.config.adapter_dropout,
         )
     return [
-        {name: _build(tower, block, adapter, plan) for name, adapter in block.adapters.items()}
+        {
+            name: _build(tower, block, adapter_plan, plan)
+            for name, adapter_plan in block.adapters.items()
+        }
         for block in plan.blocks
     ]
 
 
-def _build(tower: nn.Module, block: BlockPlan, shape: AdapterPlan, plan: Plan) -> nn.Module:
+def _build(tower: nn.Module, block: BlockPlan, adapter_plan: AdapterPlan, plan: Plan) -> nn.Module:
     """One adapter of a block."""
     options: dict[str, Any] = {
         "scale": plan.adapter_scale,
         "dropout": plan.config.adapter_dropout,
-        "bias": shape.bias,
+        "bias": adapter_plan.bias,
     }
-    match shape.kind:
+    match adapter_plan.kind:
         case "linear":
-            return LinearAdapter(shape.inputs, shape.width, **options)
+            return LinearAdapter(adapter_plan.inputs, adapter_plan.width, **options)
         case "gelu":
-            return GELUAdapter(shape.inputs, shape.width, **options)
+            return GELUAdapter(adapter_plan.inputs, adapter_plan.width, **options)
         case "st":
-            return STAdapter(shape.inputs, shape.width, prefix=plan.tower.prefix, **options)
+            return STAdapter(
+                adapter_plan.inputs, adapter_plan.width, prefix=plan.tower.prefix, **options
+            )
         case "lora":
-            return LoRA(shape.inputs, shape.width, shape.outputs, **options)
-    trained = TrainedRows if shape.kind == "rows" else TrainedColumns
-    return trained(_linear(tower, block, shape), torch.tensor(shape.channels))
+            return LoRA(adapter_plan.inputs, adapter_plan.width, adapter_plan.outputs, **options)
+    trained = TrainedRows if adapter_plan.kind == "rows" else TrainedColumns
+    return trained(_linear(tower, block, adapter_plan), torch.tensor(adapter_plan.channels))
 
 
-def _site(block: BlockPlan, adapter: AdapterPlan) -> Site:
+def _site(block: BlockPlan, adapter_plan: AdapterPlan) -> Site:
     """The site of an adapter. The adapters of q, k and v share the site of the fused projection."""
-    return block.block.sites["qkv" if adapter.site in PARTS else adapter.site]
+    return block.block.sites["qkv" if adapter_plan.site in PARTS else adapter_plan.site]
 
 
-def _linear(tower: nn.Module, block: BlockPlan, adapter: AdapterPlan) -> nn.Linear:
-    """The linear of an adapter that belongs to a single linear."""
-    path = _site(block, adapter).linears[adapter.linear]
+def _linear(tower: nn.Module, block: BlockPlan, adapter_plan: AdapterPlan) -> nn.Linear:
+    """The linear beside which an adapter acts.
+
+    Only a LoRA, trained rows and trained columns belong to a single linear.
+    """
+    path = _site(block, adapter_plan).linears[adapter_plan.linear]
     linear = tower.get_submodule(path)
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{path} is no linear layer")
@@ -113,8 +121,8 @@ def attach(
             if "up" in block.block.sites:
                 entry = tower.get_submodule(block.block.sites["up"].module)
                 entry.register_forward_pre_hook(shift)
-        for name, adapter in block.adapters.items():
-            handles.append(_attach(tower, block, number, name, adapter))
+        for name, adapter_plan in block.adapters.items():
+            handles.append(_attach(tower, block, number, name, adapter_plan))
         if block.moves:
             queries = plan.moves_queries
             heads = TemporalHeads(
@@ -128,20 +136,20 @@ def attach(
 
 
 def _attach(
-    tower: nn.Module, block: BlockPlan, number: int, name: str, adapter: AdapterPlan
+    tower: nn.Module, block: BlockPlan, number: int, name: str, adapter_plan: AdapterPlan
 ) -> RemovableHandle:
     """Hook one adapter to its site.
 
     `number` is the number of the block, from 0; `name` is the name of the adapter.
     """
-    if adapter.site in PARTS:
+    if adapter_plan.site in PARTS:
         hook = BesidePart(number, name, block.block.layout)
-        return _linear(tower, block, adapter).register_forward_hook(hook)
-    if adapter.kind in ("lora", "rows", "columns"):
-        return _linear(tower, block, adapter).register_forward_hook(Beside(number, name))
-    site = _site(block, adapter)
+        return _linear(tower, block, adapter_plan).register_forward_hook(hook)
+    if adapter_plan.kind in ("lora", "rows", "columns"):
+        return _linear(tower, block, adapter_plan).register_forward_hook(Beside(number, name))
+    site = _site(block, adapter_plan)
     module = tower.get_submodule(site.module)
-    if adapter.site in BEFORE and not site.after_norm:
+    if adapter_plan.site in BEFORE and not site.after_norm:
         return module.register_forward_pre_hook(Before(number, name))
     return module.register_forward_hook(After(number, name))
 
@@ -156,20 +164,24 @@ def fold_adapters(
     linear.
     """
     for block, modules in zip(plan.blocks, adapters, strict=True):
-        for name, shape in block.adapters.items():
-            _fold(tower, block, shape, modules[name])
+        for name, adapter_plan in block.adapters.items():
+            _fold(tower, block, adapter_plan, modules[name])
 
 
-def _fold(tower: nn.Module, block: BlockPlan, shape: AdapterPlan, adapter: Any) -> None:
+def _fold(tower: nn.Module, block: BlockPlan, adapter_plan: AdapterPlan, adapter: Any) -> None:
     """Let the linears of one site absorb one adapter."""
     if isinstance(adapter, TrainedRows | TrainedColumns):
-        adapter.fold(_linear(tower, block, shape))
+        adapter.fold(_linear(tower, block, adapter_plan))
         return
-    rows = part_rows(block.block.layout, shape.site) if shape.site in PARTS else slice(None)
-    paths = _site(block, shape).linears
-    if shape.kind == "lora":
-        paths = (paths[shape.linear],)
+    rows = (
+        part_rows(block.block.layout, adapter_plan.site)
+        if adapter_plan.site in PARTS
+        else slice(None)
+    )
+    paths = _site(block, adapter_plan).linears
+    if adapter_plan.kind == "lora":
+        paths = (paths[adapter_plan.linear],)
     for path in paths:
         linear: Any = tower.get_submodule(path)
-        folded = adapter.folded(affine(linear, rows), before=shape.site in BEFORE)
+        folded = adapter.folded(affine(linear, rows), before=adapter_plan.site in BEFORE)
         assign(linear, folded, rows)

@@ -48,7 +48,8 @@ def create_model(
       timm, OpenAI CLIP, open_clip or transformers.
     - `tower_options`: options that timm takes, such as `img_size`.
     - `tubelet`, an option: the number of neighbouring frames that make one picture (Swin in
-      Table 11: 2). Offsets, and the layout of heads=None, then count pictures.
+      Table 11: 2). Offsets then count pictures, and heads=None takes the layout for the
+      number of pictures.
     - `options`: the other fields of `ModelConfig`.
 
     ConfigError, HeadsError, TowerError or CheckpointError names the setting or the file that is
@@ -108,8 +109,8 @@ def _warn_of_spatial_blocks(model: VideoClassifier) -> None:
     spatial = model.plan.tower.spatial_blocks
     if spatial:
         logger.warning(
-            "%s is partly covered: %d of its %d attention blocks have no heads that can be "
-            "temporal, and stay spatial: %s",
+            "%s is partly covered: heads cannot be temporal in %d of its %d attention blocks, "
+            "which stay spatial: %s",
             model.plan.config.tower,
             len(spatial),
             len(spatial) + len(model.plan.blocks),

@@ -6,7 +6,7 @@ the README.md of the folder, which the Hub shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Final
 from huggingface_hub import ModelCard, ModelCardData
 
 from zeroi2v.config import ClipConfig
+from zeroi2v.errors import how_many
 from zeroi2v.method.heads import HeadLayout, shares
 from zeroi2v.method.strategies import STRATEGIES
 from zeroi2v.models.spec import Spec
@@ -46,7 +47,7 @@ def model_card(spec: Spec, facts: CardFacts) -> str:
         ),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         tower=spec.model.tower,
-        class_count=len(spec.labels),
+        class_count=how_many(len(spec.labels), "class", "classes"),
         method=f"strategy {strategy}" if is_peer else f"[ZeroI2V]({PAPER})",
         facts=_facts(spec, facts),
         figures=_figures(spec.results),
@@ -71,12 +72,13 @@ def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
         "strategy": config.strategy,
         "operator": config.operator
         + ("" if config.ratio is None else f", ratio {config.ratio:.4g}"),
-        "temporal heads": ", ".join(dict.fromkeys(offsets(layout) for layout in facts.heads)),
+        "temporal heads": temporal_heads(facts.heads),
         "parameters": f"{facts.parameters:,} ({state})",
-        "input": f"{clip.frames} frames of {size} x {size} pixels, {sampling(clip)}",
+        "input": f"{how_many(clip.frames, 'frame')} of {size} x {size} pixels, {sampling(clip)}",
         "normalisation": f"mean {rounded(spec.mean)}, standard deviation {rounded(spec.std)}, "
         "for pixels of 0..1",
-        "views in evaluation": f"{clip.frames} frames x {views.crops} crops x {views.clips} clips",
+        "views in evaluation": f"{how_many(clip.frames, 'frame')} x "
+        f"{how_many(views.crops, 'crop')} x {how_many(views.clips, 'clip')}",
         "scores": scores,
     }
     if facts.spatial_blocks:
@@ -86,9 +88,9 @@ def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
 
 
 def _figures(results: Mapping[str, float]) -> dict[str, str]:
-    """The rows of a table of figures: {name: text}. A model without figures has a row "none"."""
+    """The rows of a table of figures: {name: text}. A row says so if there are no figures."""
     if not results or results.get("epoch") == 0:
-        return {"none": "not evaluated when it was saved"}
+        return {"figures": "none; the model was not evaluated when it was saved"}
     return {name: f"{value:.4g}" for name, value in results.items()}
 
 
@@ -99,8 +101,16 @@ def _labels(labels: tuple[str, ...]) -> str:
     return text if more <= 0 else f"{text} and {more} more (`config.json` has all)"
 
 
+def temporal_heads(layouts: Sequence[HeadLayout]) -> str:
+    """The different head layouts of the blocks, in words; "none" if every head is spatial."""
+    if all(head == 0 for layout in layouts for head in layout):
+        return "none"
+    texts = ", ".join(dict.fromkeys(offsets(layout) for layout in layouts))
+    return f"{texts}, written {{offset*number of heads}}; a head with offset 0 is spatial"
+
+
 def offsets(layout: HeadLayout) -> str:
-    """A head layout as the paper writes it: {-1*1, 1*1, 0*10}."""
+    """A head layout as the paper writes it, offset*number of heads: {-1*1, 1*1, 0*10}."""
     counts: dict[int, Fraction] = {}
     for head in layout:
         for offset, share in shares(head):
@@ -111,7 +121,7 @@ def offsets(layout: HeadLayout) -> str:
 def sampling(clip: ClipConfig) -> str:
     """How a clip is cut out of a video, in words."""
     if clip.sampling == "segment":
-        return "one from each of as many equal segments of the video"
+        return f"one frame from each of {how_many(clip.frames, 'equal segment')} of the video"
     return f"{clip.stride} video frames apart"
 
 

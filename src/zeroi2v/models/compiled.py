@@ -1,8 +1,8 @@
 """How does a model run with the least work between its kernels? Captured, or compiled.
 
 On a CUDA device the kernels of a forward pass are captured once for each size of a batch, as a CUDA
-graph. A replay starts all kernels at once, and Python's share of a call vanishes. On a CPU
-torch.compile takes this place, if a trial shows that it is faster.
+graph. A replay starts all kernels at once, so Python takes no time between two kernels. On a CPU
+the model is compiled by torch.compile instead, if a trial shows that the compiled model is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIAL: Final = 5  # calls that are timed to choose between two forms
 
 
 def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
-    """The model in eval mode and in a dtype: itself if it is so already, otherwise a copy.
+    """The model in eval mode, with weights of a dtype. A copy, unless the model has both already.
 
     ConfigError if the dtype is unknown.
     """
@@ -46,19 +46,20 @@ def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
 class Captured:
     """A function of clips on a CUDA device, captured for batches of some sizes.
 
-    A smaller batch takes the place of the next larger one; a larger batch than the largest passes
-    in several parts. The result of a call is a copy. Several threads may call: they wait for each
-    other. A clip may have any floating dtype and lie on any device.
+    A batch whose size was not captured is computed as a part of the next larger captured batch. A
+    batch that is larger than all captured batches is computed in several parts. The result of a
+    call is a copy, so later calls leave it unchanged. Several threads may call the function; they
+    wait for each other. Clips may have any floating dtype and lie on any device.
     """
 
     def __init__(
         self, run: Callable[[Tensor], Tensor], clips: Tensor, *, sizes: Iterable[int]
     ) -> None:
-        """`clips` (B, F, 3, S, S), as many as the largest of `sizes`: every replay reads them."""
+        """`clips` (B, F, 3, S, S) is the memory that every replay reads; B is the largest size."""
         self.run, self.sizes, self._clips = run, sorted(sizes), clips
         self._lock, self._done = threading.Lock(), torch.cuda.Event()
         pool = torch.cuda.graph_pool_handle()
-        # The largest first: the others fit into its memory.
+        # The largest batch first, since smaller batches fit into the memory of its graph.
         self._graphs = {size: self._capture(size, pool) for size in reversed(self.sizes)}
 
     @torch.no_grad()
@@ -93,7 +94,7 @@ class Captured:
         graph, logits = self._graphs[next(size for size in self.sizes if size >= count)]
         with self._lock:
             stream = torch.cuda.current_stream(self._clips.device)
-            stream.wait_event(self._done)  # the copies of the call before, in whatever stream
+            stream.wait_event(self._done)  # wait for the previous call, also in another stream
             self._clips[:count].copy_(clips, non_blocking=True)
             graph.replay()
             result = logits[:count].clone()

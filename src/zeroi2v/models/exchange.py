@@ -1,8 +1,8 @@
 """Which attention modules of a tower read other frames by themselves? timm's plain attention.
 
 On a CUDA device a module of the class `FrameAttention` takes K and V of frame t + offset by itself
-(`method.kernels.attention`). Elsewhere, and where a gradient is needed, the hook on its fused
-projection moves K and V first. Both compute equations 7-9.
+(`method.kernels.attention`). Elsewhere, and where a gradient is needed, the hook on the module's
+fused projection moves K and V first. Both compute equations 7-9 of the paper.
 
 A tower's attention becomes a `FrameAttention` in place: the module keeps its submodules, weights,
 keys and hooks.
@@ -32,7 +32,7 @@ CAPABILITY = (8, 0)  # of the oldest CUDA devices that multiply matrices of bflo
 
 
 class FrameAttention(Attention):
-    """timm's attention, with heads that read other frames by themselves where a call asks so."""
+    """timm's attention, whose heads read other frames by themselves if the call asks for that."""
 
     offsets: Tensor  # (H) int32: the offset of each head, in frames
 
@@ -62,7 +62,7 @@ class FrameAttention(Attention):
 
 
 def exchange(attention: nn.Module, moves: Sequence[Move], *, queries: bool) -> bool:
-    """Make a module a `FrameAttention` if it can be one. The result says whether it is one now.
+    """Make an attention module a `FrameAttention` if possible. Returns whether that was possible.
 
     The module must be timm's plain attention, and its heads must move whole, without their queries.
     """
@@ -80,8 +80,9 @@ def exchange(attention: nn.Module, moves: Sequence[Move], *, queries: bool) -> b
 def attention_reads(tower: nn.Module) -> bool:
     """Whether the `FrameAttention` modules of a tower can read other frames by themselves.
 
-    They can on a CUDA device with Triton, in a dtype of matrix products, if the kernel agrees there
-    with moved keys and values. A warning names a kernel that fails or does not agree.
+    They can if all of these hold: the device is a CUDA device, Triton is installed, the dtype is in
+    `ROUNDING`, and on this device the kernel gives the result of attention to moved keys and
+    values. A warning names a kernel that fails or gives another result.
     """
     modules = [module for module in tower.modules() if isinstance(module, FrameAttention)]
     return bool(modules) and all(_reads(module) for module in modules)
@@ -92,7 +93,7 @@ def _reads(attention: FrameAttention) -> bool:
     if weight.device.type != "cuda" or weight.dtype not in ROUNDING or not has_triton():
         return False
     if isinstance(weight, FakeTensor):
-        return True  # a tensor without memory: nothing computes
+        return True  # a tensor without memory: no kernel runs, so there is nothing to compare
     return _agrees(
         tuple(attention.offsets.tolist()), attention.head_dim, weight.dtype, weight.device
     )

@@ -110,7 +110,7 @@ def read_heads(attention: Any) -> HeadChannels | str:
         return NOT_PER_HEAD[name]
     qkv, proj = attention.qkv, getattr(attention, "proj", None)
     if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear):
-        return "projects with convolutions, or with a norm between"
+        return "has a `qkv` or `proj` that is no linear layer"
     head_count = getattr(attention, "num_heads", getattr(attention, "heads", None))
     if not isinstance(head_count, int) or proj.in_features % head_count:
         return "does not state the number of its heads"

@@ -62,7 +62,7 @@ def load(folder: str | os.PathLike[str]) -> VideoClassifier:
     _read_weights(model, saved.folder / WEIGHTS_FILE, saved.config)
     if model.spec.results.get("epoch") == 0:
         logger.warning(
-            "%s: a run that has not finished an epoch; the model is as good as untrained",
+            "%s: the run has not finished its first epoch, so the model is practically untrained",
             saved.folder,
         )
     return model.eval()
@@ -102,13 +102,17 @@ def _check_pixels(model: VideoClassifier, saved: SavedModel) -> None:
         if not saved.recipe.model.pretrained:
             model.resize(image_size=trained_on["image_size"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{saved.folder / CONFIG_FILE}: input: {error}") from error
+        raise CheckpointError(
+            f"{saved.folder / CONFIG_FILE}: the entry input is wrong: {_reason(error)}"
+        ) from error
     spec = model.spec
     here = {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)}
     if trained_on != here:
         raise CheckpointError(
-            f"{saved.folder}: tower {spec.model.tower!r} here takes other pixels than "
-            f"the tower of the saved model: {trained_on}"
+            f"{saved.folder}: the installed timm gives tower {spec.model.tower!r} the input "
+            f"{here}, but the model was trained with the input {trained_on}; install the timm "
+            "that the model was trained with, or merge the model where it was trained "
+            "(`zeroi2v merge`)"
         )
 
 
@@ -122,8 +126,9 @@ def _check_tower(model: VideoClassifier, saved: SavedModel) -> None:
         return
     if saved.config["tower_fingerprint"] != model.stored().fingerprint:
         raise CheckpointError(
-            f"{saved.folder}: the weights of tower {model.spec.model.tower!r} here "
-            "are not the ones it was trained on"
+            f"{saved.folder}: timm's weights of tower {model.spec.model.tower!r} differ from the "
+            "weights that this model was trained with; merge the model where it was trained "
+            "(`zeroi2v merge`), and load the merged folder"
         )
 
 
@@ -147,7 +152,9 @@ def model_recipe(folder: str | os.PathLike[str] | None) -> Recipe:
 def _open(folder: str | os.PathLike[str]) -> SavedModel:
     """Read the configuration in a folder, which is downloaded if `folder` is a name on the Hub."""
     if not os.fspath(folder):
-        raise CheckpointError("the name of the model's folder is empty")
+        raise CheckpointError(
+            "the name of the model's folder is empty; give the folder of a run or of a merged model"
+        )
     path = Path(folder) if Path(folder).exists() else _download(os.fspath(folder))
     config = _read_config(path / CONFIG_FILE)
     try:
@@ -167,8 +174,13 @@ def _open(folder: str | os.PathLike[str]) -> SavedModel:
 def _invalid(folder: Path, error: Exception) -> CheckpointError:
     """The error for a folder whose configuration is invalid."""
     return CheckpointError(
-        f"{folder / CONFIG_FILE}: not a configuration that this version reads: {error}"
+        f"{folder / CONFIG_FILE}: not a configuration that this version reads: {_reason(error)}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why a configuration is invalid: the text of the error, or the entry that is missing."""
+    return f"the entry {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 @torch.no_grad()
@@ -195,7 +207,8 @@ def start_from(model: VideoClassifier, folder: str | os.PathLike[str]) -> None:
     for key in sorted(own.keys() | taken.keys()):
         if key not in own or key not in taken or own[key].shape != taken[key].shape:
             raise CheckpointError(
-                f"{folder}: {key} does not fit; train with the model settings of that run"
+                f"{folder}: the tensor {key} does not fit the new model; "
+                "train with the model settings of that run"
             )
     model.load_state_dict(taken)
     if source.keeps_tower:  # timm cannot fetch the weights of this tower by name
@@ -244,7 +257,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
                 missing, unknown = sorted(own.keys() - keys), sorted(keys - own.keys())
                 raise CheckpointError(
                     f"{path}: not this model's weights: "
-                    f"missing {missing[:3]}, not known {unknown[:3]}"
+                    f"missing {missing[:3]}, not known {unknown[:3]}; copy the whole folder again"
                 )
             digest = config_digest(config)
             for key in sorted(keys):
@@ -259,7 +272,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
             if digest.hexdigest() not in (file.metadata() or {}).get("zeroi2v", ""):
                 raise CheckpointError(
                     f"{path}: damaged, or written with another {CONFIG_FILE} than the file beside "
-                    "it: the checksum is wrong"
+                    "it: the checksum is wrong; copy the whole folder again"
                 )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
@@ -276,7 +289,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a zeroi2v model of format {FORMAT}")
+        raise CheckpointError(
+            f"{path}: not a zeroi2v model of format {FORMAT}; "
+            "give the folder of a run or of a merged model"
+        )
     return config
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from zeroi2v.config import ClipConfig, ViewsConfig
-from zeroi2v.errors import CheckpointError, ConfigError
+from zeroi2v.errors import CheckpointError, ConfigError, how_many
 from zeroi2v.method.heads import Heads
 from zeroi2v.models.archives import Archive, read_archive
 from zeroi2v.models.build import create_model
@@ -46,7 +46,8 @@ OFFICIAL_KEYS: Final = {
 class OfficialModel:
     """The settings of a published model that its file does not hold."""
 
-    width: int  # also in the file, like `frames`; a file of another width is another model
+    # The file tells width and frames too. Both are compared, to refuse another model of this name.
+    width: int
     frames: int
     heads: str
     adapter_scale: float
@@ -54,7 +55,8 @@ class OfficialModel:
     views: ViewsConfig
 
 
-# By the name of the configuration. Some settings differ from those in the paper's Table 6.
+# The published models, by the name of the authors' configuration. Some settings differ from those
+# in the paper's Table 6.
 OFFICIAL: Final = {
     "CLIP-B_k400_8x16x1": OfficialModel(
         768,
@@ -130,8 +132,10 @@ def load_official(
     published = OFFICIAL.get(file.path.stem.removesuffix("_eval"))
     if published and (published.width, published.frames) != (sizes.width, sizes.frames):
         raise CheckpointError(
-            f"{file.path}: named after a model of width {published.width} and {published.frames} "
-            f"frames, but holds {sizes.width} and {sizes.frames}"
+            f"{file.path}: named after a model of width {published.width} and "
+            f"{how_many(published.frames, 'frame')}, but the file holds a model of width "
+            f"{sizes.width} and {how_many(sizes.frames, 'frame')}; rename the file, and give heads "
+            "and adapter_scale"
         )
     if published and heads is None:
         heads = published.heads
@@ -139,10 +143,12 @@ def load_official(
         adapter_scale = published.adapter_scale
     if not sizes.sites and adapter_scale is None:
         adapter_scale = 1.0  # a merged file has absorbed the scale
+    given = {"heads": heads, "adapter_scale": adapter_scale}
+    lacking = " and ".join(name for name, value in given.items() if value is None)
     if heads is None or adapter_scale is None:
         raise ConfigError(
-            f"{file.path}: no tensor tells the heads and the adapter_scale, so give both; "
-            f"they are known only for {', '.join(OFFICIAL)}"
+            f"{file.path}: no tensor tells {lacking}; give {lacking}, or name the file after the "
+            f"published model that the file holds: {', '.join(OFFICIAL)}"
         )
     head_count = head_count or sizes.width // 64
     if head_count < 1 or sizes.width % head_count:

@@ -68,8 +68,8 @@ def set_image_size(tower: nn.Module, size: int, name: str) -> None:
     patch = getattr(getattr(tower, "patch_embed", None), "patch_size", (1, 1))
     if size % patch[0] or size % patch[1]:
         raise ConfigError(
-            f"{name} does not take frames of {size} pixels: "
-            f"its patches are {patch[0]} pixels a side"
+            f"{name} does not take frames of {size} pixels: its patches are {patch[0]} pixels a "
+            f"side; choose a multiple of {patch[0]}"
         )
     try:
         set_input_size(img_size=(size, size))

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from zeroi2v.config import ClipConfig, ModelConfig
-from zeroi2v.errors import ConfigError, HeadsError, nearest
+from zeroi2v.errors import ConfigError, HeadsError, how_many, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
 from zeroi2v.method.relocate import Move, channel_moves, head_moves
 from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy
@@ -31,7 +31,8 @@ class AdapterPlan:
 
     kind: Kind
     site: str  # qkv, q, k, v, proj, up, down
-    linear: int = 0  # number of the linear at the site: for LoRA, trained rows, trained columns
+    # Index of the linear at the site; only LoRA, trained rows and trained columns use it.
+    linear: int = 0
     inputs: int = 0  # channels that the adapter reads
     width: int = 0  # channels of the bottleneck
     outputs: int = 0  # channels that the adapter makes
@@ -79,7 +80,8 @@ class Plan:
         has_temporal_heads = any(head != 0 for layout in self.heads for head in layout)
         if self.strategy.adapter == "heads" and not has_temporal_heads:
             raise ConfigError(
-                f"strategy {self.config.strategy}: there are no temporal heads to train"
+                f"strategy {self.config.strategy}: there are no temporal heads to train; "
+                "choose heads with an offset other than 0, or another strategy"
             )
         if self.strategy.peer is not None:
             peers.check(self.config, self.tower, self.heads)
@@ -92,8 +94,8 @@ class Plan:
             channels = [move.slices(width)[1] for move in plan.moves]
             if channels and not any(moved.stop > moved.start for moved in channels):
                 raise HeadsError(
-                    f"block {number}: the shares of heads are less than half a channel of {width}, "
-                    "so that nothing would read another frame; give larger shares"
+                    f"block {number} (counted from 0): the shares of heads round to 0 of {width} "
+                    "channels, so no channel would read another frame; give larger shares"
                 )
 
     def _check_adapted_blocks(self) -> None:
@@ -103,19 +105,21 @@ class Plan:
             return
         if self.strategy.adapter is None:
             raise ConfigError(
-                f"adapted_blocks: strategy {self.config.strategy} has no adapters of its own to "
-                "leave out"
+                f"adapted_blocks has no meaning for strategy {self.config.strategy}; leave it out"
             )
         if number > block_count:
             raise ConfigError(
-                f"adapted_blocks: {self.config.tower} has {block_count} attention blocks, "
-                f"got {number}"
+                f"adapted_blocks: {self.config.tower} has only "
+                f"{how_many(block_count, 'attention block')}, got {number}; give a smaller number"
             )
 
     def _check_operator(self) -> None:
         """ConfigError if the operator does not fit the tower, or if `ratio` is too small."""
         if self.config.operator == "cls_shift" and not self.tower.has_class_token:
-            raise ConfigError(f"operator cls_shift: {self.config.tower} has no class token")
+            raise ConfigError(
+                f"operator cls_shift: {self.config.tower} has no class token; "
+                "choose another operator or tower"
+            )
         if self.config.ratio is not None and not self.moved_share:
             raise ConfigError(f"ratio must be at least 0.001, got {self.config.ratio}")
 
@@ -219,7 +223,7 @@ def strategy_of(config: ModelConfig) -> Strategy:
     for name in strategy.unused_settings:
         if getattr(config, name) != getattr(ModelConfig, name):
             raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
-    _check_sites(config.sites, strategy)
+    _check_sites(config, strategy)
     return strategy
 
 
@@ -231,18 +235,21 @@ def frames_seen(frames: int, tubelet: int) -> int:
     return frames // tubelet
 
 
-def _check_sites(sites: tuple[str, ...] | None, strategy: Strategy) -> None:
+def _check_sites(config: ModelConfig, strategy: Strategy) -> None:
     """ConfigError names a site that the strategy does not allow, or that another site contains."""
+    sites = config.sites
     for name in sites or ():
         if name not in strategy.allowed:
-            known = ", ".join(strategy.allowed) or "none"
+            known = (
+                f"only {', '.join(strategy.allowed)}" if strategy.allowed else "nor any other site"
+            )
             raise ConfigError(
-                f"sites: {name!r} is not one of this strategy's ({known})"
+                f"sites: strategy {config.strategy} has no site {name!r}, {known}"
                 f"{nearest(name, strategy.allowed)}"
             )
     if sites and "qkv" in sites and not {*sites}.isdisjoint(PARTS):
         raise ConfigError(
-            "sites: qkv already stands for q, k and v; name qkv alone, or some of q, k and v"
+            "sites: qkv already stands for q, k and v; name only qkv, or some of q, k and v"
         )
 
 

@@ -88,7 +88,8 @@ def push_to_hub(name: str, spec: Spec, stored: Stored, *, private: bool) -> str:
             )
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             raise CheckpointError(
-                f"{name}: the Hub does not take it: {one_line(error)}; log in with `hf auth login`"
+                f"{name}: the Hub refused the model: {one_line(error)}; "
+                "if you are not logged in, run `hf auth login`"
             ) from error
     return f"https://huggingface.co/{name}"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, how_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ class Spec:
     std: tuple[float, ...]
     multi_label: bool = False  # a video may have several labels: scores are sigmoid, not softmax
     merged: bool = False  # whether the linears of the tower have absorbed the adapters
-    results: Mapping[str, float] = field(default_factory=dict)  # figures of the card, by name
+    # Measured results that the model card shows, by name.
+    results: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = Counter(self.labels)
@@ -44,7 +45,10 @@ class Spec:
         ConfigError if the number of names is not the number of classes, or if two names are equal.
         """
         if isinstance(labels, str) or len(labels) != len(self.labels):
-            raise ConfigError(f"labels: the model has {len(self.labels)} classes, got {labels!r}")
+            raise ConfigError(
+                f"labels: the model has {how_many(len(self.labels), 'class', 'classes')}, "
+                f"got {labels!r}; give one name for each class"
+            )
         return dataclasses.replace(self, labels=tuple(map(str, labels)))
 
 

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 
-from zeroi2v.errors import TowerError
+from zeroi2v.errors import TowerError, how_many
 from zeroi2v.method.relocate import FusedLayout
 from zeroi2v.models.families import (
     MLP,
@@ -175,7 +175,7 @@ def _attention_modules(
     if mixed or not movable:
         total = len(movable) + len(reasons)
         text = "; ".join(
-            f"{reason} ({count} of {total} blocks)"
+            f"{reason} ({count} of {how_many(total, 'block')})"
             for reason, count in Counter(reasons.values()).items()
         )
         text = text or "no attention with a fused qkv projection"

@@ -37,7 +37,9 @@ NOT_OPTIONS: Final = (  # arguments of timm.create_model that are no options of 
     "pretrained_cfg",
     "pretrained_cfg_overlay",
 )
-OFFLINE: Final = "; connect, or give pretrained=False"  # the remedy where weights cannot be fetched
+OFFLINE: Final = (
+    "; connect to the internet, or give pretrained=False"  # if weights cannot be fetched
+)
 REFUSALS: Final = (  # errors that timm raises when it refuses options
     AssertionError,
     IndexError,
@@ -106,7 +108,10 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """ConfigError names an option that is no option of a shape, or a size that is not square."""
+    """ConfigError names an option that does not set the shape of a tower.
+
+    ConfigError also names an image size that is not square.
+    """
     for option in NOT_OPTIONS:
         if option in options:
             raise ConfigError(
@@ -154,7 +159,7 @@ def _listed(key: str) -> frozenset[str]:
 def supported_towers() -> list[str]:
     """The sorted names of the towers whose every attention block can have temporal heads.
 
-    The towers are timm's, and the embedded tower.
+    The towers are timm's, and the embedded tower (`zeroi2v_tiny`).
     """
     return sorted({TINY_NAME, *_listed("every_block")})
 

@@ -67,9 +67,10 @@ class VideoClassifier(nn.Module):
         )
         self._adapter_hooks = attach(tower, plan, adapters)
         self.attention_reads = False  # whether attention reads other frames by itself, where it can
-        # The last hook that is registered, though the first that runs. The model keeps its handle,
-        # so that PyTorch gives no later hook of a model read from a pickle the number of this hook
-        # or of an earlier hook, which the later hook would replace.
+        # This hook is registered last, and runs first (`prepend`). The model must keep the handle
+        # of this hook: PyTorch numbers hooks, and reads from the handles in a pickle which numbers
+        # are taken. Without this handle, a hook that is registered after unpickling could take a
+        # number in use and replace an older hook.
         entry = tower.get_submodule(embedded.entry)
         embedding = TemporalEmbedding(embedded.entry_channel_axis)
         self._embedding_hook = entry.register_forward_pre_hook(embedding, prepend=True)
@@ -115,7 +116,10 @@ class VideoClassifier(nn.Module):
 
     @property
     def heads(self) -> tuple[HeadLayout, ...]:
-        """The head layout of each block. In a layout ((offset, share), ...) is a split head."""
+        """The head layout of each block.
+
+        An entry ((offset, share), ...) of a layout is a split head.
+        """
         return self.plan.heads
 
     @property
@@ -256,7 +260,7 @@ class VideoClassifier(nn.Module):
         """A copy whose linears have absorbed the adapters: equation 11, in float64, rounded once.
 
         The copy's tower has timm's own modules and keys. MergeError names an adapter that no linear
-        can absorb, or that the model is merged already.
+        can absorb. A merged model raises MergeError too.
         """
         if self.spec.merged:
             raise MergeError("the model is merged already and has no adapters; use it as it is")
@@ -279,9 +283,9 @@ class VideoClassifier(nn.Module):
     def resize(self, *, frames: int | None = None, image_size: int | None = None) -> None:
         """Make the model take clips of another length, or frames of another size, from now on.
 
-        The temporal embedding is interpolated linearly over the clip. The tower's own rule changes
-        the position embedding and the windows. Offsets stay as they are. ConfigError if the tower
-        has no such rule or does not take the size; the model is then unchanged.
+        The temporal embedding is interpolated linearly over the clip. timm's `set_input_size`
+        changes the position embedding and the windows. Offsets stay as they are. ConfigError if the
+        tower has no `set_input_size` or refuses the size; the model is then unchanged.
         """
         config, tower = self.plan.config, self.plan.config.tower
         clip = dataclasses.replace(self.clip, frames=self.frames if frames is None else frames)
@@ -313,8 +317,8 @@ class VideoClassifier(nn.Module):
     def keeps_tower(self) -> bool:
         """Whether a saved folder holds the weights of the whole tower.
 
-        The folder does, unless the tower is frozen, is not merged, has float32 weights, and timm
-        can fetch its weights by name.
+        False only if all of these hold: the tower is frozen, it is not merged, its weights are
+        float32, and timm can fetch its weights by name.
         """
         cast = any(parameter.dtype != torch.float32 for parameter in self.tower.parameters())
         by_name = self.spec.model.pretrained

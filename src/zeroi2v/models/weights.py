@@ -176,7 +176,8 @@ def assign_weights(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> 
         parts = _keys_of(name, tensor, layout.keys)
         if not parts:
             raise CheckpointError(
-                f"{file.path}: this kind of file has nothing for {name} of the tower"
+                f"{file.path}: a file of this kind holds no tensor for {name} of the tower; "
+                "choose the tower of these weights"
             )
         targets |= parts
     _check_keys(targets, file, layout)

@@ -14,8 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from zeroi2v.errors import how_many
 from zeroi2v.pages.charts import Point, scatter
-from zeroi2v.pages.page import duration, listed, percent, render
+from zeroi2v.pages.page import duration, in_one_line, percent, render
 
 Result: TypeAlias = Mapping[str, Any]
 
@@ -78,7 +79,10 @@ def terminal(result: Result) -> Group:
 
 
 def figure_name(result: Result) -> str:
-    """What the score is called on a page: "top-1" or "mAP". The first files held only a key."""
+    """What the score is called on a page: "top-1" or "mAP".
+
+    A compare.json of an older version has no `figure_name`; then the key of the score is shown.
+    """
     return str(result.get("figure_name", result["figure"]))
 
 
@@ -99,7 +103,7 @@ def accuracy(scores: Sequence[float]) -> str:
 
 
 def chance(result: Result) -> float:
-    """How far chance alone can move a score: half of the widest 95 % interval (Wilson's) of a row.
+    """How far chance can move a score: half of the widest 95 % interval (Wilson's) of a row.
 
     The interval follows from the number of videos and the row's mean score.
     """
@@ -113,17 +117,19 @@ def reading(result: Result) -> str:
     seeds, judged, done = len(result["seeds"]), result["videos"]["judged"], result["trainings"]
     sentences = []
     if done["finished"] < done["planned"]:
-        sentences.append(f"So far {done['finished']} of {done['planned']} trainings have finished.")
+        planned = how_many(done["planned"], "training")
+        sentences.append(f"So far {done['finished']} of {planned} finished.")
     name = figure_name(result)
     if seeds > 1:
         sentences.append(f"The {name} of a row is the mean over {seeds} seeds.")
     else:
         sentences.append("One seed, so no spread between seeds is known.")
-    sentences.append(f"The model of the last epoch is judged on {judged:,} validation videos.")
+    videos = how_many(judged, "validation video")
+    sentences.append(f"The model of the last epoch is judged on {videos}.")
     if result["figure"] == "top1":
         points = f"{100 * chance(result):.1f} points"
         sentences.append(
-            f"With this number of videos, chance alone can move the {name} of a row by {points} "
+            f"With this number of videos, chance can move the {name} of a row by {points} "
             "up or down (95 % interval)."
         )
     if left_out := len(result["left_out"]):
@@ -169,6 +175,6 @@ def _facts(result: Result) -> dict[str, str]:
         "Videos": f"{videos['train']:,} to train on, {videos['val']:,} to judge by",
         "Left out": "; ".join(f"{path}: {reason}" for path, reason in result["left_out"].items()),
         "Seeds": ", ".join(map(str, result["seeds"])),
-        "Machine": "; ".join(map(listed, machines)),
-        "Versions": listed(result["versions"]),
+        "Machine": "; ".join(map(in_one_line, machines)),
+        "Versions": in_one_line(result["versions"]),
     }

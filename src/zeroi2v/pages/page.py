@@ -17,9 +17,14 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from zeroi2v.errors import how_many
+
 
 def render(template: str, **values: object) -> Markup:
-    """Fill a template with values. A text in a value stays text; a missing value is an error."""
+    """Fill a template with values.
+
+    A text in a value is escaped, so it can hold no HTML. A missing value is an error.
+    """
     return Markup(_environment().get_template(template).render(values))
 
 
@@ -32,7 +37,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "picture": picture}
+    environment.filters |= {
+        "percent": percent,
+        "duration": duration,
+        "picture": picture,
+        "how_many": how_many,
+    }
     return environment
 
 
@@ -51,7 +61,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\u00a0%"
 
 
-def listed(values: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
+def in_one_line(values: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
     """Names and values in one line: 'cores 2, threads 2'. `text` writes a value."""
     return ", ".join(f"{name} {text(value)}" for name, value in values.items())
 

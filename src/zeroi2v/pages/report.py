@@ -22,9 +22,10 @@ from rich.text import Text
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from zeroi2v.errors import how_many
 from zeroi2v.files import write_text
 from zeroi2v.pages.charts import curve
-from zeroi2v.pages.page import duration, listed, percent, render
+from zeroi2v.pages.page import duration, in_one_line, percent, render
 
 Result: TypeAlias = Mapping[str, Any]
 
@@ -189,7 +190,7 @@ def pair_rows(result: Result) -> list[list[str]]:
         [pair, *(percent(answer["within_pairs"][pair]) for answer in measured)] for pair in pairs
     ]
     overall = (percent(answer["top1"]) for answer in measured)
-    return [*rows, [f"all {len(result['classes'])} classes", *overall]]
+    return [*rows, [f"all {how_many(len(result['classes']), 'class', 'classes')}", *overall]]
 
 
 def cost_rows(result: Result) -> list[list[str]]:
@@ -214,7 +215,8 @@ def timing(result: Result) -> str:
     """How the milliseconds of `cost_rows` were measured."""
     clips, rounds = result["latency"]["clips"], result["latency"]["rounds"]
     return (
-        f"Time: for {clips} clips in one call, the median of {rounds} rounds; "
+        f"Time: for {how_many(clips, 'clip')} in one call, the median of "
+        f"{how_many(rounds, 'round')}; "
         "in each round the models take turns. Ratio: to the time in the first row."
     )
 
@@ -281,7 +283,7 @@ def _facts(result: Result) -> dict[str, str]:
     """What made the result: each fact's name and text, '' where it is unknown yet."""
     return {
         "Seed": str(result.get("seed", "")),
-        "Machine": listed(result.get("machine", {})),
-        "Versions": listed(result.get("versions", {})),
-        "Took": listed(result.get("seconds", {}), duration),
+        "Machine": in_one_line(result.get("machine", {})),
+        "Versions": in_one_line(result.get("versions", {})),
+        "Took": in_one_line(result.get("seconds", {}), duration),
     }

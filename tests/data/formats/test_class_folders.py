@@ -108,8 +108,7 @@ def test_a_folder_that_holds_a_video_is_no_folder_of_frames(tmp_path: Path) -> N
     assert held(dataset)["train"] == [("run/b.mp4", "run"), ("walk/c.mp4", "walk")]
     assert ignored(dataset) == {"run/clip0"}
     assert dataset.notes == (
-        f"{tmp_path}: 1 videos lie one folder too deep and are not used: "
-        f"{tmp_path}/run/clip0/a.mp4",
+        f"{tmp_path}: 1 video lies one folder too deep and is not used: {tmp_path}/run/clip0/a.mp4",
     )
 
 
@@ -144,9 +143,9 @@ def test_stills_of_the_videos_beside_them_are_no_videos(tmp_path: Path, folder: 
 def test_stills_and_copies_of_other_kinds_are_warned_of(tmp_path: Path) -> None:
     touch(tmp_path, "run/a.mp4", "run/a.avi", "run/b/cover.jpg", "walk/c.mp4")
     assert open_dataset(tmp_path).notes == (
-        f"{tmp_path}: 1 videos are folders with a single image: {tmp_path}/run/b",
-        f"{tmp_path}: 2 videos differ from another only in the ending of the name; "
-        f"copies should go: {tmp_path}/run/a.avi, {tmp_path}/run/a.mp4",
+        f"{tmp_path}: 1 video is a folder with a single image: {tmp_path}/run/b",
+        f"{tmp_path}: 2 videos have the name of another video but for the ending; "
+        f"remove the copies: {tmp_path}/run/a.avi, {tmp_path}/run/a.mp4",
     )
 
 
@@ -298,7 +297,7 @@ def test_a_defect_of_a_folder_is_named(tmp_path: Path) -> None:
     assert refusal(touch(tmp_path / "empty", "run/a.mp4", "walk/a.txt")) == (
         "SOURCE: no videos in the class folders walk"
     )
-    with pytest.raises(DatasetError, match=r"training needs at least 2 classes, found only 'run'$"):
+    with pytest.raises(DatasetError, match=r"training needs at least 2 classes, found only 'run';"):
         _ = open_dataset(touch(tmp_path / "one", "run/a.mp4")).train
 
 

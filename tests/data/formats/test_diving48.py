@@ -30,6 +30,7 @@ def test_diving48(tmp_path: Path) -> None:
         json.dumps([{"vid_name": "b_1", "label": 2}, {"vid_name": "b_1", "label": -1}]),
     )
     assert refusal(tmp_path) == (
-        "Diving48_V2_test.json, entry 1: class 2 of only 2, counted from 0; "
+        "Diving48_V2_test.json, entry 1: class number 2, but only 2 classes "
+        "are there, numbered from 0; "
         "Diving48_V2_test.json, entry 2: no class is called '-1'"
     )

@@ -58,7 +58,10 @@ def test_one_list_of_kinetics_and_videos_elsewhere(tmp_path: Path) -> None:
 def test_missing_videos_are_counted_before_training_and_can_be_left_out(tmp_path: Path) -> None:
     touch(kinetics(tmp_path), "train/x2_123456_123466.mp4", "val/other.mp4")
     one, other = "train/-abC_1_000007_000017.mp4", "val/v1_000000_000010.mp4"
-    assert refusal(tmp_path) == f"SOURCE: 2 of its 3 videos are missing: {one}, {other}"
+    assert refusal(tmp_path) == (
+        f"SOURCE: 2 of its 3 videos are missing: {one}, {other}; "
+        "put the missing videos there, or set data.videos to their folder"
+    )
     dataset = open_dataset(tmp_path, missing="skip")
     assert held(dataset) == {"train": [("train/x2_123456_123466.mp4", "abseiling")], "val": []}
     assert dataset.classes == (
@@ -67,7 +70,7 @@ def test_missing_videos_are_counted_before_training_and_can_be_left_out(tmp_path
     )  # a class does not depend on what was downloaded
     assert not dataset.held_out
     assert dataset.missing == (tmp_path / one, tmp_path / other)
-    assert any("2 videos are missing and left out" in text for text in dataset.warnings)
+    assert any("missing, left out: 2 videos" in text for text in dataset.warnings)
     kept = open_dataset(tmp_path, missing="keep")
     assert [video.path for video in kept.for_check] == [
         tmp_path / one,
@@ -92,7 +95,8 @@ TIMES = "expected a youtube_id, and whole seconds as time_start and time_end"
         (
             ["run,y,0,10,train", "walk,y,0,10,train"],
             "annotations/train.csv, line 3: train/y_000000_000010.mp4 is also at "
-            "annotations/train.csv, line 2, with another label",
+            "annotations/train.csv, line 2, with another label "
+            "(keep one of the lines, or set data.multi_label)",
         ),
         (
             ["run,y,0,10,train", *[f",y{number},0,10,train" for number in range(5)]],
@@ -112,7 +116,10 @@ def test_odd_lines_of_kinetics_are_named(tmp_path: Path, lines: list[str], expec
 def test_a_video_in_two_splits_and_two_lists_of_one_split(tmp_path: Path) -> None:
     touch(kinetics(tmp_path), "v1_000000_000010.mp4")
     write(tmp_path / "annotations/train.csv", KINETICS_HEADER, "abseiling,v1,0,10,train")
-    there = "v1_000000_000010.mp4 is also at annotations/train.csv, line 2, with another split"
+    there = (
+        "v1_000000_000010.mp4 is also at annotations/train.csv, line 2, with another split "
+        "(keep one of the lines)"
+    )
     assert refusal(tmp_path) == f"annotations/val.csv, line 2: {there}"
     write(tmp_path / "validate.csv", KINETICS_HEADER, "abseiling,v1,0,10,val")
     assert refusal(tmp_path) == "validate.csv: val.csv lists the split val too; keep one of them"
@@ -134,9 +141,9 @@ def test_two_files_for_one_video_are_refused(tmp_path: Path) -> None:
     files = "SOURCE/train/a/x2_123456_123466.mp4 and SOURCE/train/b/x2_123456_123466.mp4".replace(
         "SOURCE/", ""
     )
-    assert (
-        refusal(tmp_path)
-        == f"train: {files} are one video to the list; name the folder to use by data.videos"
+    assert refusal(tmp_path) == (
+        f"train: the list names one video x2_123456_123466, but both {files} have this name; "
+        "set data.videos to the folder to use"
     )
 
 

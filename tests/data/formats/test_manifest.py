@@ -92,23 +92,26 @@ COLUMNS = "; a manifest has the columns path and label, separated by commas, sem
         ),
         (
             "path,label\na.mp4,run\n./a.mp4,walk\n",
-            ", line 3: {0}/a.mp4 is also at {0}/index.csv, line 2, with another label",
+            ", line 3: {0}/a.mp4 is also at {0}/index.csv, line 2, with another label "
+            "(keep one of the lines, or set data.multi_label)",
         ),
         (
             "path,label,split\na.mp4,run,train\na.mp4,run,val\n",
-            ", line 3: {0}/a.mp4 is also at {0}/index.csv, line 2, with another split",
+            ", line 3: {0}/a.mp4 is also at {0}/index.csv, line 2, with another split "
+            "(keep one of the lines)",
         ),
         (
             "path,label\na.mp4,run\nx1,a\nx2,a\nx3,a\nx4,b\n",
-            ": 4 of its 5 videos are missing: {0}/x1, {0}/x2, {0}/x3 and 1 more",
+            ": 4 of its 5 videos are missing: {0}/x1, {0}/x2, {0}/x3 and 1 more"
+            "; put the missing videos there, or set data.videos to their folder",
         ),
         (
             "path,label\na.mp4,run\nb.mp4,run\n",
-            ": training needs at least 2 classes, found only 'run'",
+            ": training needs at least 2 classes, found only 'run'; add videos of another class",
         ),
         (
             "path,label,split\na.mp4,run,val\nb.mp4,walk,test\n",
-            ": no videos to train on, only the splits val, test",
+            ": no videos to train on, only the splits val, test; add a split train",
         ),
         (
             "path|label\na.mp4|run\n",

@@ -48,8 +48,11 @@ def test_mmaction_video_lists(tmp_path: Path) -> None:
 
 LISTS_OF_SPLIT_1 = ("train_split_1_rawframes", "train_split_1_videos", "val_split_1_rawframes")
 SEVERAL = "if a video may have several labels, set data.multi_label"
-ALSO = "SOURCE/a.mp4 is also at SOURCE/list.txt, line 1, with another label"
-TOO_LARGE = "is no likely number; if it is right, name the classes by data.classes"
+ALSO = (
+    "SOURCE/a.mp4 is also at SOURCE/list.txt, line 1, with another label "
+    "(keep one of the lines, or set data.multi_label)"
+)
+TOO_LARGE = "is improbably large; if the number is right, name the classes by data.classes"
 
 
 def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
     write(tmp_path / "ucf101_train_split_1_videos.txt", "YoYo/v_1.avi 0")
     names = [f"ucf101_{name}.txt" for name in LISTS_OF_SPLIT_1]
     assert refusal(tmp_path) == (
-        f"SOURCE: several for one split: {', '.join(names)}; name the one to use"
+        f"SOURCE: several lists of one split: {', '.join(names)}; give the list to use as DATA"
     )
 
 
@@ -84,7 +87,7 @@ def test_mmaction_frame_lists_of_one_official_split(tmp_path: Path) -> None:
         (["clip 0 3"], "line 1: the number of frames must be at least 1"),
         (["a.mp4 0", "b.mp4 -1"], "line 2: no class is called '-1'"),
         (["a.mp4 0", "b.mp4 1", "a.mp4 1"], f"line 3: {ALSO}"),
-        (["a.mp4 0", "b.mp4 99999999"], f"line 2: class 99999999 {TOO_LARGE}"),
+        (["a.mp4 0", "b.mp4 99999999"], f"line 2: class number 99999999 {TOO_LARGE}"),
     ],
 )
 def test_odd_lines_of_mmaction_are_named(tmp_path: Path, lines: list[str], expected: str) -> None:
@@ -97,7 +100,10 @@ def test_odd_lines_of_mmaction_are_named(tmp_path: Path, lines: list[str], expec
 def test_a_number_beyond_the_named_classes(tmp_path: Path) -> None:
     write(touch(tmp_path, "a.mp4") / "train.txt", "a.mp4 2")
     write(tmp_path / "classes.txt", "run", "walk")
-    assert "train.txt, line 1: class 2 of only 2, counted from 0" in refusal(tmp_path)
+    assert (
+        "train.txt, line 1: class number 2, but only 2 classes are there, numbered from 0"
+        in refusal(tmp_path)
+    )
     write(tmp_path / "classes.txt", "run", "run")
     assert refusal(tmp_path) == "classes.txt: names run twice"
 

@@ -128,7 +128,7 @@ def test_lists_of_videos_that_are_not_there_beside_class_folders_leave_the_choic
     for file, text in LISTS_OF_OTHER_VIDEOS[name].items():
         write(tmp_path / file, text, end="")
     message = refusal(tmp_path)
-    assert f"videos in its lists ({name}) is there: " in message
+    assert f"its lists ({name}) name " in message
     assert message.endswith("; if the class folders are the data set, add --set data.format=folder")
     assert open_dataset(tmp_path, DataConfig(format="folder")).classes == ("run", "walk")
 

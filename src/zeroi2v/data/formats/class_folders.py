@@ -18,7 +18,7 @@ from zeroi2v.data.formats.empty_folders import no_class_folders, no_videos
 from zeroi2v.data.formats.layout import Folders, Layout
 from zeroi2v.data.formats.listing import Entry, Listing
 from zeroi2v.data.formats.source import Source
-from zeroi2v.errors import DatasetError, first_names
+from zeroi2v.errors import DatasetError, first_names, how_many
 
 _STILLS_FOLDERS: Final = frozenset(  # beside video files, folders of these names hold their stills
     f"{name}{ending}"
@@ -38,13 +38,18 @@ def read(source: Source) -> Listing:
         raise DatasetError(no_class_folders(source.path))
     classes = [_ClassFolder.of(split, folder, folders) for split, folder in layout.class_folders]
     listing = Listing(ignored=[*layout.ignored])
-    for own in classes:
-        listing.ignored += own.ignored
+    for class_folder in classes:
+        listing.ignored += class_folder.ignored
         listing.entries += [
-            Entry(str(path), own.folder.name, own.split, str(own.folder)) for path in own.videos
+            Entry(str(path), class_folder.folder.name, class_folder.split, str(class_folder.folder))
+            for path in class_folder.videos
         ]
     with_videos = {entry.label for entry in listing.entries}
-    empty = [own.folder for own in classes if own.folder.name not in with_videos]
+    empty = [
+        class_folder.folder
+        for class_folder in classes
+        if class_folder.folder.name not in with_videos
+    ]
     if empty:
         raise DatasetError(no_videos(source.path, empty, folders, is_all=not listing.entries))
     listing.notes = [*_empty_splits(source.path, classes), *_notes(source.path, classes)]
@@ -66,25 +71,28 @@ class _ClassFolder:
     @classmethod
     def of(cls, split: str, folder: Path, folders: Folders) -> _ClassFolder:
         files = folders[folder]
-        own = cls(split, folder, [folder / name for name in files.videos])
-        own.ignored += [folder / name for name in (*files.images, *files.others)]
+        class_folder = cls(split, folder, [folder / name for name in files.videos])
+        class_folder.ignored += [folder / name for name in (*files.images, *files.others)]
         stems = Counter(os.path.splitext(name)[0] for name in files.videos)
-        if len(stems) < len(own.videos):
-            own.twins += [path for path in own.videos if stems[path.stem] > 1]
+        if len(stems) < len(class_folder.videos):
+            class_folder.twins += [path for path in class_folder.videos if stems[path.stem] > 1]
         for name in files.folders:
-            shows_video = name in stems or (bool(stems) and name.lower() in _STILLS_FOLDERS)
-            own._add_folder(folder / name, shows_video=shows_video)
-        own.videos.sort()
-        own.ignored.sort()
-        return own
+            beside_video_file = name in stems or (bool(stems) and name.lower() in _STILLS_FOLDERS)
+            class_folder._add_folder(folder / name, beside_video_file=beside_video_file)
+        class_folder.videos.sort()
+        class_folder.ignored.sort()
+        return class_folder
 
-    def _add_folder(self, clip: Path, *, shows_video: bool) -> None:
-        """Add a folder of frames, or ignore it. `shows_video`: a video file has the same frames."""
+    def _add_folder(self, clip: Path, *, beside_video_file: bool) -> None:
+        """Add a folder of frames, or ignore the folder.
+
+        `beside_video_file`: whether the folder only holds frames of a video file beside it.
+        """
         if is_system_folder(clip.name):
             self.ignored.append(clip)
             return
         files = folder_files(clip)
-        if files.are_frames and not shows_video:
+        if files.are_frames and not beside_video_file:
             self.videos.append(clip)
             self.stills += [clip] if len(files.images) == 1 else []
             return
@@ -96,8 +104,8 @@ class _ClassFolder:
 def _empty_splits(source: Path, classes: Sequence[_ClassFolder]) -> list[str]:
     """A warning for each split whose class folders hold no videos: the split is then missing."""
     videos: dict[str, int] = {}
-    for own in classes:
-        videos[own.split] = videos.get(own.split, 0) + len(own.videos)
+    for class_folder in classes:
+        videos[class_folder.split] = videos.get(class_folder.split, 0) + len(class_folder.videos)
     return [
         f"{source}: no videos in the class folders of the split {split}, which is not used"
         for split, count in videos.items()
@@ -107,16 +115,24 @@ def _empty_splits(source: Path, classes: Sequence[_ClassFolder]) -> list[str]:
 
 def _notes(source: Path, classes: Sequence[_ClassFolder]) -> list[str]:
     """A warning for each kind of thing that is odd."""
-    odd = {
-        "videos lie one folder too deep and are not used": [own.too_deep for own in classes],
-        "videos are folders with a single image": [own.stills for own in classes],
-        "videos differ from another only in the ending of the name; copies should go": [
-            own.twins for own in classes
-        ],
-    }
-    notes = []
-    for kind, paths_of_classes in odd.items():
-        paths = [path for paths in paths_of_classes for path in paths]
-        if paths:
-            notes.append(f"{source}: {len(paths)} {kind}: {first_names(paths)}")
-    return notes
+    too_deep = [path for class_folder in classes for path in class_folder.too_deep]
+    stills = [path for class_folder in classes for path in class_folder.stills]
+    twins = [path for class_folder in classes for path in class_folder.twins]
+    odd = (
+        (
+            too_deep,
+            "video lies one folder too deep and is not used",
+            "videos lie one folder too deep and are not used",
+        ),
+        (stills, "video is a folder with a single image", "videos are folders with a single image"),
+        (
+            twins,
+            "video has the name of another video but for the ending; remove the copy",
+            "videos have the name of another video but for the ending; remove the copies",
+        ),
+    )
+    return [
+        f"{source}: {how_many(len(paths), singular, plural)}: {first_names(paths)}"
+        for paths, singular, plural in odd
+        if paths
+    ]

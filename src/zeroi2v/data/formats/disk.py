@@ -115,8 +115,8 @@ def locate(folder: Path, wanted: Collection[str], *, with_class: bool = False) -
             elif name in paths:
                 both = " and ".join(sorted((paths[name], entry.path)))
                 raise DatasetError(
-                    f"{folder}: {both} are one video to the list; "
-                    "name the folder to use by data.videos"
+                    f"{folder}: the list names one video {name}, but both {both} have this name; "
+                    "set data.videos to the folder to use"
                 )
             else:
                 paths[name] = entry.path

@@ -22,7 +22,7 @@ def recognises(source: Source) -> bool:
     """Whether the vocabulary is there. Beside class folders it must list four parts a class."""
     if _VOCABULARY not in source.lists:
         return False
-    return not is_folder_per_class(source.path) or _is_own(source.lists[_VOCABULARY])
+    return not is_folder_per_class(source.path) or _is_diving48(source.lists[_VOCABULARY])
 
 
 def read(source: Source) -> Listing:
@@ -47,7 +47,7 @@ def _class_name(parts: object) -> str:
     return " ".join(map(str, parts)) if isinstance(parts, list) else str(parts)
 
 
-def _is_own(vocabulary: Path) -> bool:
+def _is_diving48(vocabulary: Path) -> bool:
     try:
         classes = read_array(vocabulary)
     except DatasetError:

@@ -27,7 +27,7 @@ def recognises(source: Source) -> bool:
     lists = _lists(source)
     if not lists:
         return False
-    return not is_folder_per_class(source.path) or _are_own(source, lists)
+    return not is_folder_per_class(source.path) or _are_hmdb51_lists(source, lists)
 
 
 def read(source: Source) -> Listing:
@@ -57,7 +57,7 @@ def _lists(source: Source) -> list[tuple[str, int, Path]]:
     return [(match[1], int(match[2]), source.lists[match[0]]) for match in matches]
 
 
-def _are_own(source: Source, lists: list[tuple[str, int, Path]]) -> bool:
+def _are_hmdb51_lists(source: Source, lists: list[tuple[str, int, Path]]) -> bool:
     """Whether a list for each class folder is there, with lines of a video and 0, 1 or 2."""
     listed = {label for label, _, _ in lists}
     has_own_lines = all(_LINE.fullmatch(first_line(file)) for _, _, file in lists)

@@ -28,7 +28,8 @@ def read(source: Source) -> Listing:
     """Read the list of each split. A list without labels, as of some test splits, is left out."""
     listing = Listing()
     by_length = sorted(list_folder(source.videos)[0], key=lambda folder: -len(folder.name))
-    folders = {split_in(folder.name): folder for folder in by_length}  # train rather than train_256
+    # Longest name first, so that the folder train replaces the folder train_256.
+    folders = {split_in(folder.name): folder for folder in by_length}
     for split_of_file, file in _lists_by_split(source).items():
         by_split = _read_list(file, split_of_file, listing)
         for split, entries in by_split.items():

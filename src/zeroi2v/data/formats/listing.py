@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from zeroi2v.data.formats.disk import locate
 from zeroi2v.data.spellings import canonical
-from zeroi2v.errors import DatasetError
+from zeroi2v.errors import DatasetError, how_many
 
 _MOST_NUMBERS: Final = 100_000  # classes of a source that has numbers but no names for them
 
@@ -63,8 +63,8 @@ class Listing:
         if self.classes is None and largest >= _MOST_NUMBERS:
             where = self.entries[numbers.index(largest)].where
             raise DatasetError(
-                f"{where}: class {largest} is no likely number; "
-                "if it is right, name the classes by data.classes"
+                f"{where}: class number {largest} is improbably large; "
+                "if the number is right, name the classes by data.classes"
             )
         self.classes = self.classes or tuple(map(str, range(largest + 1)))
         count = len(self.classes)
@@ -75,5 +75,9 @@ class Listing:
             elif number < count:
                 entries.append(entry._replace(label=self.classes[number]))
             else:
-                self.wrong.append(f"{entry.where}: class {number} of only {count}, counted from 0")
+                classes = how_many(count, "class is", "classes are")
+                self.wrong.append(
+                    f"{entry.where}: class number {number}, but only {classes} there, "
+                    "numbered from 0"
+                )
         self.entries = entries

@@ -64,7 +64,7 @@ def _read_json(file: Path) -> object:
 def delimiter_of(file: Path, columns: Sequence[str]) -> str | None:
     """Which of comma, semicolon and tab separates the header of a table into these columns?
 
-    None: none does. Upper case letters count as lower case letters.
+    None if none of them does. Upper case letters count as lower case letters.
     """
     header = first_line(file)
     for delimiter in _DELIMITERS:

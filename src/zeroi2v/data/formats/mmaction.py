@@ -42,10 +42,15 @@ def read(source: Source) -> Listing:
     listing, names = Listing(classes=source.classes()), FileNames()
     lists = _lists(source)
     if not lists:
-        raise DatasetError(f"{source.path}: no text list of path and label for a split in it")
+        raise DatasetError(
+            f"{source.path}: no text list in it whose lines hold a path and a class number, and "
+            "whose name says the split (such as train.txt)"
+        )
     if len({split for split, _ in lists}) < len(lists):
         files = first_names([file.name for _, file in lists])
-        raise DatasetError(f"{source.path}: several for one split: {files}; name the one to use")
+        raise DatasetError(
+            f"{source.path}: several lists of one split: {files}; give the list to use as DATA"
+        )
     for split, file in lists:
         folder = str(_folder_of(source, split, file, names) or source.videos)
         for where, line in read_lines(file):

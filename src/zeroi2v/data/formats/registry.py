@@ -24,7 +24,7 @@ from zeroi2v.data.formats import (
 from zeroi2v.data.formats.layout import is_folder_per_class
 from zeroi2v.data.formats.listing import Listing
 from zeroi2v.data.formats.source import Source
-from zeroi2v.errors import ConfigError, DatasetError, first_names, nearest
+from zeroi2v.errors import ConfigError, DatasetError, first_names, how_many, nearest
 
 
 class Format(NamedTuple):
@@ -77,7 +77,7 @@ def _require_a_video(source: Source, name: str, listing: Listing) -> None:
     if source.path.is_dir() and is_folder_per_class(source.path):
         paths = list(dict.fromkeys(entry.path for entry in listing.entries))
         raise DatasetError(
-            f"{source.path}: none of the {len(paths)} videos in its lists ({name}) is there: "
-            f"{first_names(paths)}; if the class folders are the data set, "
+            f"{source.path}: its lists ({name}) name {how_many(len(paths), 'video')}, but none is "
+            f"there: {first_names(paths)}; if the class folders are the data set, "
             "add --set data.format=folder"
         )

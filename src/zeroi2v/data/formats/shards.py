@@ -107,9 +107,12 @@ class _Shard:
             self.labels[key, ending] = self._read_labels(content, ending, where)
         elif kind_by_name(name) in ("video", None):
             if member.issparse():
-                self.wrong.append(f"{where}: sparse")
+                self.wrong.append(
+                    f"{where}: a sparse member, which cannot be read in place; "
+                    "write the tar file without sparse members"
+                )
             elif key in self.videos:
-                self.wrong.append(f"{where}: a second video of its key")
+                self.wrong.append(f"{where}: another video has the same key {key}; keep one")
             self.videos[key] = tar_address(
                 self.archive, member.name, member.offset_data, member.size
             )
@@ -129,8 +132,8 @@ class _Shard:
         if not values or not all(_is_label(item) for item in values):
             several = isinstance(value, list) and not self.multi_label
             hint = "; several labels need data.multi_label" if several else ""
-            keys = ", ".join(_LABEL_KEYS)
-            self.wrong.append(f"{where}: no text or whole number under {keys}{hint}")
+            place = f" under the key {' or '.join(_LABEL_KEYS)}" if ending == "json" else ""
+            self.wrong.append(f"{where}: no text or whole number{place}{hint}")
             return []
         return [label for item in values for label in labels_in(str(item), self.multi_label)]
 

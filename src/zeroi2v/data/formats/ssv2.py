@@ -31,7 +31,7 @@ def recognises(source: Source) -> bool:
     lists = [file for split in _SPLITS if (file := _named(source, f"{split}.json"))]
     if labels is None or not lists:
         return False
-    return not is_folder_per_class(source.path) or _are_own(labels, lists)
+    return not is_folder_per_class(source.path) or _are_ssv2_lists(labels, lists)
 
 
 def read(source: Source) -> Listing:
@@ -72,7 +72,7 @@ def _named(source: Source, name: str) -> Path | None:
     return next((source.lists[full] for full in _names(name) if full in source.lists), None)
 
 
-def _are_own(labels: Path, lists: list[Path]) -> bool:
+def _are_ssv2_lists(labels: Path, lists: list[Path]) -> bool:
     """Whether labels.json maps names to numbers, and the lists hold ids and templates."""
     try:
         numbers = read_object(labels).values()

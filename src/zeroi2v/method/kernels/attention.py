@@ -4,7 +4,8 @@ Equations 7-9 of the paper as one kernel. Softmax attention of frame t starts fr
 frame t + offset, so temporal heads add neither a kernel nor a byte to attention. The softmax is a
 streaming softmax: no map of attention weights is stored.
 
-There is no gradient. Heads move whole: a split head or a channel shift has another form.
+The kernel has no gradient, and it moves only whole heads. Where a head is split or channels are
+shifted, hooks move keys and values instead (method/relocate.py).
 
 Shapes: B clips, T frames, H heads, N tokens, D channels of a head in q and k, E in v.
 """
@@ -28,10 +29,10 @@ LOG2_E: Final = 1.4426950408889634
 class Tiles(NamedTuple):
     """How the kernel cuts attention into pieces, and how many threads compute a piece."""
 
-    queries: int
-    keys: int
-    warps: int
-    stages: int
+    queries: int  # tokens whose queries one program takes
+    keys: int  # tokens whose keys and values one step of the program reads
+    warps: int  # groups of 32 threads in a program
+    stages: int  # steps whose reads are in progress at once
 
 
 @triton.jit
@@ -60,12 +61,12 @@ def _attend_kernel(
     padded_value_width: tl.constexpr,
     query_tile: tl.constexpr,
     key_tile: tl.constexpr,
-    last_key_tile: tl.constexpr,  # of the tokens that fill no whole tile
+    last_key_tile: tl.constexpr,  # tile for the last tokens, which fill no whole tile
     precision: tl.constexpr,
 ):
-    """One tile of queries of one head in one frame, against all tokens of the frame it reads."""
+    """A tile of queries of a head in a frame, with all tokens of the frame that the head reads."""
     tiles: tl.constexpr = (tokens + query_tile - 1) // query_tile
-    piece = tl.program_id(0)  # a grid of one axis has no limit that a long batch would reach
+    piece = tl.program_id(0)  # one axis, because the limit of this axis is beyond any batch
     tile = piece % tiles
     head = piece // tiles % heads
     row = piece // tiles // heads  # the frame, counted over all clips
@@ -162,8 +163,8 @@ def _read_tile(
 def tiles_for(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
     """The tiles for N tokens and heads of a width.
 
-    They are the fastest of benchmarks/gpu.py on an H100. fp32 products are exact and need no tensor
-    core, so their tiles are small.
+    These tiles were the fastest in benchmarks/gpu.py on an H100. fp32 products are exact and use no
+    tensor core, so tiles for fp32 are small.
     """
     if dtype == torch.float32:
         return Tiles(queries=32, keys=32, warps=4, stages=2)
@@ -185,7 +186,7 @@ def attend(
 
     The result has no gradient.
     """
-    if torch.compiler.is_compiling() or type(q) is not Tensor:  # a tensor without memory
+    if torch.compiler.is_compiling() or type(q) is not Tensor:  # `q` has no memory
         result: Tensor = attend_op(q, k, v, offsets, frames, scale)
         return result
     out = _new_output(q, v)
@@ -273,7 +274,7 @@ def _padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-_compiled: dict[Hashable, Any] = {}  # kernels by what they were compiled for
+_compiled: dict[Hashable, Any] = {}  # compiled kernels; the key holds all that a kernel depends on
 
 
 def _start(
@@ -286,7 +287,7 @@ def _start(
     scale: float,
     tiles: Tiles | None = None,
 ) -> None:
-    """Start the kernel. A compiled kernel is kept: Triton would look it up at twice the price."""
+    """Start the kernel. Compiled kernels are kept here: a look-up by Triton takes twice as long."""
     tiles = tiles or tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
     arguments = _arguments(q, k, v, out, offsets, frames, scale, tiles)
     grid = (_pieces(q, tiles), 1, 1)

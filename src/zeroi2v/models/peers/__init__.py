@@ -95,12 +95,12 @@ def check(config: ModelConfig, tower: Survey, heads: Sequence[HeadLayout]) -> No
     """
     if any(head != 0 for layout in heads for head in layout):
         raise ConfigError(
-            f"heads: strategy {config.strategy} has spatial heads alone; leave heads out"
+            f"heads: strategy {config.strategy} has only spatial heads; leave heads out"
         )
     if not tower.is_plain:
         raise TowerError(
             f"{config.tower}: strategy {config.strategy} is for plain vision transformers, "
-            f"not for {tower.block_type}"
+            f"not for {tower.block_type}; choose another strategy or tower"
         )
 
 

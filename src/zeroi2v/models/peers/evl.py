@@ -7,7 +7,8 @@ cross attention, which compares the tower's own queries and keys. Then the query
 tokens of all frames. The tower computes no gradient, because nothing before the decoder trains.
 
 Shapes: B clips, T frames, N tokens per frame, P of them patches, D channels, H heads;
-R = (2h - 1)(2w - 1) steps between two patches of a grid of h rows and w columns.
+R = (2h - 1)(2w - 1) displacements (rows, columns) from one patch to another patch of a grid of h
+rows and w columns.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DecoderLayer(nn.Module):
     `Keep` hooks bring the tokens, queries and keys to the layer.
     """
 
-    steps: Tensor  # (P, P) int64: the number of the step from one patch to another
+    displacements: Tensor  # (P, P) int64: number of the displacement from a patch to a patch
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DecoderLayer(nn.Module):
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
         count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-        # One weight (D) for each step from a patch to a patch of the previous or the next frame.
+        # One weight (D) for each displacement to a patch of the previous or of the next frame.
         self.before = nn.Parameter(torch.zeros(count, channels))
         self.after = nn.Parameter(torch.zeros(count, channels))
         self.set_grid(grid)
@@ -65,13 +66,13 @@ class DecoderLayer(nn.Module):
         )
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Number the steps between the patches of a grid of (rows, columns): `steps` (P, P)."""
+        """Number the displacements between the patches of a grid of (rows, columns)."""
         self.grid = grid
         rows, columns = (torch.arange(side) for side in grid)
         patches = torch.cartesian_prod(rows, columns)  # (P, 2): row and column of each patch
         apart = patches[:, None] - patches[None] + torch.tensor(grid) - 1
-        steps = apart[..., 0] * (2 * grid[1] - 1) + apart[..., 1]
-        self.register_buffer("steps", steps.to(self.before.device), persistent=False)
+        numbers = apart[..., 0] * (2 * grid[1] - 1) + apart[..., 1]
+        self.register_buffer("displacements", numbers.to(self.before.device), persistent=False)
 
     def forward(self, query: Tensor, tokens: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """The query (B, 1, D) after this layer.
@@ -98,13 +99,14 @@ class DecoderLayer(nn.Module):
         return out
 
     def cross_attention(self, queries: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-        """Attention between the patches of two frames, times the weight (R, D) of each step.
+        """Attention between the patches of two frames, times a weight (D) for each displacement.
 
-        The attention is averaged over the heads. The result is (B, T - 1, P, D).
+        `weight` is (R, D). The attention is averaged over the heads. The result is (B, T - 1, P,
+        D).
         """
         scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
         attention = scores.softmax(-1).mean(2)  # (B, T - 1, P, P)
-        return torch.einsum("btqk,qkd->btqd", attention, weight[self.steps])
+        return torch.einsum("btqk,qkd->btqd", attention, weight[self.displacements])
 
 
 class Decoder(nn.Module):
@@ -130,7 +132,8 @@ class Decoder(nn.Module):
     def resize(self, *, frames: int, grid: tuple[int, int]) -> None:
         """Make the decoder take clips of `frames` frames, with a grid of (rows, columns) patches.
 
-        The embeddings of the frames are interpolated linearly, the weights of the steps bilinearly.
+        The embeddings of the frames are interpolated linearly, the weights of the displacements
+        bilinearly.
         """
         layers: Any = self.layers
         for layer in layers:

@@ -28,7 +28,7 @@ def join(attention: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
     return (tokens.reshape(call.clips, -1, tokens.shape[-1]), *others)
 
 
-def part(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def split_frames(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """A forward hook of attention, the inverse of `join`: (B, T*N, D) -> (B*T, N, D)."""
     call = call_in_progress()
     if call is None:
@@ -42,8 +42,8 @@ def build(tower: VisionTransformer, sites: Sequence[str], **_: float) -> list[di
 
 
 def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
-    """Hook `join` and `part` to the attention of every block."""
+    """Hook `join` and `split_frames` to the attention of every block."""
     blocks: Any = tower.blocks
     for block in blocks:
         block.attn.register_forward_pre_hook(join)
-        block.attn.register_forward_hook(part)
+        block.attn.register_forward_hook(split_frames)
