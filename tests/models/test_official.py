@@ -192,7 +192,7 @@ def test_a_published_file_is_known_by_name(
 
 def test_a_published_name_on_another_model_is_refused(tmp_path: Path) -> None:
     path = saved(random_official(width=128, depth=1, frames=8), tmp_path / "CLIP-B_k400_8x16x1.pth")
-    with pytest.raises(CheckpointError, match="width 768 and 8 frames, but .* 128 and 8"):
+    with pytest.raises(CheckpointError, match=r"width 768 and 8 frames, but .* 128 and 8"):
         zeroi2v.load_official(path)
 
 
