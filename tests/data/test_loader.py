@@ -17,9 +17,10 @@ from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip
 from zeroi2v.data.encode import write_video
-from zeroi2v.data.loader import TrainLoader, check_videos, read_views, train_loader, view_loader
+from zeroi2v.data.loader import TrainLoader, check_videos, train_loader, view_loader
 from zeroi2v.data.sampling import clip_indices
-from zeroi2v.data.transforms import train_pixels, view_pixels
+from zeroi2v.data.transforms import train_pixels
+from zeroi2v.data.views import read_views, view_pixels
 from zeroi2v.errors import ConfigError, VideoError
 
 LABELS = ("left", "right", "up")
@@ -217,7 +218,7 @@ def test_views_are_clips_times_crops_of_one_decoding(
         calls.append(arguments)
         return read_clip(*arguments, **options)
 
-    monkeypatch.setattr("zeroi2v.data.loader.read_clip", once)
+    monkeypatch.setattr("zeroi2v.data.views.read_clip", once)
     found = read_views(path, clip=CLIP, views=ViewsConfig(clips=2, crops=3), size=16)
     assert len(calls) == 1
     expected = []

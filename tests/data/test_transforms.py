@@ -15,7 +15,9 @@ from torchvision.transforms.v2 import functional as F
 from zeroi2v.config import PixelsConfig
 from zeroi2v.data import transforms
 from zeroi2v.data.augment import augment
-from zeroi2v.data.transforms import erase, normalise, random_crop, train_pixels, view_pixels
+from zeroi2v.data.transforms import erase, random_crop, train_pixels
+from zeroi2v.data.views import view_pixels
+from zeroi2v.inference.scores import normalise
 
 PLACES: tuple[Literal["before_crop", "after_flip"], ...] = ("before_crop", "after_flip")
 

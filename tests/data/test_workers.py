@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from zeroi2v.config import ClipConfig, PixelsConfig, ReencodeConfig, ViewsConfig
-from zeroi2v.data import loader, reencode, synthetic
+from zeroi2v.data import loader, reencode, synthetic, views
 from zeroi2v.data.datasets import Video, VideoDataset
 from zeroi2v.data.workers import worker_loader
 from zeroi2v.errors import WorkerError
@@ -75,7 +75,7 @@ def draw(video: Path) -> Iterator[object]:
     ("use", "module", "name"),
     [
         (train, loader, "read_clip"),
-        (evaluate, loader, "read_clip"),
+        (evaluate, views, "read_clip"),
         (check, loader, "scan"),
         (copy, reencode, "write_frames"),
         (draw, synthetic, "encode_video"),

@@ -22,7 +22,7 @@ from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.data.decode import read_clip
-from zeroi2v.data.loader import read_views
+from zeroi2v.data.views import read_views
 from zeroi2v.errors import CheckpointError, ConfigError, VideoError
 from zeroi2v.inference.evaluate import evaluate
 from zeroi2v.inference.scores import BATCH

@@ -18,12 +18,12 @@ from tests.videos_for_tests import blocks_dataset
 from zeroi2v.cli.main import main
 from zeroi2v.config import ClipConfig, DataConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
-from zeroi2v.data.loader import read_views, train_loader
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.loader import train_loader
+from zeroi2v.data.views import read_views
 from zeroi2v.engine.run import Run, train
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
-from zeroi2v.inference.scores import average_precision, view_scores
+from zeroi2v.inference.scores import average_precision, normalise, view_scores
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),

@@ -18,12 +18,12 @@ from tests.videos_for_tests import blocks_dataset
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig, ViewsConfig
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import train_loader
-from zeroi2v.data.transforms import normalise
 from zeroi2v.engine import run as training
 from zeroi2v.engine.run import Run, train
 from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import normalise
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),

@@ -18,9 +18,9 @@ from tests.towers_for_tests import noisy, respec, small_model
 from tests.videos_for_tests import sequential, upright
 from zeroi2v.config import ClipConfig, ViewsConfig
 from zeroi2v.data.decode import read_clip
-from zeroi2v.data.transforms import normalise
 from zeroi2v.errors import ConfigError, VideoError
 from zeroi2v.explain.show import FILES, show
+from zeroi2v.inference.scores import normalise
 
 
 def labelled(tower: str = "zeroi2v_tiny", heads: Any = "-1*2, 1*1") -> zeroi2v.VideoClassifier:

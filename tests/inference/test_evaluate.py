@@ -13,11 +13,11 @@ import zeroi2v
 from tests.towers_for_tests import respec
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset
-from zeroi2v.data.loader import read_views
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.views import read_views
 from zeroi2v.errors import DatasetError
 from zeroi2v.experiments.probe import fit_probe, logistic_regression
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import normalise
 
 
 def evaluation(logits: list[list[list[float]]], labels: list[int]) -> Evaluation:

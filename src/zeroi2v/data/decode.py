@@ -26,7 +26,6 @@ from torch.utils.data import get_worker_info
 
 from zeroi2v.config import Decoder
 from zeroi2v.data.display import Orientation, oriented, scaled_size
-from zeroi2v.data.file_kinds import kind_by_name
 from zeroi2v.data.frame_folders import decode_image, image_files
 from zeroi2v.data.pyav import av
 from zeroi2v.data.timeline import Timeline, TimelineError, frames_by_seeking
@@ -109,8 +108,6 @@ def _source(path: Path) -> ImageFolder | VideoFile:
         raise VideoError(path, reason(error)) from error
     if is_folder:
         return ImageFolder(path)
-    if kind_by_name(path.name) == "image":
-        raise VideoError(path, "an image, not a video; give a video file or a folder of images")
     return VideoFile(path)
 
 

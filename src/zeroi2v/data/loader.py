@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -21,9 +20,10 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
-from zeroi2v.data.sampling import clip_indices, frames_of_clips
+from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.torchcodec_frames import require_decoder
-from zeroi2v.data.transforms import train_pixels, view_pixels
+from zeroi2v.data.transforms import train_pixels
+from zeroi2v.data.views import read_views
 from zeroi2v.data.workers import WorkerLoader, worker_loader
 from zeroi2v.errors import ConfigError, VideoError, nearest
 
@@ -226,17 +226,6 @@ def view_loader(
         batch_sampler=batches[own::shares],
         collate_fn=_views,
     )
-
-
-def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -> Tensor:
-    """The views of one video: uint8 (V, T, 3, S, S), the crops of the first clip first.
-
-    VideoError if the video cannot be read.
-    """
-    choose = partial(frames_of_clips, clip=clip, clips=views.clips)
-    frames = read_clip(path, choose, short_side=size, decoder=clip.decoder)
-    crops = view_pixels(frames, size, views.crops)  # (crops, clips * T, 3, S, S)
-    return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
 
 
 @dataclass(frozen=True)

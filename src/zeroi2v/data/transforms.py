@@ -8,7 +8,6 @@ Shapes: T frames, H, W pixels of the frames as decoded, S pixels a side of a vie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from zeroi2v.config import PixelsConfig
 from zeroi2v.data.augment import GREY, augment, draw_operations
-from zeroi2v.data.display import scaled_size
 
 
 def train_pixels(
@@ -104,32 +102,3 @@ def _random_sides(
     area = frame_area * rng.uniform(*share)
     ratio = math.exp(rng.uniform(*map(math.log, aspect)))
     return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-
-
-def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:
-    """The C views of an evaluation, uint8 (C, T, 3, S, S), of frames uint8 (T, 3, H, W).
-
-    The frames are first scaled to a shorter side of S. One crop is the centre. Three crops lie
-    along the longer side, at its start, its centre and its end, evenly spaced; if a pixel is left
-    over, it is the last pixel of the side ("ThreeCrop").
-    """
-    height, width = frames.shape[-2:]
-    if min(height, width) != size:
-        width, height = scaled_size(width, height, size)
-        frames = F.resize(frames, [height, width], antialias=True)
-    halves = (1,) if crops == 1 else (0, 1, 2)  # of the way from the first to the last corner
-    corners = [((height - size) // 2 * half, (width - size) // 2 * half) for half in halves]
-    return torch.stack([frames[..., top : top + size, left : left + size] for top, left in corners])
-
-
-def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
-
-    The function passes over the memory of the clip twice.
-    """
-    # A tensor of numbers would be copied to a GPU, and Python would wait for the copy.
-    mean_255, std_255 = (
-        255 * torch.stack([torch.full((1, 1), value, device=clip.device) for value in values])
-        for values in (mean, std)
-    )
-    return (clip - mean_255).div_(std_255)

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from zeroi2v.data.file_kinds import kind_by_name
 from zeroi2v.data.pyav import av
 from zeroi2v.errors import VideoError
 
@@ -45,6 +46,8 @@ def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer
     With more than one thread, good frames beside broken frames are lost. The caller then has to
     check which frames come. An error of FFmpeg inside the block becomes a VideoError.
     """
+    if kind_by_name(path.name) == "image":  # FFmpeg would make a video of one frame
+        raise VideoError(path, "an image, not a video; give a video file or a folder of images")
     try:
         with av.open(_url(path), metadata_errors="replace") as container:
             if container.format.name == "tty":  # FFmpeg would draw the letters of a text file

@@ -16,9 +16,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from zeroi2v.data.loader import read_views
+from zeroi2v.data.views import read_views
 from zeroi2v.errors import ConfigError, VideoError, nearest
-from zeroi2v.inference.scores import BATCH, clip_logits, view_scores
+from zeroi2v.inference.scores import BATCH, video_scores
 from zeroi2v.machine import best_device
 from zeroi2v.models.compiled import DTYPES
 from zeroi2v.models.loading import load
@@ -70,7 +70,8 @@ class Predictor:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""
         _require_top_k(top_k)
         views = self._views(video)
-        return self._predictions(views, top_k)
+        scores = video_scores(self.model, views, compiled=self._compiled)
+        return self._best(scores, top_k)
 
     def predict_each(
         self, videos: Sequence[VideoPath], *, top_k: int = 5, workers: int = 0
@@ -88,7 +89,11 @@ class Predictor:
                     yield error
             return
         for views in self._views_ahead(videos, workers):
-            yield views if isinstance(views, VideoError) else self._predictions(views, top_k)
+            if isinstance(views, VideoError):
+                yield views
+                continue
+            scores = video_scores(self.model, views, compiled=self._compiled)
+            yield self._best(scores, top_k)
 
     def _views(self, video: VideoPath) -> Tensor:
         """The views of a video, as the model's `Spec` cuts them out: uint8 (V, T, 3, S, S)."""
@@ -97,10 +102,9 @@ class Predictor:
         spec = self.model.spec
         return read_views(Path(video), clip=spec.clip, views=spec.views, size=spec.image_size)
 
-    def _predictions(self, views: Tensor, top_k: int) -> list[Prediction]:
+    def _best(self, scores: Tensor, top_k: int) -> list[Prediction]:
+        """The `top_k` labels with the highest scores (K), best first."""
         spec = self.model.spec
-        logits = clip_logits(self.model, views, compiled=self._compiled)
-        scores = view_scores(logits, multi_label=spec.multi_label)
         best = scores.topk(min(top_k, len(spec.labels)))
         return [
             Prediction(spec.labels[index], score)

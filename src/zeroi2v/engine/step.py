@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zeroi2v.config import TrainConfig
-from zeroi2v.data.transforms import normalise
 from zeroi2v.engine.cast import CastWeights
 from zeroi2v.engine.optim import autocast_dtype, summed_loss
 from zeroi2v.engine.processes import Processes
+from zeroi2v.inference.scores import normalise
 from zeroi2v.models.spec import Spec
 
 

@@ -23,10 +23,9 @@ import zeroi2v
 from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.decode import read_clip
-from zeroi2v.data.loader import read_views
 from zeroi2v.data.sampling import clip_indices
 from zeroi2v.data.synthetic import MIRROR, MOTIONS, PAIRS, write_motion_videos
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.views import read_views
 from zeroi2v.deploy.merge import difference
 from zeroi2v.deploy.predict import Predictor
 from zeroi2v.engine.folder import LOG_FILE
@@ -37,6 +36,7 @@ from zeroi2v.explain.attention import attention_maps, patch_map
 from zeroi2v.explain.overlay import enlarge, outline, overlay
 from zeroi2v.files import read_json_lines, write_json, write_text
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.scores import normalise
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, provenance, worker_count
 from zeroi2v.measure.cost import cost, count_macs, new_tower, plain_tower

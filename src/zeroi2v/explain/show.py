@@ -19,13 +19,12 @@ from torchvision.transforms.v2.functional import resize
 
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.encode import write_video
-from zeroi2v.data.loader import read_views
-from zeroi2v.data.transforms import normalise
+from zeroi2v.data.views import read_views
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.explain.attention import Looks, Watched, head_looks, watch
 from zeroi2v.explain.overlay import overlay
 from zeroi2v.files import write_files, write_text
-from zeroi2v.inference.scores import view_scores
+from zeroi2v.inference.scores import normalise, view_scores
 from zeroi2v.method.relocate import channel_offsets, frames_read
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.pages.show import KINDS, MapRow, show_page

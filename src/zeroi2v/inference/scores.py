@@ -8,16 +8,26 @@ Shapes: n clips or videos, V views of a video, T frames, S pixels a side, K clas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from zeroi2v.data.transforms import normalise
 from zeroi2v.models.video import VideoClassifier
 
 BATCH: Final = 16  # clips in one pass through a model, unless the caller says otherwise
+
+
+def video_scores(
+    model: VideoClassifier, views: Tensor, *, compiled: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The scores (K) of a video from its views of pixels, uint8 (V, T, 3, S, S).
+
+    `compiled`: as in `clip_logits`.
+    """
+    logits = clip_logits(model, views, compiled=compiled)
+    return view_scores(logits, multi_label=model.spec.multi_label)
 
 
 @torch.no_grad()
@@ -40,6 +50,19 @@ def clip_logits(
         pixels = normalise(part.to(weight.device), spec.mean, spec.std).to(weight.dtype)
         logits.append(run(pixels).float().cpu())
     return torch.cat(logits)
+
+
+def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
+
+    The function passes over the memory of the clip twice.
+    """
+    # A tensor of numbers would be copied to a GPU, and Python would wait for the copy.
+    mean_255, std_255 = (
+        255 * torch.stack([torch.full((1, 1), value, device=clip.device) for value in values])
+        for values in (mean, std)
+    )
+    return (clip - mean_255).div_(std_255)
 
 
 def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:
