@@ -3,6 +3,7 @@
     python benchmarks/training_step.py             # on a CPU: about ten minutes on two free cores
     python benchmarks/training_step.py --tower vit_base_patch16_224 --name gelu
     python benchmarks/training_step.py --device cuda --clips 8 --rounds 50
+    python benchmarks/training_step.py --device cuda --clips 8 --only "bf16, c" --compile
 
 The reference is the training graph of the paper written down plainly, as the official code computes
 it: adapters in activation space, attention as two products and a softmax, clones of K and V to
@@ -11,7 +12,8 @@ and with each setting that trades accuracy for time. All steps are `engine.step.
 optimiser that moves nothing, so that every step starts from the same weights.
 
 On a GPU there are more rows: bf16 without autocast (`engine.cast`), and steps that are captured as
-a CUDA graph (`engine.captured`), one of them with AdamW. The reference is captured there too.
+a CUDA graph (`engine.captured`), one of them with AdamW. The reference is captured there too. With
+`--compile` torch.compile compiles two more steps before the capture.
 
 Writes benchmarks/results/training-step-<name>.json: medians of seconds, ratios within a round, the
 peak of what a step allocates, and the largest difference of a gradient from the gradient of the
@@ -196,6 +198,7 @@ def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, St
         *,
         cast: bool = False,
         captured: bool = False,
+        compiles: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Step:
         learner = Learner(
@@ -205,9 +208,10 @@ def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, St
             optimizer=optimizer or NoOptimizer(trained.parameters(), {"lr": 0.0}),
             scaler=torch.amp.GradScaler(clips.device.type, enabled=False),
             settings=TrainConfig(precision=precision, batch_size=len(clips), compile=captured),
-            cast=cast_weights(trained, torch.bfloat16) if cast else None,
+            cast=cast_weights(trained, torch.bfloat16, clips.shape[1:]) if cast else None,
         )
-        return Step(learner, clips, CapturedSteps(learner, Log()) if captured else None)
+        replayed = CapturedSteps(learner, Log(), compiles=compiles) if captured else None
+        return Step(learner, clips, replayed)
 
     steps = {
         "reference": step(Reference(model)),
@@ -238,7 +242,19 @@ def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, St
                 moved, cast=True, optimizer=adamw, **bf16
             ),
         }
-    return steps
+        if arguments.compile:
+            steps |= {
+                "reference in bf16, fused attention, compiled and captured": step(
+                    Reference(model, fused=True), compiles=True, **bf16
+                ),
+                "bf16, compiled and captured": step(model, cast=True, compiles=True, **bf16),
+            }
+    only = arguments.only or [""]
+    return {
+        name: way
+        for name, way in steps.items()
+        if name == "reference" or any(part in name for part in only)
+    }
 
 
 def largest_difference(expected: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
@@ -261,6 +277,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--compile", action="store_true", help="with the rows of torch.compile, which take minutes"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="TEXT", help="the reference, and rows whose name has a TEXT"
+    )
     parser.add_argument("--name", help="of the result's file (default: the device's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     arguments = parser.parse_args()

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tests.towers_for_tests import noisy, small_model
+from tests.models.test_calls import SETTINGS, WINDOWED, model_of
+from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier
 from zeroi2v.config import TrainConfig
 from zeroi2v.engine.captured import CapturedSteps, can_capture
@@ -18,7 +21,9 @@ from zeroi2v.engine.optim import build_optimizer
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.spare import spared
 from zeroi2v.engine.step import Learner, take_step
+from zeroi2v.inference.scores import normalise
 from zeroi2v.log import Log
+from zeroi2v.measure.pretended import pretended
 
 TOWER = "vit_small_plus_patch16_dinov3_qkvb"
 
@@ -35,7 +40,8 @@ def learner_of(model: VideoClassifier, device: str, **settings: Any) -> Learner:
         scaler=torch.amp.GradScaler(device, enabled=config.precision == "fp16"),
         settings=config,
     )
-    return Learner(**{**vars(learner), "cast": cast_weights(model, learner.dtype)})
+    clip_shape = (model.frames, 3, model.image_size, model.image_size)
+    return Learner(**{**vars(learner), "cast": cast_weights(model, learner.dtype, clip_shape)})
 
 
 def batches(model: VideoClassifier, *sizes: int) -> list[tuple[Tensor, Tensor]]:
@@ -85,6 +91,90 @@ def test_weights_in_bfloat16_give_gradients_in_float32(tower: str, checkpointing
     exact_gradient = torch.cat(exact_gradients)
     difference = (torch.cat(gradients) - exact_gradient).norm() / exact_gradient.norm()
     assert difference < 0.1
+
+
+@pytest.mark.parametrize(
+    ("tower", "needs_cast_buffers"),
+    [
+        ("vit_tiny_patch16_224", False),
+        ("vit_relpos_small_patch16_224", True),  # a small network reads a buffer of positions
+        ("swin_tiny_patch4_window7_224", True),  # a mask of shifted windows is a buffer
+    ],
+)
+def test_buffers_are_cast_where_a_tower_cannot_compute_otherwise(
+    tower: str, needs_cast_buffers: bool
+) -> None:
+    model = model_of(tower).train()
+    clip = random_clip(model, clips=1)
+    before = copy.deepcopy(model.state_dict())
+    assert CastWeights(model, torch.bfloat16).fit(clip) is not needs_cast_buffers
+    assert CastWeights(model, torch.bfloat16, casts_buffers=True).fit(clip)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class HostCopies(TorchDispatchMode):
+    """While active, keeps the operations that copy a tensor between the host and a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), settings: Any = None
+    ) -> Any:
+        outputs = operation(*arguments, **(settings or {}))
+        inputs, made = (
+            {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
+            for values in ((arguments, settings), outputs)
+        )
+        reads_number = "_local_scalar_dense" in str(operation)
+        if reads_number or ("copy" in str(operation) and inputs and made and inputs != made):
+            self.names.append(str(operation))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [
+        *(("vit_base_patch16_clip_quickgelu_224", settings) for settings in SETTINGS.values()),
+        *((tower, {}) for tower in WINDOWED),
+    ],
+)
+def test_no_forward_pass_makes_the_host_wait_for_a_gpu(
+    tower: str, settings: dict[str, Any]
+) -> None:
+    model = model_of(tower, **settings).train()
+    spec = model.spec
+    size = (2, model.frames, 3, model.image_size, model.image_size)
+    with pretended(model, "cuda") as on_gpu, spared(on_gpu, TrainConfig()):
+        pixels = torch.empty(size, dtype=torch.uint8, device="cuda")
+        on_gpu(normalise(pixels, spec.mean, spec.std))  # the first call may copy constants
+        with HostCopies() as copies:
+            on_gpu(normalise(pixels, spec.mean, spec.std))
+    assert copies.names == []
+
+
+def test_batch_norms_keep_their_statistics_in_float32() -> None:
+    norm = torch.nn.BatchNorm2d(4)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), norm)
+    weights = CastWeights(model, torch.bfloat16, casts_buffers=True)
+    pixels = torch.randn(2, 3, 4, 4)
+    expected = copy.deepcopy(model)(pixels)
+
+    def learn(cast: torch.nn.Module) -> Tensor:
+        output: Tensor = cast(pixels.bfloat16())
+        output.square().sum().backward()
+        return output.detach()
+
+    output = weights.call(learn)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    mean = norm.running_mean
+    assert mean is not None
+    assert mean.dtype == torch.float32
+    assert mean.abs().max() > 0  # the model's own statistics move
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 def test_only_one_process_on_a_gpu_captures() -> None:
@@ -142,6 +232,20 @@ def test_a_capture_leaves_weights_moments_and_random_numbers_alone() -> None:
     states = learner.optimizer.state.values()
     assert all(map(torch.equal, moments, (v for state in states for v in state.values())))
     assert torch.equal(random, torch.cuda.get_rng_state())
+
+
+@pytest.mark.gpu
+def test_steps_that_make_the_host_wait_are_not_captured() -> None:
+    learner = learner_of(noisy(small_model("zeroi2v_tiny")), "cuda")
+    learner.model.register_forward_hook(lambda _, __, logits: logits * float(logits.sum() * 0 + 1))
+    replay = CapturedSteps(learner, Log(silent=True))
+    (clips, labels), (others, other_labels) = batches(learner.model, 4, 4)  # type: ignore[arg-type]
+    before = copy.deepcopy(learner.model.state_dict())
+    replay._capture(clips, labels)
+    assert replay.failed
+    after = learner.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert float(replay(others, other_labels, 1e-3).loss) > 0
 
 
 @pytest.mark.gpu

@@ -43,11 +43,13 @@ def train_loader(
     broken: Literal["stop", "skip"],
     multi_label: bool = False,
     share: tuple[int, int] = (0, 1),
+    pinned: bool = False,
 ) -> TrainLoader:
     """Batches of random clips.
 
     `labels` are the names of the classes. `workers` processes decode; with 0 the calling process
-    decodes. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on. So n
+    decodes. With `pinned`, batches lie in memory from which a GPU copies them while the host goes
+    on. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on. So n
     processes share each batch; a share of a small batch may be empty.
 
     ConfigError if a flip is to exchange a label that is none of `labels`, or if the decoder of the
@@ -70,6 +72,7 @@ def train_loader(
         _EpochBatches(len(videos), batch_size, seed, share),
         workers=workers,
         stop=broken == "stop",
+        pinned=pinned,
     )
 
 
@@ -95,7 +98,13 @@ class TrainLoader:
     """
 
     def __init__(
-        self, samples: _TrainSamples, batches: _EpochBatches, *, workers: int, stop: bool
+        self,
+        samples: _TrainSamples,
+        batches: _EpochBatches,
+        *,
+        workers: int,
+        stop: bool,
+        pinned: bool,
     ) -> None:
         self.broken: dict[str, str] = {}  # path -> reason of each video that was left out
         self.clip = samples.clip
@@ -106,6 +115,7 @@ class TrainLoader:
             batch_sampler=batches,
             collate_fn=_batch,
             persistent_workers=workers > 0,
+            pin_memory=pinned,
         )
 
     def __len__(self) -> int:

@@ -8,34 +8,75 @@ optimiser moves, and that are saved, stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> CastWeights | None:
-    """The cast weights of a model on a GPU for steps in bfloat16; None for all other steps."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return CastWeights(model, dtype) if on_gpu and dtype == torch.bfloat16 else None
+def cast_weights(
+    model: nn.Module, dtype: torch.dtype | None, clip_shape: Sequence[int]
+) -> CastWeights | None:
+    """The cast weights of a model on a GPU for steps in bfloat16; None for all other steps.
+
+    None too if the model cannot compute in bfloat16 without autocast. Some towers compute with
+    buffers in float32; if such a tower needs cast buffers, the buffers are cast as well. One clip
+    of the shape (F, 3, S, S) shows what the model needs.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    clip = torch.zeros(1, *clip_shape, device=device)
+    return next((weights for weights in _candidates(model, dtype) if weights.fit(clip)), None)
+
+
+def _candidates(model: nn.Module, dtype: torch.dtype) -> Iterator[CastWeights]:
+    yield CastWeights(model, dtype)
+    yield CastWeights(model, dtype, casts_buffers=True)
 
 
 class CastWeights:
-    """The weights of a model in another dtype, for the calls of a training."""
+    """The weights of a model in another dtype, for the calls of a training.
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    Batch norms keep their weights and buffers: PyTorch's operation takes tokens in bfloat16 beside
+    statistics in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, *, casts_buffers: bool = False
+    ) -> None:
         self.model, self.dtype = model, dtype
+        kept = {
+            tensor
+            for module in model.modules()
+            if isinstance(module, _BatchNorm)
+            for tensor in (*module.parameters(), *module.buffers())
+        }
+        buffers = model.named_buffers() if casts_buffers else ()
         named = [
-            (name, weight)
-            for name, weight in model.named_parameters()
-            if weight.is_floating_point()
+            (name, tensor)
+            for name, tensor in (*model.named_parameters(), *buffers)
+            if tensor.is_floating_point() and tensor not in kept
         ]
         self.frozen = {
-            name: weight.detach().to(dtype) for name, weight in named if not weight.requires_grad
+            name: tensor.detach().to(dtype) for name, tensor in named if not tensor.requires_grad
         }
-        self.trained = {name: weight for name, weight in named if weight.requires_grad}
+        self.trained = {name: tensor for name, tensor in named if tensor.requires_grad}
+
+    def fit(self, clip: Tensor) -> bool:
+        """Whether the model can compute a clip (1, F, 3, S, S) with the cast weights."""
+        was_training = self.model.training
+        self.model.eval()  # no moving average changes, and no random number is drawn
+        try:
+            self.call(lambda model: model(clip.to(self.dtype)).sum())
+        except RuntimeError:  # operations refuse tensors of two dtypes
+            return False
+        finally:
+            self.model.train(was_training)
+        return True
 
     def call(self, function: Callable[[nn.Module], Tensor]) -> Tensor:
         """The result of `function(model)`, where the model has the cast weights.

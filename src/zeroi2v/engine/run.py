@@ -19,7 +19,7 @@ from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.loader import TrainLoader, train_loader
-from zeroi2v.engine.captured import CapturedSteps, can_capture
+from zeroi2v.engine.captured import CapturedSteps, can_capture, uncaptured_reason
 from zeroi2v.engine.cast import cast_weights
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
 from zeroi2v.engine.interrupt import undivided
@@ -173,6 +173,7 @@ class Training:
             broken=settings.broken,
             multi_label=self.model.spec.multi_label,
             share=(self.processes.rank, self.processes.size),
+            pinned=self.processes.device.type == "cuda",
         )
 
     def restore(self) -> None:
@@ -247,10 +248,7 @@ class Training:
     def train_epochs(self) -> None:
         """Train, validate and save until all epochs are done or the patience is used up."""
         position, settings, writes = self.position, self.recipe.train, self.processes.is_first
-        if can_capture(self.learner):
-            cast = cast_weights(self.learner.model, self.learner.dtype)
-            self.learner = dataclasses.replace(self.learner, cast=cast)
-            self.captured = CapturedSteps(self.learner, self.log)
+        self.speed_up()
         if settings.tensorboard:
             self.folder.open_board(position.epoch)
         try:
@@ -264,6 +262,23 @@ class Training:
             raise
         finally:
             self.folder.close_board()
+
+    def speed_up(self) -> None:
+        """As `train.compile` asks: on a GPU, cast weights once a step in bf16 and capture steps.
+
+        The log says what is impossible.
+        """
+        learner = self.learner
+        reason = uncaptured_reason(learner)
+        if can_capture(learner):
+            size = self.model.image_size
+            cast = cast_weights(learner.model, learner.dtype, (self.model.frames, 3, size, size))
+            self.learner = learner = dataclasses.replace(learner, cast=cast)
+            if cast is None and learner.dtype == torch.bfloat16:
+                self.log.say("autocast casts for bf16: the tower cannot compute in bf16 by itself")
+            self.captured = CapturedSteps(learner, self.log)
+        elif learner.settings.compile and reason is not None:
+            self.log.say(f"train.compile: steps are computed operation by operation: {reason}")
 
     def save_interrupted(self) -> None:
         """Save the state of an interrupted run if the run has one process; say how to go on.

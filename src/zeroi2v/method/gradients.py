@@ -51,12 +51,17 @@ class _AddLinear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         z_gradient = weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[1]:
-            z_gradient = (rows @ weight).mul_(ctx.scale).view(z.shape)
+            z_gradient = _scaled(rows @ weight, ctx.scale).view(z.shape)
         if ctx.needs_input_grad[2]:
-            weight_gradient = (rows.T @ z.reshape(-1, z.shape[-1])).mul_(ctx.scale)
+            weight_gradient = _scaled(rows.T @ z.reshape(-1, z.shape[-1]), ctx.scale)
         if ctx.needs_input_grad[3]:
-            bias_gradient = rows.sum(0).mul_(ctx.scale)
+            bias_gradient = _scaled(rows.sum(0), ctx.scale)
         return gradient, z_gradient, weight_gradient, bias_gradient, None
+
+
+def _scaled(gradient: Tensor, scale: float) -> Tensor:
+    """The gradient times a scale, in place. A scale of 1, the usual one, starts no kernel."""
+    return gradient if scale == 1 else gradient.mul_(scale)
 
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:

@@ -18,13 +18,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from zeroi2v.method import kernels
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.heads import HeadLayout, shares
+
+if TYPE_CHECKING:
+    from zeroi2v.method.kernels.move import MoveTable
 
 
 class Move(NamedTuple):
@@ -186,6 +190,8 @@ class Relocation:
 
     def __call__(self, projected: Tensor, *, clips: int, frames: int) -> Tensor:
         """`relocate` with the layout and the moves of this relocation."""
+        if kernels.moves(projected):
+            return self._moved_by_kernel(projected, clips, frames)
         if torch.compiler.is_compiling():  # also true while torch exports a graph
             # An offset of T frames or more leads out of the clip from every frame: nothing moves.
             moves = [move for move in self.moves if abs(move.offset) < frames]
@@ -201,6 +207,31 @@ class Relocation:
         for block in self.blocks:
             _shift(projected, block, clips, frames)
         return projected
+
+    def _moved_by_kernel(self, projected: Tensor, clips: int, frames: int) -> Tensor:
+        """`relocate` by one kernel for all moves."""
+        from zeroi2v.method.kernels.move import move, move_table  # Triton is not everywhere
+
+        device = projected.device
+        if device not in self.tables:
+            with torch.inference_mode(False):  # a training may use the table later
+                self.tables[device] = move_table(self.offsets, device)
+        return move(projected, self.tables[device], clips, frames)
+
+    @cached_property
+    def tables(self) -> dict[torch.device, MoveTable]:
+        """The tables of the kernel that makes the moves, by device."""
+        return {}
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The offset of each of the C channels; 0 where a channel does not move."""
+        layout = self.layout
+        width = layout.head_count * (2 * layout.key_width + layout.value_width)
+        offsets = torch.zeros(width, dtype=torch.int64, device="cpu")
+        for block in self.blocks:
+            offsets.as_strided(block.shape, block.strides, block.first).fill_(block.offset)
+        return tuple(offsets.tolist())
 
 
 def relocate(
@@ -295,9 +326,13 @@ class _Relocate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         blocks, clips, frames = ctx.moved
-        input_gradient = gradient.clone(memory_format=torch.contiguous_format)
+        gradient = gradient.contiguous()
+        input_gradient = gradient.clone()
         for block in blocks:
-            _shift_gradient(block.of(input_gradient, clips, frames), block.offset)
+            of_output, of_input = (
+                block.of(tensor, clips, frames) for tensor in (gradient, input_gradient)
+            )
+            _shift_gradient(of_output, of_input, block.offset)
         return input_gradient, None, None, None
 
 
@@ -316,23 +351,24 @@ def _shift(projected: Tensor, block: Block, clips: int, frames: int) -> None:
     projected.as_strided(shape, strides, start + target).copy_(moved)
 
 
-def _shift_gradient(gradients: Tensor, offset: int) -> None:
-    """Turn the gradient of the output of `_shift` into the gradient of its input, in place.
+def _shift_gradient(of_output: Tensor, of_input: Tensor, offset: int) -> None:
+    """Write the gradient of the input of `_shift`, from the gradient of its output.
 
-    `gradients` is a block (B, T, ...). The gradient of a frame of the input is the sum of the
-    gradients of all frames of the output that hold this frame.
+    Both are blocks (B, T, ...), and equal before the call. The gradient of a frame of the input is
+    the sum of the gradients of all frames of the output that hold this frame, zero if none does.
     """
-    frames, count = gradients.shape[1], gradients.shape[1] - abs(offset)
-    if count <= 0:
+    frames, distance = of_input.shape[1], abs(offset)
+    if distance >= frames:
         return
-    of_output = gradients.clone()
-    gradients.zero_()
+    changed = frames - distance
     if offset > 0:
-        gradients[:, count:] = of_output[:, count:]
-        gradients[:, -count:] += of_output[:, :count]
+        of_input[:, distance:] = of_output[:, :changed]
+        of_input[:, :distance].zero_()
+        of_input[:, changed:] += of_output[:, changed:]  # edge rule: these frames hold themselves
     else:
-        gradients[:, : frames - count] = of_output[:, : frames - count]
-        gradients[:, :count] += of_output[:, -count:]
+        of_input[:, :changed] = of_output[:, distance:]
+        of_input[:, changed:].zero_()
+        of_input[:, :distance] += of_output[:, :distance]
 
 
 def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zeroi2v.method.call import call_in_progress
@@ -62,15 +63,26 @@ class BesidePart(AdapterHook):
 
     def __init__(self, block: int, name: str, layout: FusedLayout) -> None:
         super().__init__(block, name)
-        self.layout = layout
+        self.rows = part_rows(layout, name)
+        self.rows_on: dict[torch.device, Tensor] = {}  # copies of `rows` on other devices
 
     def __call__(self, linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         adapter = self.adapter()
         if adapter is None:
             return output
-        rows = part_rows(self.layout, self.name).to(output.device)
+        rows = self._rows_on(output.device)
         branch = adapter.part(linear, rows, inputs[0])
         return output.index_add(-1, rows, branch.to(output.dtype), alpha=adapter.scale)
+
+    def _rows_on(self, device: torch.device) -> Tensor:
+        """`rows` on a device. A copy at every call would make the host wait for a GPU."""
+        if device == self.rows.device:
+            return self.rows
+        rows = self.rows_on.get(device)
+        if rows is None:
+            with torch.inference_mode(False):  # a training may use the copy later
+                rows = self.rows_on[device] = self.rows.to(device)
+        return rows
 
 
 def part_rows(layout: FusedLayout, part: str) -> Tensor:
