@@ -165,12 +165,14 @@ def test_imports_go_one_way() -> None:
 
 
 def test_the_method_is_pure_pytorch() -> None:
+    """The kernels are written in Triton, and lie in a folder of their own."""
     wrong = [
         f"{located(path, node)}: imports {name}"
         for path in MODULES
         if room_of(path) == "method"
         for node, name in imported_modules(path)
         if name.partition(".")[0] not in {"torch", "zeroi2v", *sys.stdlib_module_names}
+        and not (path.parent.name == "kernels" and name.partition(".")[0] == "triton")
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -477,7 +477,7 @@ def test_training_leaves_out_what_data_check_lists(
     status, out, err = said(capsys, *words, *setting, "--out", str(tmp_path / "run"))
     bad = str(data / "train" / "left" / "bad one.mp4")
     assert (status, json.loads(out)["excluded"], json.loads(out)["broken"]) == (0, [bad], [])
-    assert f"1 videos: {bad}" in err
+    assert f"1 video left out, as listed in {listed}: {bad}" in err
     assert f'exclude = "{listed}"' in (tmp_path / "run" / "recipe.toml").read_text()
 
 

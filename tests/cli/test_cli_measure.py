@@ -393,7 +393,9 @@ def test_bench_counts_without_a_gpu_and_writes_what_it_prints(
     assert merged["counts"][0]["gmacs"] == pytest.approx(
         2 * zeroi2v.cost(zeroi2v.load(saved).merge()).gmacs
     )
-    assert plain["counts"][0]["kernels"] < merged["counts"][0]["kernels"]
+    # The embedded tower computes attention step by step. Attention that reads other frames by
+    # itself is one kernel.
+    assert merged["counts"][0]["kernels"] < plain["counts"][0]["kernels"]
     assert merged["counts"][0]["gb"] < adapted["counts"][0]["gb"]
 
 

@@ -155,7 +155,7 @@ def test_what_is_finished_is_not_trained_again_and_a_new_row_is_added(
     words = ["compare", str(motion_videos), *COMMAND, "--out", str(out), "--json"]
     assert main([*words, "--row", "plain", "heads=[]"]) == 0
     output = capsys.readouterr()
-    assert "2 of 3 trainings are finished already" in output.err
+    assert "finished already: 2 of 3 trainings" in output.err
     assert [line["row"] for line in json.loads(output.out)["rows"]] == ["probe", "gelu", "plain"]
     after = read_json_lines(out / ROWS_FILE)
     assert after[:2] == before

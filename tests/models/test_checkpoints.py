@@ -149,7 +149,7 @@ def damaged(folder: Path, kind: str) -> None:
         ("another width", "classifier."),
         ("another strategy", "timm's weights of tower"),
         ("other pixels", "the input"),
-        ("no merged", "not a configuration that this version reads: 'merged'"),
+        ("no merged", "not a configuration that this version reads: the entry 'merged' is missing"),
         ("unknown setting", "did you mean 'adapter_ratio'"),
     ],
 )

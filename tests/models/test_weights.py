@@ -388,7 +388,7 @@ def test_another_tower_is_named(tmp_path: Path) -> None:
         match=r"visual\.class_embedding is \(128,\) torch\.float32, the model's is \(1, 1, 192\)",
     ):
         load_tower_weights(tower_of(PLAIN, embed_dim=192), path)
-    with pytest.raises(CheckpointError, match="nothing for reg_token of the tower"):
+    with pytest.raises(CheckpointError, match="no tensor for reg_token of the tower"):
         load_tower_weights(tower_of("vit_small_patch14_reg4_dinov2"), path)
     shutil.copy(path, tmp_path / "official.pth")
     with pytest.raises(CheckpointError, match=r"backbone\.conv1\.weight is missing"):

@@ -70,7 +70,7 @@ def run_trials(
         missing = [trial for trial in trials if (trial.row, trial.seed) not in finished]
         if len(missing) < len(trials):
             done = len(trials) - len(missing)
-            log.say(f"{out}: {done} of {how_many(len(trials), 'training')} finished already")
+            log.say(f"{out}: finished already: {done} of {how_many(len(trials), 'training')}")
         options = TrialOptions(dataset, out, threads, latency, quiet=log.quiet or at_once > 1)
 
         def entries() -> list[Entry]:

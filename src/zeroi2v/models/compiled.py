@@ -13,16 +13,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, nearest, one_line
 
-if TYPE_CHECKING:
-    from zeroi2v.models.video import VideoClassifier
-
+Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +28,7 @@ WARMUP: Final = 3  # calls before a capture: they choose algorithms and load lib
 TRIAL: Final = 5  # calls that are timed to choose between two forms
 
 
-def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
+def ready(model: Model, dtype: str) -> Model:
     """The model in eval mode, with weights of a dtype. A copy, unless the model has both already.
 
     ConfigError if the dtype is unknown.
@@ -38,7 +36,7 @@ def ready(model: VideoClassifier, dtype: str) -> VideoClassifier:
     if dtype not in DTYPES:
         known = ", ".join(DTYPES)
         raise ConfigError(f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}")
-    if not model.training and model.classifier.weight.dtype == DTYPES[dtype]:
+    if not model.training and next(model.parameters()).dtype == DTYPES[dtype]:
         return model
     return copy.deepcopy(model).to(DTYPES[dtype]).eval().requires_grad_(False)
 
@@ -102,22 +100,14 @@ class Captured:
         return result
 
 
-def black_clips(model: VideoClassifier, count: int) -> Tensor:
-    """Clips (B, F, 3, S, S) of zeros, in the dtype and on the device of a model."""
-    size = model.image_size
-    return model.classifier.weight.new_zeros(count, model.frames, 3, size, size)
+def compiled(model: nn.Module, clips: Tensor) -> Callable[[Tensor], Tensor]:
+    """A callable that gives what a model gives, with the least work between its kernels.
 
-
-def compiled(model: VideoClassifier, *, batch: int, dtype: str) -> Callable[[Tensor], Tensor]:
-    """A callable that gives the logits of a model with the least work between its kernels.
-
-    ConfigError names a setting that is wrong.
+    `clips` (B, F, 3, S, S) are clips as the model takes them; B is the largest batch that the
+    callable computes at once.
     """
-    if batch < 1:
-        raise ConfigError(f"batch must be at least 1, got {batch}")
-    model = ready(model, dtype)
-    clips = black_clips(model, batch)
     if clips.device.type == "cuda":
+        batch = len(clips)
         powers = {2**power for power in range((batch - 1).bit_length())}
         return Captured(model, clips, sizes={*powers, batch})
     try:
@@ -133,7 +123,7 @@ def compiled(model: VideoClassifier, *, batch: int, dtype: str) -> Callable[[Ten
 
 @torch.no_grad()
 def faster_of(
-    model: VideoClassifier, other: Callable[[Tensor], Tensor], clips: Tensor
+    model: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], clips: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """The model, or another form of the model, whichever takes less time for the clips."""
     forms: tuple[Callable[[Tensor], Tensor], ...] = (model, other)

@@ -24,7 +24,7 @@ from zeroi2v.method.heads import HeadLayout, layout_text
 from zeroi2v.models import peers
 from zeroi2v.models.attach import attach, build_adapters, fold_adapters
 from zeroi2v.models.card import CardFacts
-from zeroi2v.models.compiled import compiled
+from zeroi2v.models.compiled import compiled, ready
 from zeroi2v.models.exchange import attention_reads
 from zeroi2v.models.pictures import pictures_of, set_image_size
 from zeroi2v.models.plan import Plan, frames_seen
@@ -253,7 +253,11 @@ class VideoClassifier(nn.Module):
         bf16 or fp16. The callable keeps the weights that the model has now. ConfigError names a
         setting that is wrong.
         """
-        return compiled(self, batch=batch, dtype=dtype)
+        if batch < 1:
+            raise ConfigError(f"batch must be at least 1, got {batch}")
+        model, size = ready(self, dtype), self.image_size
+        clips = model.classifier.weight.new_zeros(batch, self.frames, 3, size, size)
+        return compiled(model, clips)
 
     @torch.no_grad()
     def merge(self) -> VideoClassifier:

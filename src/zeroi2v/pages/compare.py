@@ -118,7 +118,7 @@ def reading(result: Result) -> str:
     sentences = []
     if done["finished"] < done["planned"]:
         planned = how_many(done["planned"], "training")
-        sentences.append(f"So far {done['finished']} of {planned} finished.")
+        sentences.append(f"Finished so far: {done['finished']} of {planned}.")
     name = figure_name(result)
     if seeds > 1:
         sentences.append(f"The {name} of a row is the mean over {seeds} seeds.")

@@ -35,6 +35,7 @@ class Tiles(NamedTuple):
     stages: int  # steps whose reads are in progress at once
 
 
+# Long: half of the lines are arguments, since a kernel knows its tensors by address and strides.
 @triton.jit
 def _attend_kernel(
     q,
