@@ -98,6 +98,17 @@ def spoil_weights(learner: Learner) -> None:
         weight.fill_(math.nan)
 
 
+OFTEN = dataclasses.replace(  # saves after every step
+    RECIPE, train=dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)
+)
+
+
+@pytest.fixture(scope="module")
+def saved_often(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `OFTEN` that nothing disturbed."""
+    return train(OFTEN, dataset, tmp_path_factory.mktemp("runs") / "run").folder
+
+
 @pytest.mark.parametrize(
     "change", [spoil_weights, lambda learner: Step(math.nan, 8), lambda learner: Step(math.inf, 8)]
 )
@@ -106,20 +117,18 @@ def test_what_is_not_finite_is_noticed_where_it_would_be_saved_and_the_state_bef
     change: Callable[[Learner], Step | None],
     steps: int,
     dataset: VideoDataset,
+    saved_often: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    often = dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)  # after every step
-    recipe = dataclasses.replace(RECIPE, train=often)
-    undisturbed = train(recipe, dataset, tmp_path / "whole")
     monkeypatch.setattr(training, "take_step", after(steps, change))
     with pytest.raises(ZeroI2VError, match=r"train\.learning_rate") as raised:
-        train(recipe, dataset, tmp_path / "run")
+        train(OFTEN, dataset, tmp_path / "run")
     assert f"step {steps % 6 + 1}" in str(raised.value)
     monkeypatch.undo()
-    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    run = train(OFTEN, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
-        assert (run.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
+        assert (run.folder / name).read_bytes() == (saved_often / name).read_bytes()
 
 
 def test_an_interrupt_does_not_save_what_cannot_be_gone_on_from(
@@ -225,12 +234,23 @@ def test_names_on_the_hub_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert absolute_paths(moved) == moved
 
 
+DROPPING = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `DROPPING` that nothing disturbed."""
+    return train(DROPPING, dataset, tmp_path_factory.mktemp("runs") / "run").folder
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
-    moment: str, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    dataset: VideoDataset,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
-    whole = train(recipe, dataset, tmp_path / "whole")
     taken, step = 0, take_step
 
     def interrupted(*arguments: Any) -> Step:
@@ -245,12 +265,12 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
 
     monkeypatch.setattr(training, "take_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, dataset, tmp_path / "run")
+        train(DROPPING, dataset, tmp_path / "run")
     assert taken == 8
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    run = train(DROPPING, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
-        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+        assert (run.folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_second_ctrl_c_comes_at_once() -> None:
