@@ -13,6 +13,7 @@ D channels each, C channels of the fused projection's output.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -244,13 +245,10 @@ def _moved_heads(view: Tensor, moves: Sequence[Move]) -> Tensor:
     """A view (B, T, W, ..., P, H, D) as a new tensor in which every move is made."""
     pieces: list[Tensor] = []
     head, width = 0, view.shape[-1]
-    # Not itertools.groupby: torch.compile of torch 2.9 cannot follow it.
-    for first, stop in dict.fromkeys(move[:2] for move in moves):
+    for (first, stop), same_heads in itertools.groupby(moves, key=lambda move: move[:2]):
         heads, channel = view[..., first:stop, :], 0
         columns: list[Tensor] = []
-        for move in moves:
-            if move[:2] != (first, stop):
-                continue
+        for move in same_heads:
             channels = move.slices(width)[1]
             moved = moved_frames(heads[..., channels], move.offset)
             columns += [heads[..., channel : channels.start], moved]
