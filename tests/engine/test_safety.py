@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from multiprocessing.synchronize import Event
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -30,7 +31,6 @@ from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.run import train
 from zeroi2v.engine.step import Learner, Step, take_step
 from zeroi2v.errors import ConfigError, ZeroI2VError
-from zeroi2v.files import claimed
 from zeroi2v.log import Log
 from zeroi2v.recipes import absolute_paths, read_recipe
 
@@ -45,11 +45,15 @@ def dataset(motion_videos: Path) -> VideoDataset:
     return open_dataset(motion_videos)
 
 
-def hold(folder: Path, held: Event, done: Event) -> None:
-    """Claim a folder in another process until told to end."""
-    with claimed(folder, "another training"):
-        held.set()
-        done.wait(60)
+# Claims a folder in another process until the standard input of the process is closed.
+HOLD = """
+import sys
+from pathlib import Path
+from zeroi2v.files import claimed
+with claimed(Path(sys.argv[1]), "another training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -59,19 +63,18 @@ def test_a_second_training_in_a_folder_is_refused_from_the_first_moment(
     out = tmp_path / "run"
     if resume:
         train(RECIPE, dataset, out)
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(out, held, done))
-    other.start()
+    command = [sys.executable, "-c", HOLD, str(out)]
+    other = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
     try:
-        assert held.wait(60)
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         with pytest.raises(ConfigError, match="another training is running there"):
             train(RECIPE, dataset, out, resume=resume)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     finally:
-        done.set()
-        other.join()
+        other.communicate()
+    assert other.returncode == 0
     run = train(RECIPE, dataset, out, resume=resume)
     assert run.epochs == 2, "when the other has ended, the folder is free"
 
