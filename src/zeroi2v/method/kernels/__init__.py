@@ -1,4 +1,4 @@
-"""Triton kernels of the method, for CUDA devices. The slow form of each kernel stands beside it."""
+"""Triton kernels of the method, for CUDA devices. Slow forms of the kernels check the results."""
 
 from typing import Final
 

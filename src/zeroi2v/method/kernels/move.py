@@ -1,10 +1,11 @@
 """Keys and values of other frames in one kernel: all moves of an attention block at once.
 
 Equation 8 as a gather along the frames of a clip: channel c of frame t takes frame t + offset[c]. A
-table on the device holds the channels that the kernel writes and their offsets. So whole heads,
-split heads, channel shifts, queries, and widths that differ are one kernel. `moved` has a gradient,
-which is a gather too: a frame sums the gradients of the frames that read it. No two programs of the
-kernel write one number, so nothing depends on their order.
+table on the device holds the channels that the kernel writes and their offsets. So one kernel makes
+every kind of move: of whole heads, of split heads, of a share of the channels of every head, with
+or without queries, and of keys and values of different widths. `moved` has a gradient, which is a
+gather too: a frame sums the gradients of the frames that read it. No two programs of the kernel
+write one number, so the result does not depend on the order of the programs.
 
 Shapes: B clips, T frames, R rows of a frame (tokens, over all windows), C channels.
 """
@@ -79,7 +80,7 @@ def _move_kernel(
     stride = rows.to(tl.int64) * channels  # from frame to frame
     channel = run * width + tl.arange(0, width)[None, None, :]
     place = clip * frames * stride + row.to(tl.int64) * channels + channel
-    # A frame outside of the clip is replaced by the own frame (edge rule).
+    # Where frame t + offset lies outside the clip, frame t is read (edge rule).
     ahead = frame + offset
     is_own = (ahead < 0) | (ahead >= frames)
     if gradient:
@@ -133,8 +134,8 @@ def _start(
 def moved(projected: Tensor, runs: Tensor, width: int, clips: int, frames: int) -> Tensor:
     """A copy of a fused projection's output (B*T*W, ..., C) in which all moves are made.
 
-    `runs` are `MoveTable.every`. Only CUDA devices run the kernel; elsewhere Triton interprets it
-    where TRITON_INTERPRET=1 was set before the start.
+    `runs` are `MoveTable.every`. Only a CUDA device runs the kernel. On a CPU, Triton interprets
+    the kernel if TRITON_INTERPRET=1 was set before Python started.
     """
     target = torch.empty_like(projected, memory_format=torch.contiguous_format)
     _start(projected.contiguous(), target, runs, width, clips, frames)
