@@ -64,7 +64,7 @@ def normalise(
     for number, value in zip(constants, (*mean, *std), strict=True):
         number.fill_(value)
     mean_255, std_255 = (255 * constants).view(2, 3, 1, 1)
-    centred = clip - mean_255
+    centred: Tensor = clip - mean_255
     if dtype == centred.dtype:
         return centred.div_(std_255)
     return torch.div(centred, std_255, out=torch.empty_like(centred, dtype=dtype))
