@@ -267,3 +267,5 @@ def test_normalising_is_the_formula() -> None:
     ).double().view(3, 1, 1)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    for dtype in (torch.bfloat16, torch.float64):
+        assert torch.equal(normalise(clip, mean, std, dtype), found.to(dtype))

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.models.test_calls import SETTINGS, WINDOWED, model_of
 from tests.towers_for_tests import noisy, random_clip, small_model
-from zeroi2v import VideoClassifier
+from zeroi2v import VideoClassifier, create_model
 from zeroi2v.config import TrainConfig
 from zeroi2v.engine.captured import CapturedSteps, can_capture
 from zeroi2v.engine.cast import CastWeights, cast_weights
@@ -23,7 +23,9 @@ from zeroi2v.engine.spare import spared
 from zeroi2v.engine.step import Learner, take_step
 from zeroi2v.inference.scores import normalise
 from zeroi2v.log import Log
+from zeroi2v.measure.count import count_kernels
 from zeroi2v.measure.pretended import pretended
+from zeroi2v.method import kernels
 
 TOWER = "vit_small_plus_patch16_dinov3_qkvb"
 
@@ -153,6 +155,37 @@ def test_no_forward_pass_makes_the_host_wait_for_a_gpu(
         with HostCopies() as copies:
             on_gpu(normalise(pixels, spec.mean, spec.std))
     assert copies.names == []
+
+
+@pytest.mark.parametrize(("by_kernel", "kernels_at_most"), [(False, 1000), (True, 892)])
+def test_a_step_in_bfloat16_is_a_thousand_kernels(
+    by_kernel: bool, kernels_at_most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-B/16, 8 clips of 8 frames, before the optimiser moves the weights."""
+    if by_kernel:
+        pytest.importorskip("triton")
+        monkeypatch.setattr(kernels, "MOVES", True)
+        monkeypatch.setattr(kernels, "moves", lambda *_: True)
+    with torch.device("meta"):
+        model = create_model(
+            "vit_base_patch16_clip_quickgelu_224", num_classes=400, frames=8, heads=[-1, 1]
+        ).train()
+    with pretended(model, "cpu") as counted, spared(counted, TrainConfig()):
+        weights = CastWeights(counted, torch.bfloat16)
+        pixels = torch.empty(8, 8, 3, 224, 224, dtype=torch.uint8)
+        labels = torch.zeros(8, dtype=torch.long)
+
+        def learn(cast: torch.nn.Module) -> Tensor:
+            clips = normalise(pixels, model.spec.mean, model.spec.std, torch.bfloat16)
+            loss = torch.nn.functional.cross_entropy(cast(clips).float(), labels)
+            loss.backward()
+            return loss.detach()
+
+        weights.call(learn)  # the first step works out what the next steps use
+        counted.zero_grad()
+        count = count_kernels(lambda: weights.call(learn))
+    assert len(count.kernels) <= kernels_at_most
+    assert count.moved <= 46e9
 
 
 def test_batch_norms_keep_their_statistics_in_float32() -> None:

@@ -111,11 +111,12 @@ def _learn_part(learner: Learner, pixels: Tensor, targets: Tensor, share: float)
     options = {"fewer_frames": True} if pixels.shape[1] < spec.clip.frames else {}
     cast = learner.cast
     autocasts = dtype is not None and cast is None
+    input_dtype = torch.float32 if cast is None else cast.dtype
 
     def learn(model: nn.Module) -> Tensor:
-        clips = normalise(pixels, spec.mean, spec.std)
+        clips = normalise(pixels, spec.mean, spec.std, input_dtype)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=autocasts):
-            logits = model(clips if cast is None else clips.to(cast.dtype), **options)
+            logits = model(clips, **options)
         smoothing = learner.settings.label_smoothing
         loss = summed_loss(logits.float(), targets, label_smoothing=smoothing)
         learner.scaler.scale(loss * share).backward()

@@ -47,22 +47,27 @@ def clip_logits(
     weight, spec = model.classifier.weight, model.spec
     logits: list[Tensor] = []
     for part in clips.split(batch_size):
-        pixels = normalise(part.to(weight.device), spec.mean, spec.std).to(weight.dtype)
+        pixels = normalise(part.to(weight.device), spec.mean, spec.std, weight.dtype)
         logits.append(run(pixels).float().cpu())
     return torch.cat(logits)
 
 
-def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S): float32 on the same device.
+def normalise(
+    clip: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(x / 255 - mean) / std per channel of uint8 (..., 3, S, S), in float32, rounded to `dtype`.
 
-    The function passes over the memory of the clip twice.
+    The result is on the device of the clip. The function passes over the memory of the clip twice.
     """
     # A tensor of numbers would be copied to a GPU, and Python would wait for the copy.
-    mean_255, std_255 = (
-        255 * torch.stack([torch.full((1, 1), value, device=clip.device) for value in values])
-        for values in (mean, std)
-    )
-    return (clip - mean_255).div_(std_255)
+    constants = torch.empty(6, device=clip.device)
+    for number, value in zip(constants, (*mean, *std), strict=True):
+        number.fill_(value)
+    mean_255, std_255 = (255 * constants).view(2, 3, 1, 1)
+    centred: Tensor = clip - mean_255
+    if dtype == centred.dtype:
+        return centred.div_(std_255)
+    return torch.div(centred, std_255, out=torch.empty_like(centred, dtype=dtype))
 
 
 def view_scores(logits: Tensor, *, multi_label: bool) -> Tensor:

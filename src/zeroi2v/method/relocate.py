@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,6 @@ from torch import Tensor, nn
 from zeroi2v.method import kernels
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.heads import HeadLayout, shares
-
-if TYPE_CHECKING:
-    from zeroi2v.method.kernels.move import MoveTable
 
 
 class Move(NamedTuple):
@@ -190,8 +188,6 @@ class Relocation:
 
     def __call__(self, projected: Tensor, *, clips: int, frames: int) -> Tensor:
         """`relocate` with the layout and the moves of this relocation."""
-        if kernels.moves(projected):
-            return self._moved_by_kernel(projected, clips, frames)
         if torch.compiler.is_compiling():  # also true while torch exports a graph
             # An offset of T frames or more leads out of the clip from every frame: nothing moves.
             moves = [move for move in self.moves if abs(move.offset) < frames]
@@ -208,30 +204,16 @@ class Relocation:
             _shift(projected, block, clips, frames)
         return projected
 
-    def _moved_by_kernel(self, projected: Tensor, clips: int, frames: int) -> Tensor:
-        """`relocate` by one kernel for all moves."""
-        from zeroi2v.method.kernels.move import move, move_table  # Triton is not everywhere
-
-        device = projected.device
-        if device not in self.tables:
-            with torch.inference_mode(False):  # a training may use the table later
-                self.tables[device] = move_table(self.offsets, device)
-        return move(projected, self.tables[device], clips, frames)
-
-    @cached_property
-    def tables(self) -> dict[torch.device, MoveTable]:
-        """The tables of the kernel that makes the moves, by device."""
-        return {}
-
     @property
     def offsets(self) -> tuple[int, ...]:
         """The offset of each of the C channels; 0 where a channel does not move."""
         layout = self.layout
-        width = layout.head_count * (2 * layout.key_width + layout.value_width)
-        offsets = torch.zeros(width, dtype=torch.int64, device="cpu")
+        offsets = [0] * (layout.head_count * (2 * layout.key_width + layout.value_width))
         for block in self.blocks:
-            offsets.as_strided(block.shape, block.strides, block.first).fill_(block.offset)
-        return tuple(offsets.tolist())
+            for place in itertools.product(*map(range, block.shape)):
+                channel = block.first + sum(map(operator.mul, place, block.strides))
+                offsets[channel] = block.offset
+        return tuple(offsets)
 
 
 def relocate(
@@ -404,6 +386,17 @@ class TemporalHeads:
     ) -> None:
         self.relocation, self.exchanged = Relocation(layout, tuple(moves), queries), exchanged
 
+    def install(self, projection: nn.Module) -> None:
+        """Make this the hook of a fused projection.
+
+        The projection gets the tables of the kernel that makes all moves, if that kernel is in use:
+        buffers, which go where the projection goes and which are not saved.
+        """
+        if kernels.MOVES:
+            for name, table in kernels.run_tables(self.relocation.offsets).items():
+                projection.register_buffer(name, table, persistent=False)
+        projection.register_forward_hook(self)
+
     def __call__(
         self, projection: nn.Module, inputs: tuple[Tensor, ...], projected: Tensor
     ) -> Tensor:
@@ -411,6 +404,12 @@ class TemporalHeads:
         if call is None or (self.exchanged and call.attention_reads):
             return projected
         relocation = self.relocation
+        if call.frames == call.whole_frames and kernels.moves(projection, projected):
+            from zeroi2v.method.kernels.move import move  # Triton is not everywhere
+
+            tables: Any = projection
+            runs = (tables.moving_runs, tables.every_run)
+            return move(projected, *runs, clips=call.clips, frames=call.frames)
         if call.frames != call.whole_frames:
             moves = [move._replace(offset=call.scaled(move.offset)) for move in relocation.moves]
             relocation = Relocation(relocation.layout, tuple(moves), relocation.queries)

@@ -131,7 +131,7 @@ def attach(
                 queries=queries,
                 exchanged=exchange(attention, block.moves, queries=queries),
             )
-            projection.register_forward_hook(heads)
+            heads.install(projection)
     return handles
 
 

@@ -1,11 +1,11 @@
 """Keys and values of other frames in one kernel: all moves of an attention block at once.
 
 Equation 8 as a gather along the frames of a clip: channel c of frame t takes frame t + offset[c]. A
-table on the device holds the channels that the kernel writes and their offsets. So one kernel makes
-every kind of move: of whole heads, of split heads, of a share of the channels of every head, with
-or without queries, and of keys and values of different widths. `moved` has a gradient, which is a
-gather too: a frame sums the gradients of the frames that read it. No two programs of the kernel
-write one number, so the result does not depend on the order of the programs.
+table on the device (`run_tables`) holds the channels that the kernel writes and their offsets. So
+one kernel makes every kind of move: of whole heads, of split heads, of a share of the channels of
+every head, with or without queries, and of keys and values of different widths. `moved` has a
+gradient, which is a gather too: a frame sums the gradients of the frames that read it. No two
+programs of the kernel write one number, so the result does not depend on the order of the programs.
 
 Shapes: B clips, T frames, R rows of a frame (tokens, over all windows), C channels.
 """
@@ -13,8 +13,6 @@ Shapes: B clips, T frames, R rows of a frame (tokens, over all windows), C chann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import gcd
 from typing import Any, Final
 
 import torch
@@ -22,33 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST_RUN: Final = 8  # channels that one thread reads at once: 16 bytes in half precision
 TILE: Final = 4096  # the most numbers that one program of the kernel holds
-
-
-@dataclass(frozen=True)
-class MoveTable:
-    """Which channels does the kernel write, and which frames do they read? On one device.
-
-    A run is `width` channels side by side that have one offset. Runs count from 0.
-    """
-
-    width: int  # channels of a run
-    moving: Tensor  # (2, M) int32: the numbers of the runs that move, and their offsets
-    every: Tensor  # (2, C / width) int32: the same of all runs, with offset 0 where nothing moves
-
-
-def move_table(offsets: Sequence[int], device: torch.device) -> MoveTable:
-    """The table of the C channels' offsets, on a device."""
-    starts = [0, *(c for c in range(1, len(offsets)) if offsets[c] != offsets[c - 1])]
-    width = gcd(WIDEST_RUN, len(offsets), *starts)
-    every = [*enumerate(offsets[::width])]
-    moving = [run for run in every if run[1]]
-    on_device = (
-        torch.tensor(runs, dtype=torch.int32).reshape(-1, 2).T.contiguous().to(device)
-        for runs in (moving, every)
-    )
-    return MoveTable(width, *on_device)
 
 
 @triton.jit
@@ -86,8 +58,12 @@ def _move_kernel(
     if gradient:
         reader = frame - offset
         is_read = (reader >= 0) & (reader < frames) & (offset != 0)
-        own = tl.load(source + place + frame * stride, known & (is_own | (offset == 0)), other=0.0)
-        values = own + tl.load(source + place + reader * stride, known & is_read, other=0.0)
+        is_own = is_own | (offset == 0)
+        own = tl.load(source + place + frame * stride, known & is_own, other=0.0)
+        reading = tl.load(source + place + reader * stride, known & is_read, other=0.0)
+        if source.dtype.element_ty != tl.float64:
+            own, reading = own.to(tl.float32), reading.to(tl.float32)
+        values = (own + reading).to(source.dtype.element_ty)
     else:
         read = tl.where(is_own, frame, ahead)
         values = tl.load(source + place + read * stride, known)
@@ -134,8 +110,8 @@ def _start(
 def moved(projected: Tensor, runs: Tensor, width: int, clips: int, frames: int) -> Tensor:
     """A copy of a fused projection's output (B*T*W, ..., C) in which all moves are made.
 
-    `runs` are `MoveTable.every`. Only a CUDA device runs the kernel. On a CPU, Triton interprets
-    the kernel if TRITON_INTERPRET=1 was set before Python started.
+    `runs` are `every_run`, of `width` channels each. A CUDA device runs the kernel. Elsewhere
+    Triton interprets the kernel, if TRITON_INTERPRET=1 was set when Python started.
     """
     target = torch.empty_like(projected, memory_format=torch.contiguous_format)
     _start(projected.contiguous(), target, runs, width, clips, frames)
@@ -154,7 +130,7 @@ def moved_gradient(gradient: Tensor, runs: Tensor, width: int, clips: int, frame
 def move_in_place(projected: Tensor, runs: Tensor, width: int, clips: int, frames: int) -> None:
     """Make all moves in a contiguous output of a fused projection (B*T*W, ..., C).
 
-    `runs` are `MoveTable.moving`. The operator has no gradient.
+    `runs` are `moving_runs`. The operator has no gradient.
     """
     _start(projected, projected, runs, width, clips, frames)
 
@@ -182,31 +158,38 @@ class _MovedInPlace(torch.autograd.Function):
     """`moved`, in the memory of its input: no other code reads what a fused projection made."""
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, table: MoveTable, clips: int, frames: int) -> Tensor:
-        ctx.sizes = table, clips, frames
+    def forward(
+        ctx: Any, projected: Tensor, moving: Tensor, every: Tensor, sizes: tuple[int, int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(every)
+        ctx.sizes = sizes
         relocated = projected.detach()  # autograd would copy the gradient of a view that changes
-        move_in_place(relocated, table.moving, table.width, clips, frames)
+        move_in_place(relocated, moving, *sizes)
         return relocated
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        table, clips, frames = ctx.sizes
-        return moved_gradient(gradient, table.every, table.width, clips, frames), None, None, None
+        (every,) = ctx.saved_tensors
+        return moved_gradient(gradient, every, *ctx.sizes), None, None, None
 
 
-def move(projected: Tensor, table: MoveTable, clips: int, frames: int) -> Tensor:
+def move(
+    projected: Tensor, moving_runs: Tensor, every_run: Tensor, *, clips: int, frames: int
+) -> Tensor:
     """`projected` (B*T*W, ..., C), the output of a fused projection, after all moves.
 
-    The result lies in the memory of `projected`, except in a compiled graph that has a gradient.
+    `moving_runs` and `every_run` are `run_tables`. The result lies in the memory of `projected`,
+    except in a compiled graph that has a gradient.
     """
     projected = projected.contiguous()
+    sizes = (projected.shape[-1] // every_run.shape[1], clips, frames)
     if not (projected.requires_grad and torch.is_grad_enabled()):
-        move_in_place(projected, table.moving, table.width, clips, frames)
+        move_in_place(projected, moving_runs, *sizes)
         return projected
     if torch.compiler.is_compiling():
-        functional: Tensor = moved(projected, table.every, table.width, clips, frames)
+        functional: Tensor = moved(projected, every_run, *sizes)
         return functional
-    relocated: Tensor = _MovedInPlace.apply(projected, table, clips, frames)
+    relocated: Tensor = _MovedInPlace.apply(projected, moving_runs, every_run, sizes)
     return relocated
 
 
