@@ -44,8 +44,8 @@ SMALL: Final[dict[str, tuple[dict[str, Any], int]]] = {
         {"depths": (1, 1, 1, 1), "embed_dims": (32, 64, 64, 128), "num_heads": (2, 2, 4, 4)},
         64,
     ),
-    "efficientformer": ({"depths": (1, 1, 1, 7), "embed_dims": (8, 16, 16, 64)}, 224),
-    "fastvit": ({"embed_dims": (32, 32, 32, 64)}, 64),
+    "efficientformer": ({"depths": (1, 1, 1, 4), "embed_dims": (8, 16, 16, 64)}, 224),
+    "fastvit": ({"layers": (1, 1, 1, 2), "embed_dims": (32, 32, 32, 64)}, 64),
     "gcvit": ({"img_size": 64}, 64),
     "hiera": ({"img_size": 64, "stages": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}, 64),
     "hieradet_sam2": (

@@ -207,8 +207,8 @@ class TrainConfig:
     # numbers natively, else fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # On a GPU, where one process trains in fp32 or bf16: capture a step once as a CUDA graph, and
-    # replay the graph. In bf16, cast the weights once a step instead of using autocast. Written,
-    # and not yet run on a GPU.
+    # replay the graph. In bf16, cast the weights once a step instead of using autocast. A captured
+    # step was never run on a GPU to the end.
     compile: bool = False
     # Whether a step keeps only the input of each block, and computes the other activations again
     # for the gradient: less memory, more time.

@@ -53,8 +53,8 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 def absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with every path made absolute, so that it means the same in any working folder.
 
-    `model.weights` and `train.start_from` may be names on the Hub instead of paths. These two
-    settings change only if a file or folder of that path exists.
+    `train.start_from` may be a name on the Hub instead of a path. So this setting, and likewise
+    `model.weights`, changes only if a file or folder of that path exists.
     """
 
     def absolute(value: str | None, *, may_be_name: bool = False) -> str | None:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -450,3 +452,23 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even width and height, got 7x8"):
         write_video(tmp_path / "x.mp4", torch.zeros(2, 3, 8, 7, dtype=torch.uint8), fps=8)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+LOGGED = """
+import logging, sys
+import av.logging
+from pathlib import Path
+from zeroi2v.data.video_files import open_video
+
+logging.getLogger("libav").addHandler(logging.NullHandler())
+av.logging.set_level(av.logging.DEBUG)
+for _ in range(50):
+    with open_video(Path(sys.argv[1]), threads=2) as (container, stream):
+        next(container.decode(stream))
+"""
+
+
+def test_a_video_is_closed_while_its_threads_log_messages(motion_videos: Path) -> None:
+    """Libraries, torchvision for one, turn on FFmpeg's messages. A process that hangs is killed."""
+    video = next(motion_videos.rglob("*.mp4"))
+    subprocess.run([sys.executable, "-c", LOGGED, str(video)], check=True, timeout=60)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from multiprocessing.synchronize import Event
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -30,7 +31,6 @@ from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.run import train
 from zeroi2v.engine.step import Learner, Step, take_step
 from zeroi2v.errors import ConfigError, ZeroI2VError
-from zeroi2v.files import claimed
 from zeroi2v.log import Log
 from zeroi2v.recipes import absolute_paths, read_recipe
 
@@ -45,11 +45,15 @@ def dataset(motion_videos: Path) -> VideoDataset:
     return open_dataset(motion_videos)
 
 
-def hold(folder: Path, held: Event, done: Event) -> None:
-    """Claim a folder in another process until told to end."""
-    with claimed(folder, "another training"):
-        held.set()
-        done.wait(60)
+# Claims a folder in another process until the standard input of the process is closed.
+HOLD = """
+import sys
+from pathlib import Path
+from zeroi2v.files import claimed
+with claimed(Path(sys.argv[1]), "another training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -59,19 +63,18 @@ def test_a_second_training_in_a_folder_is_refused_from_the_first_moment(
     out = tmp_path / "run"
     if resume:
         train(RECIPE, dataset, out)
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(out, held, done))
-    other.start()
+    command = [sys.executable, "-c", HOLD, str(out)]
+    other = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
     try:
-        assert held.wait(60)
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         with pytest.raises(ConfigError, match="another training is running there"):
             train(RECIPE, dataset, out, resume=resume)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     finally:
-        done.set()
-        other.join()
+        other.communicate()
+    assert other.returncode == 0
     run = train(RECIPE, dataset, out, resume=resume)
     assert run.epochs == 2, "when the other has ended, the folder is free"
 
@@ -98,6 +101,17 @@ def spoil_weights(learner: Learner) -> None:
         weight.fill_(math.nan)
 
 
+OFTEN = dataclasses.replace(  # saves after every step
+    RECIPE, train=dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)
+)
+
+
+@pytest.fixture(scope="module")
+def saved_often(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `OFTEN` that nothing disturbed."""
+    return train(OFTEN, dataset, tmp_path_factory.mktemp("runs") / "run").folder
+
+
 @pytest.mark.parametrize(
     "change", [spoil_weights, lambda learner: Step(math.nan, 8), lambda learner: Step(math.inf, 8)]
 )
@@ -106,20 +120,18 @@ def test_what_is_not_finite_is_noticed_where_it_would_be_saved_and_the_state_bef
     change: Callable[[Learner], Step | None],
     steps: int,
     dataset: VideoDataset,
+    saved_often: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    often = dataclasses.replace(RECIPE.train, save_every_minutes=1e-9)  # after every step
-    recipe = dataclasses.replace(RECIPE, train=often)
-    undisturbed = train(recipe, dataset, tmp_path / "whole")
     monkeypatch.setattr(training, "take_step", after(steps, change))
     with pytest.raises(ZeroI2VError, match=r"train\.learning_rate") as raised:
-        train(recipe, dataset, tmp_path / "run")
+        train(OFTEN, dataset, tmp_path / "run")
     assert f"step {steps % 6 + 1}" in str(raised.value)
     monkeypatch.undo()
-    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    run = train(OFTEN, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
-        assert (run.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes()
+        assert (run.folder / name).read_bytes() == (saved_often / name).read_bytes()
 
 
 def test_an_interrupt_does_not_save_what_cannot_be_gone_on_from(
@@ -225,12 +237,23 @@ def test_names_on_the_hub_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert absolute_paths(moved) == moved
 
 
+DROPPING = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: VideoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `DROPPING` that nothing disturbed."""
+    return train(DROPPING, dataset, tmp_path_factory.mktemp("runs") / "run").folder
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
-    moment: str, dataset: VideoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    dataset: VideoDataset,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, model=ModelConfig(adapter_dropout=0.1))
-    whole = train(recipe, dataset, tmp_path / "whole")
     taken, step = 0, take_step
 
     def interrupted(*arguments: Any) -> Step:
@@ -245,12 +268,12 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_the_end_of_the_step(
 
     monkeypatch.setattr(training, "take_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, dataset, tmp_path / "run")
+        train(DROPPING, dataset, tmp_path / "run")
     assert taken == 8
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    run = train(recipe, dataset, tmp_path / "run", resume=True)
+    run = train(DROPPING, dataset, tmp_path / "run", resume=True)
     for name in ("last.safetensors", "model.safetensors"):
-        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+        assert (run.folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_second_ctrl_c_comes_at_once() -> None:

@@ -28,7 +28,7 @@ def short_recipe(seed: int) -> Recipe:
 def test_a_small_quickstart_writes_everything_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quickstart, "VIDEOS", {"train": 32, "val": 16, "test": 32})
+    monkeypatch.setattr(quickstart, "VIDEOS", {"train": 16, "val": 16, "test": 16})
     monkeypatch.setattr(quickstart, "recipe", short_recipe)
     short = functools.partial(quickstart.measure_latency, clips=2, rounds=3)
     monkeypatch.setattr(quickstart, "measure_latency", short)
@@ -39,7 +39,7 @@ def test_a_small_quickstart_writes_everything_it_says(
         "seconds": json.loads((out / "result.json").read_text())["seconds"],
     }
     assert "<html" in (out / "report.html").read_text()
-    assert result["merge"]["clips"] == result["merge"]["same_answers"] == 32
+    assert result["merge"]["clips"] == result["merge"]["same_answers"] == 16
     assert result["merge"]["largest_logit_difference"] <= 1e-4
     cost = result["cost"]
     beside = cost["classifier_params"] + cost["temporal_embedding_params"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import zeroi2v
 from tests.towers_for_tests import noisy, random_clip, respec, small_model
@@ -20,14 +22,18 @@ from zeroi2v.models.card import model_card
 
 IN_A_NEW_PROCESS = """
 import sys, torch, zeroi2v
+from pathlib import Path
 from safetensors.torch import load_file, save_file
-model = zeroi2v.load(sys.argv[1])
-with torch.no_grad():
-    save_file({"logits": model(load_file(sys.argv[2])["clip"])}, sys.argv[3])
+for folder in map(Path, sys.argv[1:]):
+    model = zeroi2v.load(folder / "model")
+    with torch.no_grad():
+        logits = model(load_file(folder / "clip.safetensors")["clip"])
+    save_file({"logits": logits}, folder / "logits.safetensors")
 """
 
 
-def models() -> dict[str, VideoClassifier]:
+def adapters_alone() -> VideoClassifier:
+    """A model on the embedded tower, whose folder holds the adapters alone."""
     pretrained = zeroi2v.create_model(
         "zeroi2v_tiny", num_classes=5, frames=4, pretrained=True, adapter_scale=0.5
     )
@@ -36,35 +42,44 @@ def models() -> dict[str, VideoClassifier]:
             if parameter.requires_grad:
                 generator = torch.Generator().manual_seed(len(name))
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return {
-        "adapters alone": pretrained.eval(),
-        "with its tower": noisy(
-            small_model("vit_small_plus_patch16_dinov3_qkvb", heads="-1*1/2, 2*1")
-        ),
-        "merged": noisy(small_model("vit_small_patch14_reg4_dinov2")).merge(),
-        "probe": noisy(small_model("vit_tiny_patch16_224", strategy="linear_probe", heads=[])),
-        "full": noisy(small_model("vit_tiny_patch16_224", strategy="full")),
-    }
+    return pretrained.eval()
 
 
-@pytest.mark.parametrize("kind", models())
+MODELS: dict[str, Callable[[], VideoClassifier]] = {
+    "adapters alone": adapters_alone,
+    "with its tower": lambda: noisy(
+        small_model("vit_small_plus_patch16_dinov3_qkvb", heads="-1*1/2, 2*1")
+    ),
+    "merged": lambda: noisy(small_model("vit_small_patch14_reg4_dinov2")).merge(),
+    "probe": lambda: noisy(small_model("vit_tiny_patch16_224", strategy="linear_probe", heads=[])),
+    "full": lambda: noisy(small_model("vit_tiny_patch16_224", strategy="full")),
+}
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[VideoClassifier, Path]]:
+    """Each model, and a folder with the saved model, a clip, and the logits of a new process."""
+    saved = {}
+    for kind, build in MODELS.items():
+        model = build().with_labels(["a", "b", "c", "d", "é"])
+        folder = tmp_path_factory.mktemp("rebuilt")
+        model.save_pretrained(folder / "model")
+        save_file({"clip": random_clip(model)}, folder / "clip.safetensors")
+        saved[kind] = (model, folder)
+    folders = [str(folder) for _, folder in saved.values()]
+    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *folders], check=True)
+    return saved
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(
-    kind: str, tmp_path: Path
+    kind: str, rebuilt: dict[str, tuple[VideoClassifier, Path]]
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = models()[kind]
-    model = model.with_labels(["a", "b", "c", "d", "é"])
-    clip = random_clip(model)
-    model.save_pretrained(tmp_path / "model")
-    save_file({"clip": clip}, tmp_path / "clip.safetensors")
-    arguments = [
-        str(tmp_path / name) for name in ("model", "clip.safetensors", "logits.safetensors")
-    ]
-    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *arguments], check=True)
+    model, folder = rebuilt[kind]
     with torch.no_grad():
-        assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(clip))
-    again = zeroi2v.load(tmp_path / "model")
+        expected = model(random_clip(model))
+    assert torch.equal(load_file(folder / "logits.safetensors")["logits"], expected)
+    again = zeroi2v.load(folder / "model")
     assert (again.labels, again.heads, again.spec.merged, again.spec.model) == (
         model.labels,
         model.heads,
@@ -75,7 +90,7 @@ def test_a_folder_alone_rebuilds_the_model_bit_for_bit_in_a_new_process(
 
 
 def test_a_folder_leaves_out_the_frozen_tower_that_has_a_name(tmp_path: Path) -> None:
-    model = models()["adapters alone"]
+    model = adapters_alone()
     model.save_pretrained(tmp_path)
     from safetensors import safe_open
 
@@ -88,7 +103,7 @@ def test_a_folder_leaves_out_the_frozen_tower_that_has_a_name(tmp_path: Path) ->
 def test_a_model_made_ready_for_inference_saves_what_it_learned(
     change: str, tmp_path: Path
 ) -> None:
-    model = models()["adapters alone"]
+    model = adapters_alone()
     model = model.requires_grad_(False) if change == "frozen" else model.half()
     clip = random_clip(model)
     model.save_pretrained(tmp_path)
@@ -156,7 +171,7 @@ def damaged(folder: Path, kind: str) -> None:
 def test_a_damaged_folder_gives_one_line_that_names_the_file(
     kind: str, message: str, tmp_path: Path
 ) -> None:
-    models()["adapters alone"].save_pretrained(tmp_path)
+    adapters_alone().save_pretrained(tmp_path)
     damaged(tmp_path, kind)
     with pytest.raises(CheckpointError) as caught:
         zeroi2v.load(tmp_path)
@@ -170,7 +185,7 @@ def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
 
     The same model comes only from a bit in a figure of the results.
     """
-    model = models()["adapters alone"].eval()
+    model = adapters_alone().eval()
     model.save_pretrained(tmp_path)
     clip = torch.randn(1, model.frames, 3, model.image_size, model.image_size)
     whole = (tmp_path / name).read_bytes()
@@ -199,7 +214,7 @@ def test_a_folder_that_is_not_there_is_named(
 
 
 def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) -> None:
-    model = models()["adapters alone"]
+    model = adapters_alone()
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         model.save_pretrained(tmp_path / "file" / "model")

@@ -29,6 +29,8 @@ SLOW = (
     "caformer_s18",
     "maxxvit_rmlp_nano_rw_256",
 )
+# Windows, shifted windows, and the merging of patches between two stages.
+TWO_STAGES = {"depths": (2, 1), "num_heads": (3, 6)}
 FAST = tuple(name for name in IMPLEMENTATIONS if name not in SLOW)
 
 pytestmark = [
@@ -46,6 +48,8 @@ def merged(request: pytest.FixtureRequest) -> Iterator[VideoClassifier]:
     """A small merged model on a tower, with every weight made to matter."""
     torch.manual_seed(0)
     with small_tower(request.param) as (options, size):
+        if request.param.startswith("swin"):
+            options = {**options, **TWO_STAGES}
         model = zeroi2v.create_model(
             request.param,
             num_classes=5,

@@ -202,7 +202,7 @@ def write_archive(path: Path, *, half: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_openai_archives(half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ViT-B-16.pt"
     model = write_archive(path, half=half)
@@ -230,7 +230,7 @@ class WithSettings(nn.Module):
         return x + self.sizes[0]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_an_archive_may_hold_settings_beside_tensors(tmp_path: Path) -> None:
     torch.jit.script(WithSettings()).save(tmp_path / "model.pt")
     theirs = torch.jit.load(tmp_path / "model.pt").state_dict()
@@ -239,7 +239,7 @@ def test_an_archive_may_hold_settings_beside_tensors(tmp_path: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_an_archive_that_names_python_is_refused(tmp_path: Path) -> None:
     good, path, marker = tmp_path / "good.pt", tmp_path / "ViT-B-16.pt", tmp_path / "marker"
     write_archive(good)

@@ -119,7 +119,7 @@ def _add_counting(parser: Parser) -> None:
     parser.add_argument("--batch", action="append", default=[], type=count, metavar="N", help=text)
     text = "bandwidth of the card in a count (default: 2.2, as an H100 reached it)"
     parser.add_argument("--bandwidth", type=number, metavar="TB/S", help=text)
-    text = "rate of the card in a count (default: as an H100 reached it, 560, in fp32 42)"
+    text = "rate of the card in a count (default: 560, or 42 in fp32, as an H100 reached it)"
     parser.add_argument("--rate", type=number, metavar="TFLOP/S", help=text)
 
 

@@ -148,7 +148,10 @@ class VideoFile:
             yield from frames
 
     def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
-        """As `read_clip`. Seeks if the packets tell the frames, else decodes the whole file."""
+        """As `read_clip`. Seeks if the packets tell which frames there are.
+
+        Otherwise the whole file is decoded.
+        """
         threads = 1 if get_worker_info() else min(4, os.cpu_count() or 1)
         with open_video(self.path, threads=threads) as (container, stream):
             timeline = Timeline.of(container, stream)
@@ -175,7 +178,7 @@ class VideoFile:
     ) -> Tensor | None:
         """The clip as torchcodec decodes it; None if PyAV has to decode it.
 
-        torchcodec turns a frame that its container turns, but mirrors none.
+        torchcodec applies the rotation that a container asks for, but no mirroring.
         """
         if not seeks_exactly(container):
             return None

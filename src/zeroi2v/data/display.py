@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_SIDE_DATA_KINDS: Final = 48  # FFmpeg numbers the kinds of side data from 0; some more may come
+# FFmpeg numbers the kinds of side data from 0. The limit is higher than today's number of kinds.
+_SIDE_DATA_KINDS: Final = 48
 
 
 @dataclass(frozen=True)

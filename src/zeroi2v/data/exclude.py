@@ -40,7 +40,7 @@ def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, lis
 
 
 def check_list_path(path: Path) -> None:
-    """DatasetError if no list can be written at this path; ask before hours of work."""
+    """DatasetError if no list can be written at this path. Call this before hours of work."""
     if path.suffix.lower() not in (".txt", ".csv"):
         raise DatasetError(f"{path}: a list of videos is a .txt or .csv file; choose such a name")
     if not path.parent.is_dir():
@@ -77,7 +77,10 @@ def _read(list_file: Path) -> list[str]:
                 return [line.strip() for line in file if line.strip()]
             reader = csv.DictReader(file, strict=True)
             if "path" not in (reader.fieldnames or ()):
-                raise DatasetError(f"{list_file}: no column 'path'")
+                raise DatasetError(
+                    f"{list_file}: no column 'path'; name the column of the paths 'path', "
+                    "or give a .txt file with one path a line"
+                )
             return [row["path"] for row in reader if row["path"]]
     except OSError as error:
         raise DatasetError(f"{list_file}: cannot be read: {error.strerror}") from error

@@ -24,7 +24,7 @@ _VIDEOS: Final = """
     ogm ogv qt rm rmvb roq tod tp trp ts vob webm wmv wtv xvid y4m
 """
 _IMAGES: Final = "bmp jpeg jpg png webp"
-_COPIES: Final = "lrf lrv"  # DJI's; GoPro's and Insta360's
+_COPIES: Final = "lrf lrv"  # lrf: of DJI's cameras; lrv: of GoPro's and Insta360's cameras
 _OTHERS: Final = {
     "images that are not read": """
         3fr ai apng arw avif cr2 cr3 crw cur dng dpx eps exr gif gpr hdr heic heics heif hif icns

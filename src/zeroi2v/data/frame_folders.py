@@ -22,7 +22,9 @@ _FRAME_NAMES: Final = ("img", "image", "frame")  # how the names of frames begin
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The frames of a folder of images, by number. VideoError if the frames are not clear.
+    """The frames of a folder of images, by number.
+
+    VideoError if nothing tells which images are the frames.
 
     The names of all frames differ in their last number only. Where a folder has several kinds of
     names, the frames are the one kind that begins with img, image or frame.
@@ -49,9 +51,9 @@ def image_files(folder: Path) -> list[Path]:
         more = ", ..." if len(kinds) > 5 else ""
         raise VideoError(
             folder,
-            f"images of {len(kinds)} kinds ({first}{more}; # is a number), so the frames are not "
-            "clear; keep the images of one kind, or begin the names of the frames with img, image "
-            "or frame",
+            f"images of {len(kinds)} kinds ({first}{more}; # is a number), and nothing tells which "
+            "are the frames; keep the images of one kind, or begin the names of the frames with "
+            "img, image or frame",
         )
     return [file for _, file in sorted(kinds[chosen[0]])]
 

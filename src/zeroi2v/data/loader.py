@@ -49,8 +49,8 @@ def train_loader(
 
     `labels` are the names of the classes. `workers` processes decode; with 0 the calling process
     decodes. With `pinned`, batches lie in memory from which a GPU copies them while the host goes
-    on. `share` (k, n): the loader gives every n-th sample of a batch, from the k-th on. So n
-    processes share each batch; a share of a small batch may be empty.
+    on. `share` (k, n): the loader gives every n-th sample of a batch, beginning with sample k, from
+    0. So n processes share each batch; a share of a small batch may be empty.
 
     ConfigError if a flip is to exchange a label that is none of `labels`, or if the decoder of the
     clip cannot be used.
@@ -221,8 +221,9 @@ def view_loader(
 ) -> WorkerLoader[Views]:
     """All views of every video, in order: an iterable of `Views`, with a length.
 
-    `batch_size` counts videos. `share` (k, n): the loader gives every n-th batch, from the k-th on,
-    so that n processes share the videos. ConfigError if the decoder of the clip cannot be used.
+    `batch_size` counts videos. `share` (k, n): the loader gives every n-th batch, beginning with
+    batch k, from 0, so that n processes share the videos. ConfigError if the decoder of the clip
+    cannot be used.
     """
     require_decoder(clip.decoder)
     own, shares = share

@@ -1,6 +1,6 @@
-"""When is PyAV loaded? When the first video is opened: what opens no video runs without PyAV.
+"""When is PyAV loaded? When the first video is opened. A command that opens none needs no PyAV.
 
-The other files of this room take `av` from here.
+The other files of this folder take `av` from here.
 """
 
 from __future__ import annotations

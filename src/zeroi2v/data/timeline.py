@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from av.packet import PktSideDataT
     from av.video.stream import VideoStream
 
-_REACH: Final = 8  # frames; a key frame no farther ahead is reached sooner by decoding than seeking
+# In frames. A key frame that is at most so far ahead is reached sooner by decoding than by seeking.
+_REACH: Final = 8
 
 # Side data that a demuxer sends once, with the first packet, and a decoder keeps for later packets.
 _SENT_ONCE: Final[tuple[PktSideDataT, ...]] = ("palette", "new_extradata", "param_change")

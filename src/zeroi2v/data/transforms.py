@@ -23,9 +23,9 @@ def train_pixels(
 ) -> tuple[Tensor, bool]:
     """A training view of uint8 (T, 3, H, W): uint8 (T, 3, S, S), and whether it was flipped.
 
-    The view is a random crop, scaled, perhaps flipped, augmented and erased. A change of one
-    step's settings changes no random draw of another step, except that the settings of the crop may
-    do so. `augment_place` changes no draw.
+    The view is a random crop, scaled, perhaps flipped, augmented and erased. If the settings of one
+    step change, the random draws of the other steps stay the same. Only other settings of the crop
+    may change the draws of other steps. `augment_place` changes no draw.
     """
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)

@@ -56,7 +56,12 @@ def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer
             codec = stream.codec_context
             codec.thread_type = "FRAME"
             codec.thread_count = threads
-            yield container, stream
+            try:
+                yield container, stream
+            finally:
+                # PyAV closes a decoder while it holds Python's lock. A thread of the decoder needs
+                # the lock to log a message, so the threads have to finish before.
+                codec.flush_buffers()
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, reason(error)) from error
 

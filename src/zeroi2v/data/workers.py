@@ -24,9 +24,10 @@ Item = TypeVar("Item")
 def worker_loader(samples: Dataset[Any], workers: int, **options: Any) -> WorkerLoader[Any]:
     """The samples from `workers` processes; if that is 0, this process makes them.
 
-    `options` are those of a `DataLoader`. ConfigError where PyAV is missing, which makes samples.
+    `options` are those of a `DataLoader`. ConfigError if PyAV is missing, because samples are made
+    with PyAV.
     """
-    require_pyav()  # here in one line, since an error of a worker is shown with all its calls
+    require_pyav()  # raised here the error is one line; raised in a worker it is a long traceback
     loader: DataLoader[Any] = DataLoader(
         samples,
         num_workers=workers,

@@ -123,15 +123,16 @@ class TrainingState:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.path}: not there, so this folder holds no run that can be resumed; a run "
-                "that stopped before its first state was written starts again, without --resume "
-                "and in another --out"
+                f"{self.path}: not there, so this folder holds no run that can be resumed; if the "
+                "run stopped before its first state was saved, start the run again without "
+                "--resume, and in another --out if this folder is refused"
             ) from error
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{self.path}: cannot be read, so the run cannot be resumed; its model is kept: "
-                f"start another run from it by train.start_from ({reason})"
+                f"{self.path}: cannot be read ({reason}), so the run cannot be resumed; the folder "
+                "still holds the model of the best epoch: to train that model on, start another "
+                f"run with --start-from {self.path.parent}"
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(
@@ -147,7 +148,7 @@ class TrainingState:
             raise CheckpointError(
                 f"{self.path}: the run was begun on "
                 f"{how_many(len(state['generators']), 'process', 'processes')}, not {size}; "
-                "start as many processes as then"
+                "start as many processes as when the run was begun"
             )
         weights = self.model.stored_tensors()
         with torch.no_grad():

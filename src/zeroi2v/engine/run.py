@@ -264,9 +264,10 @@ class Training:
             self.folder.close_board()
 
     def speed_up(self) -> None:
-        """As `train.compile` asks: on a GPU, cast weights once a step in bf16 and capture steps.
+        """Prepare what `train.compile` asks for, if it is set and the device is a GPU.
 
-        The log says what is impossible.
+        Steps are captured, and in bf16 the weights are cast once a step. If one of the two is
+        impossible, a line of the log says why.
         """
         learner = self.learner
         reason = uncaptured_reason(learner)
@@ -275,7 +276,10 @@ class Training:
             cast = cast_weights(learner.model, learner.dtype, (self.model.frames, 3, size, size))
             self.learner = learner = dataclasses.replace(learner, cast=cast)
             if cast is None and learner.dtype == torch.bfloat16:
-                self.log.say("autocast casts for bf16: the tower cannot compute in bf16 by itself")
+                self.log.say(
+                    "train.compile: weights are not cast once a step, because the tower cannot "
+                    "compute in bf16 without autocast; steps use autocast"
+                )
             self.captured = CapturedSteps(learner, self.log)
         elif learner.settings.compile and reason is not None:
             self.log.say(f"train.compile: steps are computed operation by operation: {reason}")
@@ -298,7 +302,7 @@ class Training:
         )
         self.log.warn(
             f"interrupted in epoch {position.epoch}; {self.folder.path} holds {best}; "
-            "to go on: the same DATA and --out, and --resume"
+            "to go on, run `zeroi2v train` again with the same DATA and --out, and with --resume"
         )
 
     def out_of_patience(self) -> bool:

@@ -357,7 +357,7 @@ def predict_one(folder: Path, video: Video) -> dict[str, Any]:
 def temporal_looks(model: VideoClassifier, videos: Sequence[Video]) -> list[Look]:
     """Where the first head of each offset looks, in the first block with temporal heads.
 
-    The head looks from the patch that differs most from the frame that the head reads.
+    The query is the patch of the head's own frame that changes most to the frame that is read.
     """
     block = next(number for number, layout in enumerate(model.heads) if any(layout))
     layout = model.heads[block]

@@ -1,6 +1,6 @@
 """How are many trials run? Each in a process of its own; finished trials are kept.
 
-A process of its own makes the peak memory of a training its own, and a crash costs no other trial.
+So the peak memory of a process is that of a single training, and a crash costs no other trial.
 """
 
 from __future__ import annotations

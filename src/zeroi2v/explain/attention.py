@@ -83,7 +83,8 @@ def watch(model: VideoClassifier, clip: Tensor, block: int) -> Watched:
         if not record.one_map_per_head(frames, watched.layout.head_count):
             cause = ""
             if peer_of(model.plan.strategy):  # a peer may use the tower's attention for more
-                cause = f": strategy {model.spec.model.strategy} attends over frames with it, too"
+                name = model.spec.model.strategy
+                cause = f": strategy {name} also attends over several frames with this module"
             raise TowerError(
                 f"{where} makes no single map per head{cause}; choose another block or tower"
             )

@@ -109,7 +109,7 @@ def frames_by_offset(model: VideoClassifier, block: int) -> list[dict[str, Any]]
     """The offsets of a block, each with its heads and with the frames that these heads read.
 
     "heads" has the share of a head's channels by the head's number; "reads" has, for each frame of
-    the clip, the number of the frame that is read from it. Heads and frames are counted from 1.
+    the clip, the number of the frame that its queries read. Heads and frames are counted from 1.
     """
     plan, frames = model.plan.blocks[block], model.plan.frames
     layout = plan.block.layout

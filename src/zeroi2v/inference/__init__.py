@@ -1,1 +1,1 @@
-"""How do views become scores? Evaluation, prediction and serving share this; training does not."""
+"""How do views become scores? Training, evaluation and prediction share this folder."""

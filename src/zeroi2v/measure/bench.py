@@ -53,7 +53,8 @@ def bench(
     """Measure latency, throughput and memory of all subjects. The result is what bench.json holds.
 
     The first subject is the reference of all ratios. `rounds` is raised to whole cycles of the
-    balanced orders. `memory`: GiB that a batch may take on a CPU; None: half of the free memory.
+    orders of `timing.balanced_orders`. `memory`: GiB that a batch may take on a CPU; None: half of
+    the free memory.
     `on_progress` gets the result so far when latency is measured, again after each size of a batch,
     and at the end. So the result can be kept, whatever fails later. ConfigError if not even one
     clip fits. After an interrupt (Ctrl-C) the result holds the measurements until then;

@@ -28,7 +28,7 @@ UNITS: Final = {  # figure -> its name in the text, what the figure is divided b
     "new_params": ("beyond tower and classifier", 1e6, "M"),
     "gmacs_per_view": ("multiply-adds of a view", 1, "G"),
     "gmacs": ("of all views", 1, "G"),
-    "extra_gmacs": ("beyond the tower", 1, "G"),
+    "extra_gmacs": ("beyond tower and classifier", 1, "G"),
     "inference_memory": ("peak memory, inference", 2**20, "MiB"),
     "training_memory": ("peak memory, training", 2**20, "MiB"),
 }

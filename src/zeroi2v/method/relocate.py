@@ -329,7 +329,8 @@ def _shift(projected: Tensor, block: Block, clips: int, frames: int) -> None:
         block, clips, frames, projected.numel(), projected.shape[-1]
     )
     start = projected.storage_offset()
-    moved = projected.as_strided(shape, strides, start + source).clone()  # the ends overlap
+    # a copy, because the frames that are read and the frames that are written overlap
+    moved = projected.as_strided(shape, strides, start + source).clone()
     projected.as_strided(shape, strides, start + target).copy_(moved)
 
 

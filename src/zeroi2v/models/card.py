@@ -33,6 +33,7 @@ class CardFacts:
     trained: int  # how many of the parameters train
     heads: tuple[HeadLayout, ...]  # the layout of each block
     spatial_blocks: tuple[str, ...]  # paths of the attention modules that stay spatial
+    holds_tower: bool  # whether the folder holds the weights of the whole tower
 
 
 def model_card(spec: Spec, facts: CardFacts) -> str:
@@ -59,7 +60,7 @@ def model_card(spec: Spec, facts: CardFacts) -> str:
 def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
     """The rows of a table that says how the model was made and what it takes: {name: text}."""
     config, clip, views, size = spec.model, spec.clip, spec.views, spec.image_size
-    holds_tower = spec.merged or not config.pretrained
+    holds_tower = facts.holds_tower
     tower_weights = "in this folder" if holds_tower else "fetched by the name of the tower"
     state = f"adapted: {facts.trained:,} of them trained"
     if spec.merged:

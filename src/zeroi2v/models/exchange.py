@@ -80,9 +80,9 @@ def exchange(attention: nn.Module, moves: Sequence[Move], *, queries: bool) -> b
 def attention_reads(tower: nn.Module) -> bool:
     """Whether the `FrameAttention` modules of a tower can read other frames by themselves.
 
-    They can if all of these hold: the device is a CUDA device, Triton is installed, the dtype is in
-    `ROUNDING`, and on this device the kernel gives the result of attention to moved keys and
-    values. A warning names a kernel that fails or gives another result.
+    They can if all of these hold: the device is a CUDA device of at least `CAPABILITY`, Triton is
+    installed, the dtype is in `ROUNDING`, and on this device the kernel gives the result of
+    attention to moved keys and values. A warning names a kernel that fails or gives another result.
     """
     modules = [module for module in tower.modules() if isinstance(module, FrameAttention)]
     return bool(modules) and all(_reads(module) for module in modules)

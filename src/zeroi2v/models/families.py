@@ -117,7 +117,7 @@ def read_heads(attention: Any) -> HeadChannels | str:
     value_width = proj.in_features // head_count
     key_width = getattr(attention, "key_dim", value_width)
     if qkv.out_features != head_count * (2 * key_width + value_width):
-        return "projects to more than q, k and v of its heads"
+        return "has a `qkv` whose channels are not just q, k and v of its heads"
     head_first = bool(getattr(attention, "head_first", hasattr(attention, "key_dim")))
     layout = FusedLayout(head_count, key_width, value_width, head_first)
     return HeadChannels(layout, channel_first=isinstance(attention, NestAttention))

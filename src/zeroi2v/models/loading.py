@@ -265,7 +265,7 @@ def _read_weights(model: VideoClassifier, path: Path, config: Mapping[str, Any])
                 if tensor.shape != own[key].shape:
                     raise CheckpointError(
                         f"{path}: {key} is {tuple(tensor.shape)}, "
-                        f"the model's is {tuple(own[key].shape)}"
+                        f"the model's is {tuple(own[key].shape)}; copy the whole folder again"
                     )
                 own[key].copy_(tensor)
                 add_tensors(digest, {key: tensor})

@@ -46,7 +46,8 @@ OFFICIAL_KEYS: Final = {
 class OfficialModel:
     """The settings of a published model that its file does not hold."""
 
-    # The file tells width and frames too. Both are compared, to refuse another model of this name.
+    # The file holds width and frames too. `load_official` compares them with these two, and refuses
+    # a file that has the name of this model but holds another model.
     width: int
     frames: int
     heads: str
@@ -120,9 +121,9 @@ def load_official(
     image size, frames, classes, and the sites and bottleneck of the adapters come from the tensors.
 
     `heads` (see `create_model`) and `adapter_scale` must be given, because no tensor holds them.
-    Only a file named after a configuration in `OFFICIAL`, also with "_eval" at the end, needs
-    neither. A merged file needs no `adapter_scale`. `head_count` is width / 64, as in CLIP, unless
-    given.
+    A file needs neither if its name is a name in `OFFICIAL`, with or without "_eval" at the end. A
+    merged file needs no `adapter_scale`. Without `head_count` the model has width / 64 heads, as in
+    CLIP.
 
     CheckpointError names the file, and a key that is missing, unknown or of the wrong shape.
     ConfigError names the setting that must be given.

@@ -98,7 +98,7 @@ def config_digest(config: Mapping[str, Any]) -> hashlib._Hash:
     """A SHA-256 digest of a folder's configuration, without the results.
 
     `add_tensors` adds the tensors to the digest. The weights file stores the digest, so damage to
-    either file is noticed.
+    the configuration file or to the weights file is noticed.
     """
     kept = {key: value for key, value in config.items() if key != "results"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode())

@@ -1,7 +1,7 @@
 """What must be known of a model beside its weights?
 
-A saved folder, a server and a pipeline ask for the same facts. The `Spec` of a model holds these
-facts. A `Spec` never changes: `dataclasses.replace` makes another `Spec`.
+Saving, evaluation and prediction need the same facts. The `Spec` of a model holds these facts. A
+`Spec` never changes: `dataclasses.replace` makes another `Spec`.
 """
 
 from __future__ import annotations

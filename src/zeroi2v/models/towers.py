@@ -115,8 +115,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for option in NOT_OPTIONS:
         if option in options:
             raise ConfigError(
-                f"tower_options: {option} says nothing about the shape of a tower; "
-                "the settings weights and pretrained choose the weights"
+                f"tower_options: {option} cannot be set here; a tower has no classifier, and the "
+                "settings weights and pretrained choose its weights"
             )
     size = options.get("img_size", 1)
     if not isinstance(size, int) and len(set(size)) > 1:

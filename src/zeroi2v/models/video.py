@@ -66,7 +66,7 @@ class VideoClassifier(nn.Module):
             std=plan.tower.std,
         )
         self._adapter_hooks = attach(tower, plan, adapters)
-        self.attention_reads = False  # whether attention reads other frames by itself, where it can
+        self.attention_reads = False  # whether attention can read other frames by itself
         # This hook is registered last, and runs first (`prepend`). The model must keep the handle
         # of this hook: PyTorch numbers hooks, and reads from the handles in a pickle which numbers
         # are taken. Without this handle, a hook that is registered after unpickling could take a
@@ -98,7 +98,7 @@ class VideoClassifier(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VideoClassifier:
         """Like nn.Module._apply, which moves a model to another device or dtype.
 
-        The form of relocation is chosen again: it depends on the device and the dtype.
+        Then `attention_reads` is found out again, because it depends on the device and the dtype.
         """
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         self.attention_reads = attention_reads(self.tower)
@@ -356,6 +356,7 @@ class VideoClassifier(nn.Module):
                 trained=sum(size for size, trains in sizes if trains),
                 heads=self.heads,
                 spatial_blocks=self.plan.tower.spatial_blocks,
+                holds_tower=self.keeps_tower,
             ),
         )
 
@@ -393,9 +394,10 @@ class TemporalEmbedding:
         call = call_in_progress()
         if call is None:
             return inputs
-        tokens, *others = inputs  # (B*T*W, ..., D), W windows per frame, or a map (B*T, D, H, W)
+        # (B*T*V, ..., D), where a frame has V windows; or a map (B*T, D, H, W)
+        tokens, *others = inputs
         embedding = interpolated(call.temporal_embedding, call.frames)
-        shape = [1] * tokens.ndim  # of a frame's embedding, beside a row of tokens
+        shape = [1] * tokens.ndim  # shape of the embedding of a frame; all axes but D are broadcast
         shape[self.channel_axis] = -1
         by_frame = tokens.view(call.clips, call.frames, -1, *tokens.shape[1:])
         added = by_frame + embedding.view(1, call.frames, *shape)

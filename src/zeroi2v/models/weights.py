@@ -189,7 +189,8 @@ def assign_weights(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> 
         ):
             raise CheckpointError(
                 f"{file.path}: {key} is {tuple(stored.shape)} {stored.dtype}, "
-                f"the model's is {tuple(tensor.shape)} {tensor.dtype}"
+                f"the model's is {tuple(tensor.shape)} {tensor.dtype}; "
+                "choose the tower or the file that fits"
             )
     with torch.no_grad():
         for key, tensor in targets.items():
@@ -208,7 +209,10 @@ def _check_keys(targets: Mapping[str, Tensor], file: Archive, layout: Layout) ->
     if missing or unknown:
         faults = (("missing", missing), ("not known", unknown))
         text = "; ".join(f"{fault} {first_names(keys)}" for fault, keys in faults if keys)
-        raise CheckpointError(f"{file.path}: not the weights of this model: {text}")
+        raise CheckpointError(
+            f"{file.path}: not the weights of this model: {text}; "
+            "choose the tower or the file that fits"
+        )
 
 
 def _keys_of(name: str, tensor: Tensor, table: Mapping[str, str]) -> dict[str, Tensor]:

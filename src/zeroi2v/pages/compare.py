@@ -71,7 +71,11 @@ def terminal(result: Result) -> Group:
             f"{line['merged_over_tower']:.2f}" if merges else "-",
         )
     all_merge = all(line["merged_ms"] is not None for line in lines)
-    note = "" if all_merge else f" -: {DOES_NOT_MERGE}."
+    note = (
+        " trains: parameters that train. time: of one training. GiB: its peak memory. ms, merged: "
+        "milliseconds of one clip, as trained and merged. / tower: merged time / time of the tower."
+    )
+    note += "" if all_merge else f" -: {DOES_NOT_MERGE}."
     return Group(table, Text(f"\n{reading(result)}{note}"))
 
 

@@ -19,7 +19,10 @@ _VOCABULARY: Final = "Diving48_vocab.json"
 
 
 def recognises(source: Source) -> bool:
-    """Whether the vocabulary is there. Beside class folders it must list four parts a class."""
+    """Whether the vocabulary is there.
+
+    If the source has class folders too, the vocabulary must list four parts for each class.
+    """
     if _VOCABULARY not in source.lists:
         return False
     return not is_folder_per_class(source.path) or _is_diving48(source.lists[_VOCABULARY])

@@ -23,7 +23,10 @@ _SPLIT_OF_USE: Final = {"1": "train", "2": "test"}
 
 
 def recognises(source: Source) -> bool:
-    """Whether a list is there. Beside class folders, every class needs a list of HMDB51's lines."""
+    """Whether a list is there.
+
+    If the source has class folders too, every class needs a list, with lines of HMDB51's form.
+    """
     lists = _lists(source)
     if not lists:
         return False

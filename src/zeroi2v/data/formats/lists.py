@@ -77,7 +77,7 @@ def delimiter_of(file: Path, columns: Sequence[str]) -> str | None:
 def read_rows(
     file: Path, *, delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str | None, str | None]]]:
-    """Line number and row of a table with a header; first, as line 1, its columns.
+    """The number and the row of each line of a table. The header comes first, with values None.
 
     Only a path may hold bytes that are not UTF-8, because names of files may hold such bytes.
     """

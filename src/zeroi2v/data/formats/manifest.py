@@ -138,7 +138,7 @@ def _lines(file: Path) -> Iterator[_Line]:
 def _used_columns(file: Path, header: Sequence[str]) -> dict[str, str]:
     """The columns that are used: path, label, split -> the name as the header spells it.
 
-    DatasetError if the manifest is empty, or names the first column that is missing.
+    DatasetError if the manifest is empty or lacks a column; the error names the first such column.
     """
     columns = {name.lower(): name for name in header if name.lower() in _USED}
     missing = next((name for name in _NEEDED if name not in columns), None)

@@ -75,7 +75,7 @@ class _Shard:
     def read_members(self) -> None:
         """Collect videos and labels. DatasetError if the file is damaged, or no plain tar file."""
         try:
-            # "r:" never opens a compressed file, of which no bytes could be picked
+            # "r:" refuses a compressed file: no single video could be read out of it in place
             with tarfile.open(self.archive, "r:") as tar:
                 while member := tar.next():
                     tar.members.clear()  # type: ignore[attr-defined]  # drops old headers

@@ -24,8 +24,8 @@ _SPLITS: Final = {"train": "train", "validation": "val"}  # word in a file's nam
 def recognises(source: Source) -> bool:
     """Whether labels.json and a list of templates are there.
 
-    Other data sets have files of these names too. Beside class folders the contents must be
-    Something-Something's.
+    Other data sets have files of these names too. So if the source has class folders, the files
+    must also have the content of Something-Something's files.
     """
     labels = _named(source, "labels.json")
     lists = [file for split in _SPLITS if (file := _named(source, f"{split}.json"))]

@@ -24,7 +24,7 @@ _LINE: Final = re.compile(r"[^/]+/[^/]+\.\w+(?:\s+\d+)?")
 def recognises(source: Source) -> bool:
     """Whether classInd.txt and a trainlist are there.
 
-    Beside class folders, the trainlist must begin with a line of UCF101's form.
+    If the source has class folders too, the trainlist must begin with a line of UCF101's form.
     """
     lists = [source.lists[name] for name in _TRAIN_LISTS if name in source.lists]
     if _CLASS_FILE not in source.lists or not lists:

@@ -1,4 +1,4 @@
-"""Triton kernels of the method, for CUDA devices. The slow form of each kernel stands beside it.
+"""Triton kernels of the method, for CUDA devices. Slow forms of the kernels check the results.
 
 This file says which kernel is in use, and makes what a kernel needs when a model is built.
 """

@@ -187,7 +187,8 @@ def attend(
 
     The result has no gradient.
     """
-    if torch.compiler.is_compiling() or type(q) is not Tensor:  # `q` has no memory
+    # while torch compiles, or if `q` is a tensor without memory, such as a FakeTensor
+    if torch.compiler.is_compiling() or type(q) is not Tensor:
         result: Tensor = attend_op(q, k, v, offsets, frames, scale)
         return result
     out = _new_output(q, v)

@@ -1,10 +1,11 @@
 """Keys and values of other frames in one kernel: all moves of an attention block at once.
 
-Equation 8 as a gather along the frames of a clip: channel c of frame t takes frame t + offset[c].
-The channels that the kernel writes and their offsets are a table on the device (`run_tables`). So
-whole heads, split heads, channel shifts, queries, and widths that differ are one kernel. `moved`
-has a gradient, which is a gather too: a frame sums the gradients of the frames that read it. No two
-programs of the kernel write one number, so nothing depends on their order.
+Equation 8 as a gather along the frames of a clip: channel c of frame t takes frame t + offset[c]. A
+table on the device (`run_tables`) holds the channels that the kernel writes and their offsets. So
+one kernel makes every kind of move: of whole heads, of split heads, of a share of the channels of
+every head, with or without queries, and of keys and values of different widths. `moved` has a
+gradient, which is a gather too: a frame sums the gradients of the frames that read it. No two
+programs of the kernel write one number, so the result does not depend on the order of the programs.
 
 Shapes: B clips, T frames, R rows of a frame (tokens, over all windows), C channels.
 """
@@ -51,7 +52,7 @@ def _move_kernel(
     stride = rows.to(tl.int64) * channels  # from frame to frame
     channel = run * width + tl.arange(0, width)[None, None, :]
     place = clip * frames * stride + row.to(tl.int64) * channels + channel
-    # A frame outside of the clip is replaced by the own frame (edge rule).
+    # Where frame t + offset lies outside the clip, frame t is read (edge rule).
     ahead = frame + offset
     is_own = (ahead < 0) | (ahead >= frames)
     if gradient:

@@ -31,7 +31,7 @@ class BeforeMLP:
 
     def __init__(self, block: int) -> None:
         self.block = block
-        self.key = ("st_adapter", block)  # the call keeps the adapter's branch under this key
+        self.key = ("st_adapter", block)  # the call keeps what the adapter adds under this key
 
     def of_norm(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook of the norm: the norm, and so the MLP, sees the adapted stream."""
