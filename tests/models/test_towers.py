@@ -119,7 +119,7 @@ def test_a_name_is_listed_if_and_only_if_its_structure_says_so() -> None:
         ("tnt_s_patch16_224", {}, "no fused qkv"),
         ("csatv2", {}, "multiplies the pictures of a batch"),
         ("resnet18", {}, "no attention with a fused qkv projection"),
-        ("coatnet_0_rw_224", {}, "projects with convolutions"),
+        ("coatnet_0_rw_224", {}, "is no linear layer"),
     ],
 )
 def test_what_cannot_be_done_right_is_refused_with_the_reason(
