@@ -22,7 +22,7 @@ check: .venv/installed-dev ## format, lint, types, duplicates and the fast tests
 slow: .venv/installed-dev ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-gpu: .venv/installed-dev ## check and time everything that needs a CUDA device, in ten minutes
+gpu: .venv/installed-dev ## check and time everything that needs a CUDA device
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 oldest: ## run the fast tests with the oldest versions that pyproject.toml allows; needs uv

@@ -48,7 +48,7 @@ from zeroi2v.measure.timing import fast_ratio, interleave, spread
 from zeroi2v.method.call import begin_call
 from zeroi2v.method.kernels import attention
 from zeroi2v.models.compiled import DTYPES, Captured
-from zeroi2v.models.exchange import FrameAttention
+from zeroi2v.models.exchange import FrameAttention, put_offsets
 
 RESULTS: Final = Path(__file__).parent / "results"
 PAGE: Final = Path(__file__).parents[1] / "docs" / "speed.md"
@@ -87,12 +87,16 @@ def forms(
     calls: dict[str, Callable[[Tensor], Tensor]] = {"plain": Plain(model)}
     if strategy != "zeroi2v":
         return {**calls, strategy: model}
+    with torch.no_grad():  # as after a training: adapters and temporal embedding matter
+        for weight in (*model.adapters.parameters(), model.temporal_embedding):
+            weight.add_(0.02 * torch.randn_like(weight))
     merged, moved, still = model.merge(), model.merge(), model.merge()
     moved.attention_reads = False
     still._embedding_hook.remove()
     for module in still.tower.modules():
         if isinstance(module, FrameAttention):
-            module.offsets.zero_()
+            module.head_offsets = (0,) * module.num_heads
+            put_offsets(module)
     calls |= {"moved": moved, "adapted": model}
     return calls | {"reads": merged, "reads, offsets 0": still} if merged.attention_reads else calls
 

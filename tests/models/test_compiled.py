@@ -52,7 +52,9 @@ def test_without_a_compiler_the_model_stays_as_it_is(
     model = small_model()
     monkeypatch.setattr(torch, "compile", lambda model: fails)
     with caplog.at_level(logging.WARNING):
-        assert model.compiled(dtype="fp32") is model
+        call = model.compiled(dtype="fp32")
+        with torch.no_grad():
+            assert torch.equal(call(clip_of(model)), model(clip_of(model)))
     assert "C++ compiler" in caplog.text
 
 
@@ -70,7 +72,20 @@ def test_another_dtype_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "faster_of", lambda model, other, clips: model)
     call = model.compiled(dtype="bf16")
     assert model.classifier.weight.dtype == torch.float32
-    assert call(clip_of(model).bfloat16()).dtype == torch.bfloat16
+    assert call(clip_of(model)).dtype == torch.bfloat16  # of clips in fp32
+
+
+def test_later_changes_of_the_model_leave_the_callable_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_model()
+    monkeypatch.setattr(compiled, "faster_of", lambda model, other, clips: model)
+    call = model.compiled(dtype="fp32")
+    before = call(clip_of(model))
+    assert not before.requires_grad
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.train()
+    assert torch.equal(call(clip_of(model)), before)
 
 
 def test_a_predictor_can_be_compiled(

@@ -8,6 +8,7 @@ batches a step is computed operation by operation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -111,11 +112,13 @@ class CapturedSteps:
         try:
             with self._compiled():
                 self._warm_up(clips, labels, device)
-                with torch.cuda.graph(graph):
+                stream = torch.cuda.Stream(device)  # of this device, which need not be the current
+                with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
                     loss = self._step(clips, labels)
             self.captured = _Graph(graph, clips, labels, loss)
         except RuntimeError as error:
             self.failed = True
+            self.learner = dataclasses.replace(learner, cast=None)  # pays off only where captured
             self.log.warn(
                 f"steps are computed operation by operation, because a CUDA graph cannot hold "
                 f"them: {one_line(error)}"

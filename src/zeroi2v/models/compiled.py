@@ -29,15 +29,15 @@ TRIAL: Final = 5  # calls that are timed to choose between two forms
 
 
 def ready(model: Model, dtype: str) -> Model:
-    """The model in eval mode, with weights of a dtype. A copy, unless the model has both already.
+    """A copy of the model in eval mode, with weights of a dtype.
+
+    Later changes of the model leave the copy alone: a captured graph reads the memory of the copy.
 
     ConfigError if the dtype is unknown.
     """
     if dtype not in DTYPES:
         known = ", ".join(DTYPES)
         raise ConfigError(f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}")
-    if not model.training and next(model.parameters()).dtype == DTYPES[dtype]:
-        return model
     return copy.deepcopy(model).to(DTYPES[dtype]).eval().requires_grad_(False)
 
 
@@ -64,14 +64,17 @@ class Captured:
     def _capture(self, size: int, pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of a batch of `size` clips, and the logits that a replay writes."""
         clips, current = self._clips[:size], torch.cuda.current_stream(self._clips.device)
-        stream = torch.cuda.Stream(clips.device)
+        stream = torch.cuda.Stream(clips.device)  # of this device, which need not be the current
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARMUP):
                 self.run(clips)
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with (
+            torch.cuda.device(clips.device),
+            torch.cuda.graph(graph, pool=pool, stream=stream),
+        ):
             logits = self.run(clips)
         return graph, logits
 
@@ -110,15 +113,22 @@ def compiled(model: nn.Module, clips: Tensor) -> Callable[[Tensor], Tensor]:
         batch = len(clips)
         powers = {2**power for power in range((batch - 1).bit_length())}
         return Captured(model, clips, sizes={*powers, batch})
+    run: Callable[[Tensor], Tensor] = model
     try:
-        return faster_of(model, torch.compile(model), clips)
+        run = faster_of(model, torch.compile(model), clips)
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         logger.warning(
             "torch.compile fails here, so the model stays as it is; "
             "torch.compile needs a C++ compiler: %s",
             one_line(error),
         )
-        return model
+
+    @torch.no_grad()
+    def call(clip: Tensor) -> Tensor:
+        """What the model gives for clips of any floating dtype, on any device."""
+        return run(clip.to(clips.device, clips.dtype))
+
+    return call
 
 
 @torch.no_grad()

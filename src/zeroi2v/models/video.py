@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 class VideoClassifier(nn.Module):
     """A model that turns a normalised clip (B, F, 3, S, S) into logits (B, num_classes).
 
-    The modules of the tower stay as timm made them. Hooks do three things: they move keys and
+    The modules of the tower keep their weights and keys. timm's plain attention becomes a
+    `FrameAttention`, which on a GPU reads other frames by itself. Hooks do three things: they move keys and
     values to other frames after each fused projection, they pass the inputs or outputs of adapted
     linears through the adapters, and they add the temporal embedding to the tokens. Whatever the
     hooks must know of a call travels with the call, so several threads can call one model. Outside
@@ -103,6 +104,14 @@ class VideoClassifier(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
         self.attention_reads = attention_reads(self.tower)
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Like nn.Module.__setstate__, for a copy or a model from a pickle.
+
+        The device may be another, so the form of relocation is chosen again.
+        """
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
+        self.attention_reads = attention_reads(self.tower)
 
     def train(self, mode: bool = True) -> VideoClassifier:
         """Like nn.Module.train, except that a frozen tower stays in eval mode.
@@ -224,6 +233,7 @@ class VideoClassifier(nn.Module):
             # The kernel has no gradient, and its offsets are those of a whole clip.
             attention_reads=self.attention_reads
             and not torch.is_grad_enabled()
+            and not torch.compiler.is_exporting()  # an exported graph must run anywhere
             and clip.shape[1] == self.frames,
         )
         return pictures_of(clip, tubelet), call
@@ -263,7 +273,7 @@ class VideoClassifier(nn.Module):
     def merge(self) -> VideoClassifier:
         """A copy whose linears have absorbed the adapters: equation 11, in float64, rounded once.
 
-        The copy's tower has timm's own modules and keys. MergeError names an adapter that no linear
+        The copy's tower has timm's own weights, shapes and keys. MergeError names an adapter that no linear
         can absorb. A merged model raises MergeError too.
         """
         if self.spec.merged:

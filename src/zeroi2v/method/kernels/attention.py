@@ -191,6 +191,8 @@ def attend(
     if torch.compiler.is_compiling() or type(q) is not Tensor:
         result: Tensor = attend_op(q, k, v, offsets, frames, scale)
         return result
+    if torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v)):
+        raise RuntimeError("attend has no gradient; call it within torch.no_grad()")
     out = _new_output(q, v)
     if q.device.type == "cuda" and q.device.index != torch.cuda.current_device():
         with torch.cuda.device(q.device):  # Triton starts kernels on the current device
@@ -293,8 +295,8 @@ def _start(
     tiles = tiles or tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
     arguments = _arguments(q, k, v, out, offsets, frames, scale, tiles)
     grid = (_pieces(q, tiles), 1, 1)
-    aligned = all(part.data_ptr() % 16 == 0 for part in arguments[:5])
-    key = (q.device, q.dtype, aligned, tiles, arguments[6:])
+    tensors = [(part.dtype, part.data_ptr() % 16 == 0) for part in arguments[:5]]
+    key = (q.device, *tensors, tiles, arguments[6:])
     kernel = _compiled.get(key)
     if kernel is None:
         _compiled[key] = _attend_kernel[grid](
