@@ -39,11 +39,11 @@ class VideoClassifier(nn.Module):
     """A model that turns a normalised clip (B, F, 3, S, S) into logits (B, num_classes).
 
     The modules of the tower keep their weights and keys. timm's plain attention becomes a
-    `FrameAttention`, which on a GPU reads other frames by itself. Hooks do three things: they move keys and
-    values to other frames after each fused projection, they pass the inputs or outputs of adapted
-    linears through the adapters, and they add the temporal embedding to the tokens. Whatever the
-    hooks must know of a call travels with the call, so several threads can call one model. Outside
-    of a call the hooks do nothing, and `model.tower` is the image transformer.
+    `FrameAttention`, which on a GPU reads other frames by itself. Hooks do three things: they move
+    keys and values to other frames after each fused projection, they pass the inputs or outputs of
+    adapted linears through the adapters, and they add the temporal embedding to the tokens.
+    Whatever the hooks must know of a call travels with the call, so several threads can call one
+    model. Outside of a call the hooks do nothing, and `model.tower` is the image transformer.
     """
 
     def __init__(self, tower: nn.Module, plan: Plan) -> None:
@@ -273,8 +273,8 @@ class VideoClassifier(nn.Module):
     def merge(self) -> VideoClassifier:
         """A copy whose linears have absorbed the adapters: equation 11, in float64, rounded once.
 
-        The copy's tower has timm's own weights, shapes and keys. MergeError names an adapter that no linear
-        can absorb. A merged model raises MergeError too.
+        The copy's tower has timm's own weights, shapes and keys. MergeError names an adapter that
+        no linear can absorb. A merged model raises MergeError too.
         """
         if self.spec.merged:
             raise MergeError("the model is merged already and has no adapters; use it as it is")
