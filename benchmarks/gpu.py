@@ -44,8 +44,8 @@ from zeroi2v.errors import how_many
 from zeroi2v.files import write_json, write_text
 from zeroi2v.machine import provenance
 from zeroi2v.measure.cost import plain_tower
+from zeroi2v.measure.subjects import PlainTower
 from zeroi2v.measure.timing import fast_ratio, interleave, spread
-from zeroi2v.method.call import begin_call
 from zeroi2v.method.kernels import attention
 from zeroi2v.models.compiled import DTYPES, Captured
 from zeroi2v.models.exchange import FrameAttention, put_offsets
@@ -63,11 +63,12 @@ class Plain(nn.Module):
 
     def __init__(self, model: VideoClassifier) -> None:
         super().__init__()
-        self.tower, self.classifier = plain_tower(model), model.classifier
+        self.tower = PlainTower(plain_tower(model), model.spec.model.tubelet)
+        self.classifier = model.classifier
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Logits (B, K) of a clip (B, T, 3, S, S)."""
-        feature = self.tower(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+        """Logits (B, K) of a clip (B, F, 3, S, S)."""
+        feature = self.tower(clip).unflatten(0, (len(clip), -1))
         logits: Tensor = self.classifier(feature.mean(1))
         return logits
 
@@ -127,7 +128,6 @@ def timed_forms(
         except Exception as error:  # noqa: BLE001  only this form fails: time the other forms
             errors[name] = str(error)[:500]
             ready.pop(name, None)
-            begin_call(None)
     preparation = time.monotonic() - began
     result: dict[str, Any] = {
         "clips": len(clips),
