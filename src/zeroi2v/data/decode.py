@@ -226,9 +226,8 @@ def _collect(
     positions: dict[int, list[int]] = {}
     for position, number in enumerate(order):
         positions.setdefault(number, []).append(position)
-    reformatter = (
-        av.video.reformatter.VideoReformatter()
-    )  # one for all frames: a reformatter keeps its tables
+    # One reformatter for all frames: a reformatter keeps its tables.
+    reformatter = av.video.reformatter.VideoReformatter()
     clip = np.empty((0, 0, 0, 3), dtype=np.uint8)  # (n, H, W, 3) from the first wanted frame on
     width = height = count = 0
     for number, frame, orientation in frames:

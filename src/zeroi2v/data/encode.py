@@ -88,9 +88,8 @@ def write_frames(
         codec = stream.codec_context
         codec.thread_count, codec.time_base = 1, time_base
         codec.colorspace, codec.color_range = matrix, colour_range
-        reformatter = (
-            av.video.reformatter.VideoReformatter()
-        )  # one for all frames: a reformatter keeps its tables
+        # One reformatter for all frames: a reformatter keeps its tables.
+        reformatter = av.video.reformatter.VideoReformatter()
         start, time = first[0].pts or 0, -step
         for frame, orientation in chain([first], frames):
             picture = reformatter.reformat(
@@ -104,9 +103,8 @@ def write_frames(
             picture = _upright(picture, orientation)
             time = time + step if frame.pts is None else max(frame.pts - start, time + 1)
             picture.pts, picture.time_base = time, time_base
-            picture.pict_type = (
-                av.video.frame.PictureType.NONE
-            )  # the encoder's choice, not the source's
+            # The encoder chooses the type of the picture, not the source.
+            picture.pict_type = av.video.frame.PictureType.NONE
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 
@@ -125,10 +123,8 @@ def _colours(first: av.VideoFrame) -> tuple[int, int]:
     """Matrix and range of the copy's YUV values: the source's where its frames are YUV."""
     components = first.format.components
     if len(components) < 3 or not components[0].is_luma:
-        return (
-            _BT601,
-            av.video.reformatter.ColorRange.MPEG,
-        )  # the source is grey or RGB, or has a palette
+        # The source is grey or RGB, or has a palette.
+        return _BT601, av.video.reformatter.ColorRange.MPEG
     return first.colorspace or _BT601, first.color_range
 
 

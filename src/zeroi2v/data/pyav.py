@@ -25,7 +25,8 @@ else:
                 raise ConfigError(
                     f"PyAV reads and writes videos, but cannot be loaded ({error}): pip install av"
                 ) from error
-            return getattr(module, name)
+            value = vars(self)[name] = getattr(module, name)  # found at once from now on
+            return value
 
     av = _PyAV()
 

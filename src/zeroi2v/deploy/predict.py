@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from zeroi2v.data.views import read_views
-from zeroi2v.errors import ConfigError, VideoError, nearest
+from zeroi2v.errors import ConfigError, VideoError
 from zeroi2v.inference.scores import BATCH, video_scores
 from zeroi2v.machine import best_device
-from zeroi2v.models.compiled import DTYPES
+from zeroi2v.models.compiled import dtype_of
 from zeroi2v.models.loading import load
 
 VideoPath: TypeAlias = str | os.PathLike[str]
@@ -54,13 +54,9 @@ class Predictor:
         dtype: str = "fp32",
         compiled: bool = False,
     ) -> None:
-        if dtype not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise ConfigError(
-                f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}"
-            )
+        weight_dtype = dtype_of(dtype)  # before the folder is read
         self.device = best_device() if device is None else torch.device(device)
-        self.model = load(os.fspath(folder)).to(self.device, DTYPES[dtype])
+        self.model = load(os.fspath(folder)).to(self.device, weight_dtype)
         views = self.model.views.clips * self.model.views.crops
         self._compiled = (
             self.model.compiled(batch=min(views, BATCH), dtype=dtype) if compiled else None

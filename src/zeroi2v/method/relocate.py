@@ -133,13 +133,10 @@ class Block(NamedTuple):
 
         `projected` is contiguous.
         """
-        width = projected.shape[-1]
-        frame = projected.numel() // (clips * frames)  # elements of a frame
-        return projected.as_strided(
-            (clips, frames, frame // width, *self.shape),
-            (frames * frame, frame, width, *self.strides),
-            projected.storage_offset() + self.first,
+        shape, strides, first, _ = _ends(
+            self._replace(offset=0), clips, frames, projected.numel(), projected.shape[-1]
         )
+        return projected.as_strided(shape, strides, projected.storage_offset() + first)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -28,17 +28,21 @@ WARMUP: Final = 3  # calls before a capture: they choose algorithms and load lib
 TRIAL: Final = 5  # calls that are timed to choose between two forms
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that a name in `DTYPES` stands for. ConfigError if the name is unknown."""
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise ConfigError(f"dtype must be one of {known}, got {name!r}{nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
 def ready(model: Model, dtype: str) -> Model:
     """A copy of the model in eval mode, with weights of a dtype.
 
     Later changes of the model leave the copy alone: a captured graph reads the memory of the copy.
-
     ConfigError if the dtype is unknown.
     """
-    if dtype not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise ConfigError(f"dtype must be one of {known}, got {dtype!r}{nearest(dtype, DTYPES)}")
-    return copy.deepcopy(model).to(DTYPES[dtype]).eval().requires_grad_(False)
+    return copy.deepcopy(model).to(dtype_of(dtype)).eval().requires_grad_(False)
 
 
 class Captured:

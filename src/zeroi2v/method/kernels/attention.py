@@ -161,13 +161,14 @@ def _read_tile(
     return new_largest, total, sums
 
 
-def tiles_for(tokens: int, width: int, dtype: torch.dtype) -> Tiles:
-    """The tiles for N tokens and heads of a width.
+def tiles_for(q: Tensor, v: Tensor) -> Tiles:
+    """The tiles for attention with queries (B*T, N, H, D) and values (B*T, N, H, E).
 
     These tiles were the fastest in benchmarks/gpu.py on an H100. fp32 products are exact and use no
     tensor core, so tiles for fp32 are small.
     """
-    if dtype == torch.float32:
+    tokens, width = q.shape[1], max(q.shape[-1], v.shape[-1])
+    if q.dtype == torch.float32:
         return Tiles(queries=32, keys=32, warps=4, stages=2)
     if tokens <= 32:
         return Tiles(queries=32, keys=32, warps=2, stages=2)
@@ -208,7 +209,7 @@ def attend_op(
 ) -> Tensor:
     """`attend` as an operator of PyTorch, which torch.compile and counting can follow."""
     out = _new_output(q, v)
-    tiles = tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
+    tiles = tiles_for(q, v)
     wrap_triton(_attend_kernel)[(_pieces(q, tiles),)](
         *_arguments(q, k, v, out, offsets, frames, scale, tiles),
         num_warps=tiles.warps,
@@ -292,7 +293,7 @@ def _start(
     tiles: Tiles | None = None,
 ) -> None:
     """Start the kernel. Compiled kernels are kept here: a look-up by Triton takes twice as long."""
-    tiles = tiles or tiles_for(q.shape[1], max(q.shape[-1], v.shape[-1]), q.dtype)
+    tiles = tiles or tiles_for(q, v)
     arguments = _arguments(q, k, v, out, offsets, frames, scale, tiles)
     grid = (_pieces(q, tiles), 1, 1)
     tensors = [(part.dtype, part.data_ptr() % 16 == 0) for part in arguments[:5]]
