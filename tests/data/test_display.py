@@ -1,5 +1,6 @@
 """Are frames shown as players show them: turned, mirrored, and each image of a folder by itself?"""
 
+import gc
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -185,3 +186,18 @@ def test_each_image_of_a_folder_has_its_own_orientation(tmp_path: Path) -> None:
     write_frames(tmp_path / "x.mp4", all_frames(tmp_path), short_side=256, keyframes=16, crf=1)
     copy = read_clip(tmp_path / "x.mp4", every)
     assert (copy.float() - clip.float()).abs().mean((1, 2, 3)).max() < 6
+
+
+def test_frames_leave_the_memory_without_the_garbage_collector(tmp_path: Path) -> None:
+    def frames_in_memory() -> int:
+        return sum(type(kept) is av.VideoFrame for kept in gc.get_objects())
+
+    path = with_orientation(tmp_path / "a.mp4", 6)
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames_in_memory()
+        read_clip(path, every)
+        assert frames_in_memory() == before
+    finally:
+        gc.enable()

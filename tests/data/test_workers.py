@@ -172,3 +172,18 @@ def test_samples_come_in_order_again_and_again(workers: int) -> None:
     assert len(samples) == 10
     for _ in range(2):
         assert [int(number) for (number,) in samples] == [*range(10)]
+
+
+class FrozenObjects(Dataset[int]):
+    """How many objects the garbage collector of this process passes over."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        return gc.get_freeze_count()
+
+
+def test_the_garbage_collector_of_a_worker_passes_over_what_its_parent_made() -> None:
+    (count,) = worker_loader(FrozenObjects(), 1, batch_size=None)
+    assert count > 10_000

@@ -9,7 +9,7 @@ Shapes: H, W pixels of the frame as stored.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from zeroi2v.data.pyav import av
 
 if TYPE_CHECKING:
-    from av.sidedata.sidedata import SideData, SideDataContainer
+    from av.sidedata.sidedata import SideData
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -93,11 +93,15 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def _side_data(frame: av.VideoFrame) -> list[SideData]:
     """What a frame carries beside its pixels."""
+    # A frame keeps what `frame.side_data` returns, which refers to the frame: such a frame would
+    # stay in memory until Python's garbage collector runs. PyAV's annotations lack this call.
+    container = cast(
+        "Callable[[av.VideoFrame], Iterable[SideData]]", av.sidedata.sidedata.SideDataContainer
+    )
     try:
-        side_data = frame.side_data
+        return [*container(frame)]
     except ValueError:  # PyAV refuses all side data if one kind is unknown, for instance EXIF data
-        side_data = _without_unknown_side_data(frame).side_data
-    return [*cast("SideDataContainer", side_data)]
+        return [*container(_without_unknown_side_data(frame))]
 
 
 def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
