@@ -15,7 +15,8 @@ from zeroi2v.errors import HeadsError, how_many, nearest
 
 SplitHead: TypeAlias = tuple[tuple[int, Fraction], ...]
 HeadLayout: TypeAlias = tuple[int | SplitHead, ...]
-Heads: TypeAlias = str | Sequence[int] | Sequence["str | Sequence[int] | None"] | None
+BlockHeads: TypeAlias = str | Sequence[int] | None
+Heads: TypeAlias = BlockHeads | Sequence[BlockHeads]
 
 PAPER_TABLES = {"k400": "Table 6a", "ssv2": "Table 6b"}
 SWIN_B: Final = frozenset((4, 8, 16, 32))  # the numbers of heads of Swin-B's stages (Table 6b)
@@ -41,10 +42,10 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
     )
 
 
-def by_block(heads: Heads, block_count: int) -> list[Heads]:
+def by_block(heads: Heads, block_count: int) -> list[BlockHeads]:
     """`heads` of each block. HeadsError if `heads` is a list for another number of blocks."""
     if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
-        return [heads] * block_count
+        return [heads] * block_count  # type: ignore[list-item]  # a single layout
     if len(heads) != block_count:
         raise HeadsError(
             f"heads has {how_many(len(heads), 'layout')}, but the tower has "
@@ -55,7 +56,7 @@ def by_block(heads: Heads, block_count: int) -> list[Heads]:
 
 
 def _block_layout(
-    heads: Heads, head_count: int, frames: int, block: int, stages: frozenset[int]
+    heads: BlockHeads, head_count: int, frames: int, block: int, stages: frozenset[int]
 ) -> HeadLayout:
     """The layout of block number `block`. `stages`: the numbers of heads of all blocks."""
     if heads is None:

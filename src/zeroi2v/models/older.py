@@ -7,10 +7,11 @@ of 0.1.0 one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
+from typing import Final, Literal
 
 import torch
 
@@ -18,8 +19,8 @@ from zeroi2v.config import ModelConfig
 from zeroi2v.errors import CheckpointError, HeadsError
 from zeroi2v.method.heads import (
     PAPER_TABLES,
+    BlockHeads,
     HeadLayout,
-    Heads,
     SplitHead,
     by_block,
     heads_of_ratio,
@@ -32,7 +33,11 @@ from zeroi2v.models.plan import Plan, strategy_of
 from zeroi2v.models.survey import Survey, survey
 from zeroi2v.models.towers import TowerSource
 
-SHIFTS = {"shift_kv": "stdha", "shift_qkv": "hr_qkv"}  # operator that moves the same of q, k and v
+# A channel shift -> the operator of head layouts that moves channels of the same of q, k and v.
+SHIFTS: Final[Mapping[str, Literal["stdha", "hr_qkv"]]] = {
+    "shift_kv": "stdha",
+    "shift_qkv": "hr_qkv",
+}
 
 
 def as_trained(config: ModelConfig, clip_frames: int) -> ModelConfig:
@@ -98,7 +103,7 @@ def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout
     ]
 
 
-def _one_sided(heads: Heads, head_count: int) -> Heads:
+def _one_sided(heads: BlockHeads, head_count: int) -> BlockHeads:
     """The heads of a block. The tables' rule of 0.1.0 gave fewer than 8 heads the offset -1 only.
 
     A quarter of the heads, rounded down, had this offset, or a quarter of the channels where there
