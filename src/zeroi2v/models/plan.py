@@ -99,16 +99,11 @@ class Plan:
                 width = min(layout.key_width, layout.value_width)
                 shares = [move.stop - move.start for move in plan.moves]
             if shares and min(shares) * width < 1:
-                by_head = operator in ("stdha", "hr_qkv")
-                remedy = (
-                    "larger shares"
-                    if by_head
-                    else f"ratio at least {math.ceil(2000 / width) / 1000}"
-                )
+                least = f"ratio at least {math.ceil(2000 / width) / 1000}"
+                remedy = "larger shares" if operator in ("stdha", "hr_qkv") else least
                 raise HeadsError(
-                    f"block {number} (counted from 0): {owner} has {how_many(width, 'channel')}, "
-                    "and the smallest share of them that should read another frame is less than "
-                    f"1 channel; give {remedy}"
+                    f"block {number} (counted from 0): some shares of {owner} round to 0 of "
+                    f"{width} channels, and would read no other frame; give {remedy}"
                 )
 
     def _check_adapted_blocks(self) -> None:
