@@ -98,7 +98,7 @@ def test_shares_that_move_no_channel_are_refused(settings: dict[str, Any], messa
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("operator", ["shift_kv", "shift_qkv"])
+@pytest.mark.parametrize("operator", ["shift_v", "shift_kv", "shift_qkv"])
 def test_a_sixth_of_64_channels_is_5_back_and_5_ahead(operator: str) -> None:
     model = zeroi2v.create_model(
         "vit_tiny_patch16_224",
@@ -108,6 +108,6 @@ def test_a_sixth_of_64_channels_is_5_back_and_5_ahead(operator: str) -> None:
         tower_options={"depth": 1},
     )
     (block,) = model.plan.blocks
-    offsets = Relocation(block.block.layout, block.moves, model.plan.moves_queries).offsets
-    parts = 3 if operator == "shift_qkv" else 2
+    offsets = Relocation(block.block.layout, block.moves, model.plan.moved_parts).offsets
+    parts = len(operator.removeprefix("shift_"))
     assert Counter(offsets) == {-1: 5 * 3 * parts, 1: 5 * 3 * parts, 0: 576 - 30 * parts}

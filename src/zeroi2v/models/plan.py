@@ -110,7 +110,7 @@ class Plan:
                 shares = [move.stop - move.start for move in plan.moves]
             if shares and min(shares) * width < 1:
                 least = f"ratio at least {math.ceil(2000 / width) / 1000}"
-                remedy = "larger shares" if operator in ("stdha", "hr_qkv") else least
+                remedy = "larger shares" if operator in HEAD_OPERATORS else least
                 raise HeadsError(
                     f"block {number} (counted from 0): some shares of {owner} round to 0 of "
                     f"{width} channels, and would read no other frame; give {remedy}"
