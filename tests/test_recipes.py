@@ -72,6 +72,7 @@ def test_a_recipe_is_what_table_7_says(path: Path) -> None:
     recipe, data = read_recipe(path), path.stem.partition("-")[0]
     settings, pixels = recipe.train, recipe.pixels
     assert (settings.batch_size, settings.weight_decay, pixels.flip) == (64, 0.05, 0.5)
+    assert pixels.crop_area == (0.08, 1.0), "as in the official configurations"
     full = recipe.model.strategy == "full"
     assert settings.learning_rate * (0.1 if full else 1) == pytest.approx(3e-4)
     assert settings.epochs == (60 if full else 50 if data == "ssv2" else 40)

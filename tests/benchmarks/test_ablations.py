@@ -185,12 +185,36 @@ def test_the_readme_says_what_the_result_gives() -> None:
     assert linear.replace("(", "points, 95 %: ") in readme
     shift = statistics.mean(differences["STDHA against channel shift of K and V, both at 1/4"])
     assert f"channel shift is {-shift:.0f} points better than STDHA" in readme
-    for question in (
-        "STDHA against [cls] shift",
-        "STDHA (heads of K and V) against HR QKV (heads of Q too)",
+    low, high = bounds(differences["STDHA against channel shift of K and V, both at 1/4"])
+    assert f"better with every seed (95 %: {-high:+.1f} to {-low:+.1f})" in readme
+    for question, name in (
+        ("STDHA against [cls] shift", "[cls] shift"),
+        ("STDHA (heads of K and V) against HR QKV (heads of Q too)", "HR QKV"),
     ):
         low, high = bounds(differences[question])
         assert low <= 0 <= high
+        assert script.same_sign(differences[question]) == 0, "the seeds disagree"
+        mean = statistics.mean(differences[question])
+        text = f"STDHA against {name}: {mean:.1f} points (95 %: {low:+.1f} to {high:+.1f})"
+        assert text in readme
+    rows = {label: name for table in script.TABLES.values() for label, name, _ in table}
+    linear_rows = scores[rows["linear adapter, four sites, 192"]]
+    for label in ("LoRA, Q K V O, 192", "only temporal heads"):
+        better = scores[rows[label]]
+        assert f"({100 * statistics.mean(better):.1f} %" in readme
+        assert all(one > other for one, other in zip(better, linear_rows, strict=True))
+    assert f"at four sites ({100 * statistics.mean(linear_rows):.1f} %)" in readme
+
+
+def test_the_readme_says_which_strategy_compare_found_best() -> None:
+    result = script.RESULT.with_name("compare-motion.json")
+    rows = {row["row"]: row["scores"] for row in json.loads(result.read_text("utf-8"))["rows"]}
+    readme = " ".join((script.PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    lora, linear = (
+        " and ".join(f"{100 * score:.1f} %" for score in rows[name]) for name in ("lora", "zeroi2v")
+    )
+    assert f"LoRA ({lora}) is better than linear adapters ({linear}) with both seeds" in readme
+    assert all(one > other for one, other in zip(rows["lora"], rows["zeroi2v"], strict=True))
 
 
 def bounds(points: list[float]) -> tuple[float, float]:

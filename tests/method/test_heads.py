@@ -64,7 +64,7 @@ def test_each_block_may_have_its_own_layout() -> None:
 
 @pytest.mark.parametrize("table", ["k400", "ssv2"])
 @pytest.mark.parametrize("frames", [1, 8, 16, 32, 64])
-def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_temporal(
+def test_the_rule_beyond_the_paper_makes_a_quarter_of_the_heads_temporal_and_at_least_two(
     table: str, frames: int
 ) -> None:
     for count in sorted({*range(1, 40)} - {12, 16}):
@@ -74,15 +74,38 @@ def test_the_rule_beyond_the_paper_makes_a_sixth_to_a_quarter_of_the_heads_tempo
             offset
             for head in layout
             for offset, share in shares(head)
-            for _ in range(int(share * 12))
+            for _ in range(int(share * 24))
         )
         spatial = temporal.pop(0)
-        assert (
-            count == 7 or 1 / 6 <= sum(temporal.values()) / (12 * count) <= 1 / 4
-        )  # of 7 heads, one head is temporal: less than a sixth
+        channels = sum(temporal.values()) / 24  # in heads
+        assert channels == count / 4 if count < 4 else channels == max(2, count // 4)
         near_first = [temporal[offset] for offset in (-1, 1, -2, 2, -3)]
         assert near_first == sorted(near_first, reverse=True)
-        assert spatial + sum(near_first) == 12 * count
+        assert spatial + sum(near_first) == 24 * count
+
+
+@pytest.mark.parametrize("table", [None, "k400", "ssv2"])
+@pytest.mark.parametrize("frames", [1, 8, 9, 16, 17, 32])
+@pytest.mark.parametrize(
+    "counts",
+    [[6], [1], [2], [3], [5], [7], [4], [3, 6, 12, 24], [2, 4, 8, 16], [1, 2, 4, 8]],
+    ids=str,
+)
+def test_no_layout_beyond_the_paper_is_one_sided(
+    counts: list[int], frames: int, table: str | None
+) -> None:
+    for layout in parse_heads(table, head_counts=counts, frames=frames):
+        shares_of = {-1: Fraction(0), 1: Fraction(0)}
+        for offset, share in (pair for head in layout for pair in shares(head)):
+            if abs(offset) == 1:
+                shares_of[offset] += share
+        assert shares_of[1] > 0
+        assert shares_of[-1] - shares_of[1] in (0, 1), "an odd number of heads: one more looks back"
+
+
+@pytest.mark.parametrize("frames", [8, 16, 32])
+def test_six_heads_read_the_frame_before_and_the_frame_after(frames: int) -> None:
+    assert parse_heads(None, head_counts=[6] * 12, frames=frames) == ((-1, 1, 0, 0, 0, 0),) * 12
 
 
 # Heads of a stage -> the offsets of its temporal heads in Table 6b, for 16 frames.
@@ -99,6 +122,8 @@ def test_table_6b_stages_of_swin_b() -> None:
         for heads, layout in zip(counts, layouts, strict=True)
     }
     assert fields == {4: 2, 8: 3, 16: 5, 32: 5}
+    for table, frames in ((None, 16), ("ssv2", 8), ("ssv2", 32)):  # the paper has no such table
+        assert parse_heads(table, head_counts=counts, frames=frames)[0] == (-1, 1, 0, 0)
 
 
 TABLE_1C = {  # temporal receptive field -> offsets, as printed, in the sign of equation 8

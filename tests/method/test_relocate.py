@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -78,13 +79,14 @@ def of_heads(heads: HeadLayout) -> Callable[[int, int, int], int]:
     """A function of (head, channel, channels of a head) that returns the offset of the channel."""
 
     def offset_of(head: int, channel: int, width: int) -> int:
-        stop = Fraction(0)
+        start = Fraction(0)
         entry = heads[head]
         pairs: SplitHead = entry if isinstance(entry, tuple) else ((entry, Fraction(1)),)
         for offset, share in pairs:
-            stop += share
-            if channel < round(stop * width):
+            first = math.floor(start * width)
+            if first <= channel < first + math.floor(share * width):
                 return offset
+            start += share
         return 0
 
     return offset_of
@@ -130,9 +132,8 @@ def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -
     layout, frames = LAYOUTS[name], 5
 
     def offset_of(head: int, channel: int, width: int) -> int:
-        if channel < round(ratio / 2 * width):
-            return -1
-        return 1 if channel < round(ratio * width) else 0
+        fold = math.floor(ratio / 2 * width)
+        return -1 if channel < fold else 1 if channel < 2 * fold else 0
 
     channels = layout.head_count * (2 * layout.key_width + layout.value_width)
     projected = torch.randn(2 * frames, 3, channels, generator=torch.Generator().manual_seed(0))
@@ -143,6 +144,23 @@ def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -
             projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, parts=parts
         )
         torch.testing.assert_close(moved, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [Fraction(1, 6), Fraction(1, 4), Fraction(2, 7), Fraction(1)])
+def test_as_many_channels_read_the_frame_before_as_the_frame_after(ratio: Fraction) -> None:
+    """The authors' code moves floor(channels / shift_div) each way, and ratio is 2 / shift_div."""
+    third = Fraction(1, 3)
+    in_thirds = head_moves((((-1, third), (1, third), (2, third)),))
+    for width in range(1, 129):
+        fold = math.floor(width * ratio / 2)
+        back, ahead = (move.slices(width)[1] for move in channel_moves(ratio, 3))
+        assert (back, ahead) == (slice(0, fold), slice(fold, 2 * fold))
+        lengths = [move.slices(width)[1] for move in in_thirds]
+        assert {part.stop - part.start for part in lengths} == {width // 3}
+        x = torch.randn(3, 1, width, generator=torch.Generator().manual_seed(0))
+        with in_call(new_call(1, 3)):
+            (shifted,) = ClassTokenShift(ratio)(nn.Identity(), (x,))
+        assert (shifted[1, 0] == x[0, 0]).sum() == (shifted[1, 0] == x[2, 0]).sum() == fold
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])

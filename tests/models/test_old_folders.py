@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ import torch
 
 import zeroi2v
 from tests.towers_for_tests import small_model
+from zeroi2v.config import ModelConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.engine.run import train
 from zeroi2v.errors import CheckpointError
-from zeroi2v.models.loading import start_from
+from zeroi2v.models.build import build_model
+from zeroi2v.models.loading import model_recipe, start_from
+from zeroi2v.models.older import as_trained
 from zeroi2v.recipes import RECIPE_FILE, override, read_recipe
 
 SAVED = Path(__file__).with_name("saved")
 
 
-@pytest.mark.parametrize("name", ["run", "merged"])
+@pytest.mark.parametrize("name", ["run", "merged", "six-heads", "shift"])
 def test_a_model_saved_by_0_1_0_gives_the_logits_it_gave(name: str, tmp_path: Path) -> None:
     model = zeroi2v.load(SAVED / f"{name}-0.1.0")
     size = model.image_size
@@ -36,6 +40,72 @@ def test_a_model_saved_by_0_1_0_gives_the_logits_it_gave(name: str, tmp_path: Pa
     again = zeroi2v.load(tmp_path / "again")
     assert again.spec == model.spec
     assert torch.equal(again(clip), model(clip))
+
+
+def test_heads_that_0_1_0_chose_by_its_rule_stay_as_they_were_trained(tmp_path: Path) -> None:
+    one_sided = ((-1, 0, 0, 0, 0, 0),) * 2
+    folder = SAVED / "six-heads-0.1.0"
+    assert json.loads((folder / "config.json").read_text())["model"]["heads"] is None
+    model = zeroi2v.load(folder)
+    assert model.heads == model.merge().heads == one_sided
+    assert build_model(model_recipe(folder).model, labels="ab", clip=model.clip).heads == one_sided
+    new = zeroi2v.create_model(
+        "zeroi2v_tiny", num_classes=3, frames=4, tower_options=model.spec.model.tower_options
+    )
+    assert new.heads == ((-1, 1, 0, 0, 0, 0),) * 2
+    new.save_pretrained(tmp_path)
+    loaded = zeroi2v.load(tmp_path)
+    assert (loaded.heads, loaded.spec.model.heads) == (new.heads, None)
+
+
+def test_a_channel_shift_of_0_1_0_moves_the_channels_that_it_moved() -> None:
+    model = zeroi2v.load(SAVED / "shift-0.1.0")
+    (split, *_), *_ = model.heads
+    assert split == ((-1, Fraction(2, 10)), (1, Fraction(1, 10)), (0, Fraction(7, 10)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"tower": "vit_base_patch16_224"}, True),
+        ({"tower": "vit_base_patch16_224", "heads": "ssv2"}, True),
+        ({"tower": "vit_base_patch16_224", "operator": "shift_kv", "ratio": 0.25}, True),
+        ({"tower": "vit_base_patch16_224", "operator": "cls_shift", "ratio": 0.25}, True),
+        ({"tower": "vit_small_patch16_224", "ratio": 1 / 6}, True),
+        ({"tower": "vit_small_patch16_224", "strategy": "aim"}, True),
+        ({"tower": "vit_small_patch16_224", "heads": (-1, 1)}, True),
+        ({"tower": "vit_small_patch16_224", "heads": ("ssv2",) * 12}, False),
+        ({"tower": "vit_tiny_patch16_224"}, False),
+        ({"tower": "swin_tiny_patch4_window7_224"}, False),
+        ({"tower": "vit_base_patch16_224", "operator": "shift_qkv", "ratio": 1 / 6}, False),
+        ({"tower": "vit_base_patch16_224", "heads": "-1*1/3, 1*1/3, 2*1/3"}, False),
+    ],
+)
+def test_settings_of_0_1_0_change_only_where_they_would_mean_something_else(
+    settings: dict[str, Any], same: bool
+) -> None:
+    config = ModelConfig(**settings)
+    assert (as_trained(config, 8) == config) == same
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"operator": "cls_shift", "ratio": 0.1},
+            "5 that read the frame after; this version moves 4",
+        ),
+        (
+            {"tower": "efficientformer_l1", "operator": "shift_kv", "ratio": 1 / 6},
+            "32 channels of keys and 128 of values",
+        ),
+    ],
+)
+def test_channels_of_0_1_0_that_this_version_cannot_move_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        as_trained(ModelConfig(**settings), 8)
 
 
 def test_a_run_begun_by_0_1_0_goes_on(motion_videos: Path, tmp_path: Path) -> None:

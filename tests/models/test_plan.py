@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import zeroi2v
 from zeroi2v.config import ModelConfig
 from zeroi2v.errors import ConfigError, HeadsError
+from zeroi2v.method.relocate import Relocation
 from zeroi2v.models.plan import Plan
 from zeroi2v.models.survey import survey
 from zeroi2v.models.towers import TowerSource
@@ -80,8 +82,32 @@ def test_a_setting_that_does_not_fit_is_refused_when_the_plan_is_made(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"operator": "shift_kv", "ratio": 0.05}, {"heads": "-1*1/50"}], ids=str
+    ("settings", "message"),
+    [
+        ({"operator": "shift_kv", "ratio": 1 / 6}, "shares of a head round to 0 of 8 channels"),
+        ({"operator": "shift_qkv", "ratio": 0.05}, "give ratio at least 0.25"),
+        ({"operator": "cls_shift", "ratio": 0.02}, "shares of a token round to 0 of 96 channels"),
+        ({"heads": "-1*1/50"}, "give larger shares"),
+        ({"heads": "-1*1/2, 1*1/10"}, "give larger shares"),
+        ({"ratio": 0.01}, "give larger shares"),
+    ],
 )
-def test_shares_that_move_no_channel_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(HeadsError, match="round to 0 of 8 channels"):
+def test_shares_that_move_no_channel_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(HeadsError, match=message) as caught:
         zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("operator", ["shift_v", "shift_kv", "shift_qkv"])
+def test_a_sixth_of_64_channels_is_5_back_and_5_ahead(operator: str) -> None:
+    model = zeroi2v.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=2,
+        operator=operator,
+        ratio=1 / 6,
+        tower_options={"depth": 1},
+    )
+    (block,) = model.plan.blocks
+    offsets = Relocation(block.block.layout, block.moves, model.plan.moved_parts).offsets
+    parts = len(operator.removeprefix("shift_"))
+    assert Counter(offsets) == {-1: 5 * 3 * parts, 1: 5 * 3 * parts, 0: 576 - 30 * parts}

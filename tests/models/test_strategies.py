@@ -32,7 +32,7 @@ LINEAR: list[dict[str, Any]] = [
     {"strategy": "linear_probe"},
     {"operator": "hr_qkv"},
     {"operator": "shift_kv", "ratio": 0.25},
-    {"operator": "shift_qkv", "ratio": 1 / 6},
+    {"operator": "shift_qkv", "ratio": 1 / 3},
     {"ratio": 1 / 6},
 ]
 NOT_LINEAR: list[dict[str, Any]] = [

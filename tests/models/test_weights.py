@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 import zeroi2v
@@ -393,3 +395,171 @@ def test_another_tower_is_named(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "official.pth")
     with pytest.raises(CheckpointError, match=r"backbone\.conv1\.weight is missing"):
         zeroi2v.load_official(tmp_path / "official.pth", heads=[], adapter_scale=1.0)
+
+
+SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+GRIDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    # kind: tower, options of the file's tower, options of the model's tower, a tensor that changes
+    "class token": (
+        "vit_small_patch14_dinov2",
+        {"img_size": 56, "depth": 1},
+        {"img_size": 28, "depth": 1},
+        "pos_embed",
+    ),
+    "registers": (
+        "vit_small_patch14_reg4_dinov2",
+        {"img_size": 28, "depth": 1},
+        {"img_size": 56, "depth": 1},
+        "pos_embed",
+    ),
+    "attention pooling": (
+        "vit_base_patch16_siglip_224",
+        {"img_size": 32, "depth": 1, "embed_dim": 96},
+        {"img_size": 64, "depth": 1, "embed_dim": 96},
+        "pos_embed",
+    ),
+    "bilinear": (
+        "flexivit_small",
+        {"img_size": 32, "depth": 1},
+        {"img_size": 80, "depth": 1},
+        "pos_embed",
+    ),
+    "the embedded tower": ("zeroi2v_tiny", {}, {"img_size": 64}, "pos_embed"),
+    "DeiT III": (
+        "deit3_small_patch16_224",
+        {"img_size": 32, "depth": 1},
+        {"img_size": 48, "depth": 1},
+        "pos_embed",
+    ),
+    "BEiT": (
+        "beit_base_patch16_224",
+        {"img_size": 32, "depth": 1, "embed_dim": 192},
+        {"img_size": 64, "depth": 1, "embed_dim": 192},
+        "blocks.0.attn.relative_position_bias_table",
+    ),
+    "EVA": (
+        "eva02_tiny_patch14_224",
+        {"img_size": 28, "depth": 1},
+        {"img_size": 42, "depth": 1},
+        "pos_embed",
+    ),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {**SMALL_SWIN, "img_size": 96, "window_size": 12},
+        {**SMALL_SWIN, "img_size": 56, "window_size": 7},
+        "layers.0.blocks.0.attn.relative_position_bias_table",
+    ),
+    "MViTv2": (
+        "mvitv2_tiny",
+        {"img_size": 64},
+        {"img_size": 96},
+        "stages.0.blocks.0.attn.rel_pos_h",
+    ),
+    "TinyViT": (
+        "tiny_vit_5m_224",
+        {"window_sizes": (7, 7, 14, 7)},
+        {"window_sizes": (4, 4, 7, 4)},
+        "stages.1.blocks.0.attn.attention_biases",
+    ),
+    "MaxViT": (
+        "maxvit_tiny_rw_224",
+        {"img_size": 224},
+        {"img_size": 256},
+        "stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # timm's own, where the test calls timm
+def test_position_tensors_of_another_size_are_resized_as_timm_resizes_pretrained_ones(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, of_file, of_model, resized = GRIDS[kind]
+    theirs = randomised(build_tower(name, pretrained=False, options=of_file))
+    path = tmp_path / "tower.safetensors"
+    save_file(theirs.state_dict(), path)
+    model = zeroi2v.create_model(
+        name, num_classes=2, frames=2, heads=[], weights=path, tower_options=of_model
+    )
+    found = model.tower.state_dict()
+    if name == "zeroi2v_tiny":
+        grid = resample_abs_pos_embed(theirs.state_dict()[resized], [8, 8])
+        expected = {**theirs.state_dict(), resized: grid}
+    else:
+        overlay = {"file": str(path)}
+        oracle = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **of_model
+        )
+        expected = dict(oracle.state_dict())
+    assert found[resized].shape != theirs.state_dict()[resized].shape
+    assert {*found} == {*expected}
+    for key, tensor in found.items():
+        assert torch.equal(tensor, expected[key]), key
+    (line,) = (record.getMessage() for record in caplog.records if "resized" in record.message)
+    assert str(path) in line
+    assert resized.rpartition(".")[2] in line
+    assert "\n" not in line
+
+
+def test_a_position_embedding_of_another_library_is_resized_too(tmp_path: Path) -> None:
+    theirs = open_clip_model(quick=True)
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(theirs.state_dict(), path)
+    options = {**OPTIONS, "img_size": 2 * SIZE}
+    tower = zeroi2v.create_model(
+        QUICK, num_classes=2, frames=2, heads=[], weights=path, tower_options=options
+    ).tower
+    stored = theirs.visual.positional_embedding[None]
+    assert torch.equal(tower.get_parameter("pos_embed"), resample_abs_pos_embed(stored, [6, 6]))
+    qkv = theirs.visual.transformer.resblocks[1].attn.in_proj_weight
+    assert torch.equal(tower.get_parameter("blocks.1.attn.qkv.weight"), qkv)
+
+
+def test_buffers_that_older_versions_of_timm_stored_are_left_out(tmp_path: Path) -> None:
+    name, options, *_ = GRIDS["Swin"]
+    theirs = randomised(build_tower(name, pretrained=False, options=options))
+    path = tmp_path / "tower.safetensors"
+    stored = {
+        key: buffer for key, buffer in theirs.named_buffers() if key not in theirs.state_dict()
+    }
+    assert any("relative_position_index" in key for key in stored)
+    save_file({**theirs.state_dict(), **stored}, path)
+    tower = build_tower(name, pretrained=False, options=options)
+    load_tower_weights(tower, path)
+    assert torch.equal(
+        tower.get_parameter("norm.weight"), dict(theirs.named_parameters())["norm.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 7}, "patch_embed.proj.weight is (128, 3, 14, 14)"),
+        ({"embed_dim": 192}, "the model's is"),
+        ({"mlp_ratio": 2.0}, "blocks.0.mlp.fc1"),
+        ({"img_size": 28, "num_heads": 2, "embed_dim": 64}, "the model's is"),
+    ],
+)
+def test_other_shapes_are_refused_although_a_grid_may_differ(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tower.safetensors"
+    timm_file(path)
+    with pytest.raises(CheckpointError) as caught:
+        zeroi2v.create_model(
+            QUICK, num_classes=2, frames=2, weights=path, tower_options={**OPTIONS, **options}
+        )
+    assert message in str(caught.value)
+    assert "choose the tower or the file that fits" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 6, 9, 12])
+def test_a_position_embedding_that_is_no_square_grid_is_refused(
+    tokens: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "tower.safetensors"
+    damaged(lambda state: state.update(pos_embed=torch.ones(1, tokens, WIDTH)))(path)
+    with pytest.raises(CheckpointError, match=rf"pos_embed is \(1, {tokens}, 128\)"):
+        zeroi2v.create_model(QUICK, num_classes=2, frames=2, weights=path, tower_options=OPTIONS)

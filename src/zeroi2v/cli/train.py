@@ -22,6 +22,7 @@ from zeroi2v.cli.options import (
     whole_number,
     workers_option,
 )
+from zeroi2v.config import REAL_TOWERS
 from zeroi2v.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
     from zeroi2v.data.datasets import VideoDataset
     from zeroi2v.engine.run import Run
 
-NOTES = """\
+NOTES = f"""\
+For videos of your own, take a tower that was trained on photographs. The default tower,
+zeroi2v_tiny, is a toy for the quickstart: it comes with the package and has seen only drawings.
+  zeroi2v train DATA {REAL_TOWERS[0]}
+  zeroi2v train DATA {REAL_TOWERS[1]}
+No clip is flipped unless `--set flip=0.5` or a recipe says so. Where a flip turns one class into
+another, such as left into right: `--set 'flip_pairs=[["left", "right"]]'`.
+
 DATA is a folder with one folder of videos per class (or train/ and val/ with such folders inside),
 a CSV file with the columns path, label and, if you like, split (train, val), or a published data
 set: docs/data.md lists the formats. Without a split, a fifth of each class is held out."""
@@ -62,7 +70,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="TOML file of settings; a setting that it lacks keeps its default",
     )
-    text = "image transformer: a timm name (default: zeroi2v_tiny, which comes with the package)"
+    text = "image transformer: a timm name (default: zeroi2v_tiny, a toy; see below)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
     text = "passes over the training videos"
     parser.add_argument("--epochs", type=whole_number, metavar="N", help=text)

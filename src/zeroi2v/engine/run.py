@@ -15,9 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from zeroi2v.config import Recipe
+from zeroi2v.config import REAL_TOWERS, Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
+from zeroi2v.data.flip_pairs import point_out_mirror_names
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.engine.captured import CapturedSteps, can_capture, uncaptured_reason
 from zeroi2v.engine.cast import cast_weights
@@ -35,9 +36,14 @@ from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import model_recipe, start_from
+from zeroi2v.models.towers import TINY_NAME
 from zeroi2v.models.video import VideoClassifier
 from zeroi2v.recipes import absolute_paths
 
+TOY_NOTE: Final = (
+    f"{TINY_NAME} is a toy for the quickstart and has seen only drawings; for videos of your own, "
+    f"take a tower that was trained on photographs: {' or '.join(REAL_TOWERS)}"
+)
 PRECISIONS: Final = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -202,6 +208,9 @@ class Training:
             f"{model.strategy}: "
             f"{facts.trained:,} of {facts.parameters:,} parameters train"
         )
+        if model.tower == TINY_NAME:
+            self.log.say(TOY_NOTE)
+        point_out_mirror_names(dataset.classes, self.recipe.pixels, self.log)
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
                 f"the warm-up (train.warmup_epochs = {settings.warmup_epochs:g}) is not shorter "

@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 
 import zeroi2v
-from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
+from zeroi2v.config import REAL_TOWERS, ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainConfig
 from zeroi2v.data.datasets import Video, VideoDataset, open_dataset
 from zeroi2v.data.decode import read_clip
 from zeroi2v.data.sampling import clip_indices
@@ -167,6 +167,7 @@ class Progress:
             "pairs": [list(pair) for pair in PAIRS],
             "videos": dict(VIDEOS),
             "layout_note": LAYOUT_NOTE,
+            "real_tower": REAL_TOWERS[0],
             "seconds": self.seconds,
         }
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from zeroi2v.errors import HeadsError, how_many, nearest
 
 SplitHead: TypeAlias = tuple[tuple[int, Fraction], ...]
 HeadLayout: TypeAlias = tuple[int | SplitHead, ...]
-Heads: TypeAlias = str | Sequence[int] | Sequence["str | Sequence[int] | None"] | None
+BlockHeads: TypeAlias = str | Sequence[int] | None
+Heads: TypeAlias = BlockHeads | Sequence[BlockHeads]
 
 PAPER_TABLES = {"k400": "Table 6a", "ssv2": "Table 6b"}
+SWIN_B: Final = frozenset((4, 8, 16, 32))  # the numbers of heads of Swin-B's stages (Table 6b)
 
 
 def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tuple[HeadLayout, ...]:
@@ -31,35 +33,38 @@ def parse_heads(heads: Heads, *, head_counts: Sequence[int], frames: int) -> tup
 
     HeadsError says what is wrong, and names a block that has too few heads.
     """
-    if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
-        heads_of_blocks: list[Heads] = [heads] * len(head_counts)
-    elif len(heads) == len(head_counts):
-        heads_of_blocks = list(heads)  # type: ignore[arg-type]  # the first branch has taken every single layout
-    else:
-        raise HeadsError(
-            f"heads has {how_many(len(heads), 'layout')}, but the tower has "
-            f"{how_many(len(head_counts), 'attention block')}; "
-            "give one layout for all blocks, or one for each"
-        )
-    staged = len(set(head_counts)) > 1
+    stages = frozenset(head_counts)
     return tuple(
-        _block_layout(heads_of_block, head_count, frames, block, staged=staged)
+        _block_layout(heads_of_block, head_count, frames, block, stages)
         for block, (heads_of_block, head_count) in enumerate(
-            zip(heads_of_blocks, head_counts, strict=True)
+            zip(by_block(heads, len(head_counts)), head_counts, strict=True)
         )
     )
 
 
+def by_block(heads: Heads, block_count: int) -> list[BlockHeads]:
+    """`heads` of each block. HeadsError if `heads` is a list for another number of blocks."""
+    if heads is None or isinstance(heads, str) or all(isinstance(entry, int) for entry in heads):
+        return [heads] * block_count  # type: ignore[list-item]  # a single layout
+    if len(heads) != block_count:
+        raise HeadsError(
+            f"heads has {how_many(len(heads), 'layout')}, but the tower has "
+            f"{how_many(block_count, 'attention block')}; "
+            "give one layout for all blocks, or one for each"
+        )
+    return list(heads)  # type: ignore[arg-type]  # the first branch has taken every single layout
+
+
 def _block_layout(
-    heads: Heads, head_count: int, frames: int, block: int, *, staged: bool
+    heads: BlockHeads, head_count: int, frames: int, block: int, stages: frozenset[int]
 ) -> HeadLayout:
-    """The layout of block number `block`. `staged`: other blocks have other numbers of heads."""
+    """The layout of block number `block`. `stages`: the numbers of heads of all blocks."""
     if heads is None:
         heads = "k400"
     if isinstance(heads, str):
         is_table = heads.strip() in PAPER_TABLES
         counts = (
-            paper_counts(heads, head_count, frames, staged=staged)
+            paper_counts(heads, head_count, frames, stages=stages)
             if is_table
             else _parse_counts(heads)
         )
@@ -126,22 +131,27 @@ def _parse_counts(text: str) -> list[tuple[int, Fraction]]:
 
 
 def paper_counts(
-    table: str, head_count: int, frames: int, *, staged: bool
+    table: str, head_count: int, frames: int, *, stages: frozenset[int]
 ) -> list[tuple[int, Fraction]]:
     """The (offset, count) pairs of Table 6a ("k400") or 6b ("ssv2") for one attention block.
 
-    For 12 and 16 heads the pairs are a row of the table. For another `head_count`, and for every
-    block of a tower whose blocks differ in their number of heads (`staged`), the pairs follow the
-    table's Swin-B: a quarter of the heads, rounded down, is temporal. These heads are dealt in turn
-    to the offsets of the table's row, the nearest offset first. With fewer than 4 heads, a quarter
-    of the channels is temporal, at offset -1.
+    The tables print layouts for 12 and for 16 heads, and for Swin-B. For another `head_count`, and
+    for every block of a tower whose blocks differ in their number of heads (`stages`), the pairs
+    follow Swin-B: a quarter of the heads, rounded down, is temporal. These heads are dealt in turn
+    to the offsets of the table's row, the nearest offset first.
+
+    Only the pairs that the paper prints for the first stage of Swin-B are one-sided: every other
+    block of 4 to 7 heads has two temporal heads, at offsets -1 and 1. With fewer than 4 heads, a
+    quarter of the channels is temporal, half of it at offset -1 and half at offset 1.
     """
     k400 = table.strip() == "k400"
     offsets = (-1, 1, -2, 2, -3)[: 2 if frames <= 8 else 5 if frames > 16 else 3 if k400 else 4]
-    if staged or head_count not in (12, 16):
+    if len(stages) > 1 or head_count not in (12, 16):
         if head_count < 4:
-            return [(-1, Fraction(head_count, 4))]
-        rounds, rest = divmod(head_count // 4, len(offsets))
+            return [(-1, Fraction(head_count, 8)), (1, Fraction(head_count, 8))]
+        is_printed = not k400 and stages == SWIN_B and 8 < frames <= 16
+        temporal = head_count // 4 if is_printed else max(2, head_count // 4)
+        rounds, rest = divmod(temporal, len(offsets))
         return [
             (offset, Fraction(rounds + (index < rest)))
             for index, offset in enumerate(offsets)

@@ -42,9 +42,14 @@ class Move(NamedTuple):
     offset: int  # in frames
 
     def slices(self, width: int) -> tuple[slice, slice]:
-        """The slice of heads, and the slice of each head's `width` channels."""
-        channels = slice(round(self.start * width), round(self.stop * width))
-        return slice(self.first_head, self.stop_head), channels
+        """The slice of heads, and the slice of each head's `width` channels.
+
+        A share that is no whole number of channels is rounded down, as in the authors' code. So
+        equal shares have equally many channels, and the channels that remain read their own frame.
+        """
+        first = int(self.start * width)
+        stop = first + int((self.stop - self.start) * width)
+        return slice(self.first_head, self.stop_head), slice(first, stop)
 
 
 def head_moves(layout: HeadLayout) -> tuple[Move, ...]:
@@ -430,11 +435,10 @@ class ClassTokenShift:
         if call is None or call.frames == 1:
             return inputs
         class_token = tokens[:, :1].unflatten(0, (-1, call.frames))  # (B, T, 1, C)
-        width = tokens.shape[-1]
-        back, ahead = round(self.half * width), round(2 * self.half * width)
+        half = int(self.half * tokens.shape[-1])  # rounded down, as in `Move.slices`
         parts = [
-            moved_frames(class_token[..., :back], -1),
-            moved_frames(class_token[..., back:ahead], 1),
-            class_token[..., ahead:],
+            moved_frames(class_token[..., :half], -1),
+            moved_frames(class_token[..., half : 2 * half], 1),
+            class_token[..., 2 * half :],
         ]
         return (torch.cat([torch.cat(parts, -1).flatten(0, 1), tokens[:, 1:]], 1), *others)

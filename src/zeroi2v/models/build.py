@@ -46,7 +46,8 @@ def create_model(
     - `strategy`, and the option `sites`: a row of Table 2, or a peer.
     - `pretrained`: fetch timm's weights of the tower.
     - `weights`: a file, or a folder with one file, that holds weights of the tower in the layout of
-      timm, OpenAI CLIP, open_clip or transformers.
+      timm, OpenAI CLIP, open_clip or transformers. Position embeddings of another image size are
+      resized as timm resizes pretrained ones.
     - `tower_options`: options that timm takes, such as `img_size`.
     - `tubelet`, an option: the number of neighbouring frames that make one picture (Swin in
       Table 11: 2). Offsets then count pictures, and heads=None takes the layout for the

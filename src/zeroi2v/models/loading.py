@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe, ViewsConfig
 from zeroi2v.errors import CheckpointError, ConfigError, HeadsError, TowerError, one_line
 from zeroi2v.models.build import build_model
+from zeroi2v.models.older import as_trained
 from zeroi2v.models.saving import (
     CONFIG_FILE,
     FORMAT,
@@ -166,7 +167,12 @@ def _open(folder: str | os.PathLike[str]) -> SavedModel:
             clip=from_dict(ClipConfig, config["clip"]),
             views=from_dict(ViewsConfig, config["views"]),
         )
+        if config["format"] == 1:
+            trained = as_trained(recipe.model, recipe.clip.frames)
+            recipe = dataclasses.replace(recipe, model=trained)
         return SavedModel(path, config, recipe, bool(config["merged"]), config["input"])
+    except (CheckpointError, TowerError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except INVALID as error:
         raise _invalid(path, error) from error
 
@@ -288,9 +294,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (1, FORMAT):
         raise CheckpointError(
-            f"{path}: not a zeroi2v model of format {FORMAT}; "
+            f"{path}: not a zeroi2v model of format 1 or {FORMAT}; "
             "give the folder of a run or of a merged model"
         )
     return config

@@ -8,6 +8,7 @@ Shapes: F frames of a clip; T frames as attention sees them, F / tubelet; D chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -98,14 +99,21 @@ class Plan:
         self._check_moves()
 
     def _check_moves(self) -> None:
-        """HeadsError if heads are temporal by name, and none of their channels moves."""
+        """HeadsError if a share of channels that should read another frame holds no channel."""
+        operator = self.config.operator
         for number, plan in enumerate(self.blocks):
-            width = plan.block.layout.value_width
-            channels = [move.slices(width)[1] for move in plan.moves]
-            if channels and not any(moved.stop > moved.start for moved in channels):
+            if operator == "cls_shift":
+                owner, width, shares = "a token", plan.block.width, [self.moved_share / 2]
+            else:
+                owner, layout = "a head", plan.block.layout
+                width = min(layout.key_width, layout.value_width)
+                shares = [move.stop - move.start for move in plan.moves]
+            if shares and min(shares) * width < 1:
+                least = f"ratio at least {math.ceil(2000 / width) / 1000}"
+                remedy = "larger shares" if operator in HEAD_OPERATORS else least
                 raise HeadsError(
-                    f"block {number} (counted from 0): the shares of heads round to 0 of {width} "
-                    "channels, so no channel would read another frame; give larger shares"
+                    f"block {number} (counted from 0): some shares of {owner} round to 0 of "
+                    f"{width} channels, and would read no other frame; give {remedy}"
                 )
 
     def _check_adapted_blocks(self) -> None:

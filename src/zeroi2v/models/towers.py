@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any, Final
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
 
 from zeroi2v.errors import ConfigError, TowerError, nearest, one_line
 from zeroi2v.models.pictures import inflate, note_image_size
@@ -68,10 +69,29 @@ class TowerSource:
         by_name = self.pretrained and self.weights is None
         tower = build_tower(self.name, pretrained=by_name, options=self.options)
         if self.weights is not None:
-            load_tower_weights(tower, self.weights)
+            load_tower_weights(tower, self.weights, resize=self._as_timm_loads)
         if self.tubelet > 1:
             inflate(tower, self.tubelet, self.name)
         return tower
+
+    def _as_timm_loads(self, tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors as timm loads them with pretrained=True.
+
+        timm resizes position embeddings, and tables of relative positions, to the tower's pictures.
+        """
+        if self.name == TINY_NAME:
+            return checkpoint_filter_fn(tensors, tiny_tower(pretrained=False, **self.options))
+        with warnings.catch_warnings():
+            # timm's interpolation of tables warns of its speed and of its style of indexing.
+            warnings.simplefilter("ignore", UserWarning)
+            tower = timm.create_model(
+                self.name,
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": tensors},
+                num_classes=0,
+                **self.options,
+            )
+        return tower.state_dict()
 
 
 def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:

@@ -10,11 +10,12 @@ out. Otherwise the file is refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from timm.layers.activations import QuickGELU
@@ -23,6 +24,15 @@ from torch import Tensor, nn
 from zeroi2v.errors import CheckpointError, first_names
 from zeroi2v.models.archives import Archive, read_archive
 
+logger = logging.getLogger(__name__)
+# Makes position embeddings and tables of another image size fit a tower. The function takes and
+# gives all tensors of the tower, by name. An error of `UNFIT` means that a tensor does not fit.
+Resize: TypeAlias = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+
+UNFIT: Final = (
+    *(AssertionError, AttributeError, IndexError, KeyError),
+    *(RuntimeError, TypeError, ValueError, ZeroDivisionError),
+)
 WILDCARDS: Final = {"#": r"(\d+)", "**": "(.*)", "*": "(weight|bias)"}
 # Key in OpenAI's, open_clip's and the official ZeroI2V's files -> key of timm's tower.
 CLIP: Final = {
@@ -100,11 +110,15 @@ LAYOUTS: Final = (
 )
 
 
-def load_tower_weights(tower: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_tower_weights(
+    tower: nn.Module, path: str | os.PathLike[str], *, resize: Resize | None = None
+) -> None:
     """Copy the weights in a file, or in the one weights file of a folder, into a timm tower.
 
     The file can be timm's own, or hold a CLIP of OpenAI, open_clip or transformers. Tensors of the
     text encoder, of the projection to the space of texts and of timm's classifier are left out.
+    Without `resize`, every tensor must have the shape of the tower's. With `resize`, only the
+    weights of linears and convolutions must. A line of the log says which tensors were resized.
     CheckpointError names the file, and the keys that are missing, unknown or of the wrong shape, or
     the activation that the tower does not compute.
     """
@@ -115,10 +129,28 @@ def load_tower_weights(tower: nn.Module, path: str | os.PathLike[str]) -> None:
         named = config.get("classifier") or "head"
         classifiers = [named] if isinstance(named, str) else named
         left_out = tuple(f"{classifier}.*" for classifier in classifiers)
-        layout = Layout("", {"**": "**"}, left_out)
+        layout = Layout("", {"**": "**"}, (*left_out, *_computed_buffers(tower)))
     else:
         _check_activation(tower, file)
-    assign_weights(tower.state_dict(), file, layout)
+    fixed = {
+        f"{path}.weight"
+        for path, module in tower.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    assign_weights(tower.state_dict(), file, layout, resize=resize, fixed=fixed)
+
+
+def _computed_buffers(tower: nn.Module) -> set[str]:
+    """The buffers that a tower computes itself, such as the indices of a table.
+
+    Older versions of timm stored these buffers.
+    """
+    names = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in tower.named_modules()
+        for name in module._buffers
+    }
+    return names - tower.state_dict().keys()
 
 
 def _check_activation(tower: nn.Module, file: Archive) -> None:
@@ -165,36 +197,91 @@ def _configuration(path: Path) -> dict[str, Any]:
     return config
 
 
-def assign_weights(own: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:
+def assign_weights(
+    own: Mapping[str, Tensor],
+    file: Archive,
+    layout: Layout,
+    *,
+    resize: Resize | None = None,
+    fixed: Collection[str] = (),
+) -> None:
     """Copy the tensors of a file into the tensors `own` of a model, if all of them fit.
 
-    CheckpointError if a key is missing or unknown, or if a tensor has another shape, apart from
-    axes of length 1. After an error the model is unchanged.
+    A tensor of another shape, apart from axes of length 1, fits if `resize` makes it fit and
+    `fixed` does not hold its name. CheckpointError if a tensor does not fit, or if a key is missing
+    or unknown. After an error the model is unchanged.
     """
-    targets: dict[str, Tensor] = {}  # key in the file -> the tensor to fill
+    parts: dict[str, dict[str, Tensor]] = {}  # name of a tensor -> keys in the file, what they fill
     for name, tensor in own.items():
-        parts = _keys_of(name, tensor, layout.keys)
-        if not parts:
+        parts[name] = _keys_of(name, tensor, layout.keys)
+        if not parts[name]:
             raise CheckpointError(
                 f"{file.path}: a file of this kind holds no tensor for {name} of the tower; "
                 "choose the tower of these weights"
             )
-        targets |= parts
+    targets = {key: part for keys in parts.values() for key, part in keys.items()}
     _check_keys(targets, file, layout)
-    for key, tensor in targets.items():
-        stored = file.tensors[key]
-        if (
-            _long_axes(stored) != _long_axes(tensor)
-            or stored.is_floating_point() != tensor.is_floating_point()
-        ):
-            raise CheckpointError(
-                f"{file.path}: {key} is {tuple(stored.shape)} {stored.dtype}, "
-                f"the model's is {tuple(tensor.shape)} {tensor.dtype}; "
-                "choose the tower or the file that fits"
-            )
+    misfits = [
+        (name, key)
+        for name, keys in parts.items()
+        for key, part in keys.items()
+        if not _fits(file.tensors[key], part)
+    ]
+    for name, key in misfits:
+        if resize is None or name in fixed:
+            raise _misfit(file, key, targets[key])
+    values: Mapping[str, Tensor] = file.tensors
+    if misfits and resize is not None:
+        values = _resized(own, file, parts, resize, misfits)
+        targets = dict(own)
     with torch.no_grad():
         for key, tensor in targets.items():
-            tensor.copy_(file.tensors[key].reshape(tensor.shape))
+            tensor.copy_(values[key].reshape(tensor.shape))
+
+
+def _resized(
+    own: Mapping[str, Tensor],
+    file: Archive,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    resize: Resize,
+    misfits: Sequence[tuple[str, str]],
+) -> Mapping[str, Tensor]:
+    """All tensors of a file by the names of `own`, the `misfits` resized to the shapes of `own`."""
+    stored: dict[str, Tensor] = {}
+    for name, keys in parts.items():
+        first, *others = (file.tensors[key] for key in keys)
+        tensor = torch.cat([first, *others]) if others else first
+        if _fits(tensor, own[name]):
+            stored[name] = tensor.reshape(own[name].shape)
+        else:  # timm's rules need the axes of length 1 that other libraries leave out
+            stored[name] = tensor[(None,) * (own[name].ndim - tensor.ndim)]
+    name, key = misfits[0]
+    try:
+        resized = resize(stored)
+    except UNFIT as error:
+        raise _misfit(file, key, own[name]) from error
+    more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+    logger.warning(
+        "%s: resized by timm's rule for pretrained weights, because the tower takes "
+        "pictures or has windows of another size: %s from %s to %s%s",
+        *(file.path, key, tuple(stored[name].shape), tuple(own[name].shape), more),
+    )
+    return resized
+
+
+def _fits(stored: Tensor, own: Tensor) -> bool:
+    """Whether a stored tensor can be copied into a model's, apart from axes of length 1."""
+    same_kind = stored.is_floating_point() == own.is_floating_point()
+    return same_kind and _long_axes(stored) == _long_axes(own)
+
+
+def _misfit(file: Archive, key: str, own: Tensor) -> CheckpointError:
+    """The error for a tensor of a file that does not fit a model's tensor."""
+    stored = file.tensors[key]
+    return CheckpointError(
+        f"{file.path}: {key} is {tuple(stored.shape)} {stored.dtype}, "
+        f"the model's is {tuple(own.shape)} {own.dtype}; choose the tower or the file that fits"
+    )
 
 
 def _check_keys(targets: Mapping[str, Tensor], file: Archive, layout: Layout) -> None:
