@@ -54,10 +54,11 @@ class VideoClassifier(nn.Module):
         embedded = plan.entry_block
         self.temporal_embedding = nn.Parameter(torch.zeros(plan.frames, embedded.width))
         self.adapters = nn.ModuleList(nn.ModuleDict(block) for block in adapters)
-        self.dropout = nn.Dropout(plan.config.classifier_dropout)
+        self.dropout = nn.Dropout(plan.classifier_dropout)
         self.classifier = nn.Linear(plan.tower.feature_width, plan.num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        if plan.strategy.classifier_std is not None:
+            nn.init.normal_(self.classifier.weight, std=plan.strategy.classifier_std)
+            nn.init.zeros_(self.classifier.bias)
         self.spec = Spec(
             model=plan.config,
             labels=numbered_labels(plan.num_classes),
