@@ -288,8 +288,8 @@ class TrainConfig:
         for part, share in self.learning_rate_shares.items():
             _require(
                 part in MODEL_PARTS,
-                f"learning_rate_shares: no part of a model is called {part!r}"
-                f"{nearest(part, MODEL_PARTS)}; the parts are {', '.join(MODEL_PARTS)}",
+                f"learning_rate_shares: a model has the parts {', '.join(MODEL_PARTS)}, "
+                f"got {part!r}{nearest(part, MODEL_PARTS)}",
             )
             _require(
                 0 < share < math.inf,

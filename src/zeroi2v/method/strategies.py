@@ -111,7 +111,7 @@ STRATEGIES: Final = {
         decoder_layers=4,
         activation="quick_gelu",
         peer="evl",
-        training=PublishedTraining(4e-4, 256, weight_decay=0.05, warmup_epochs=0),
+        training=PublishedTraining(4e-4, 256, weight_decay=0.05, warmup_epochs=0.0),
         unused_settings=(*HEAD_SETTINGS, *ADAPTER_SETTINGS, "temporal_embedding"),
     ),
     "aim": Strategy(
@@ -139,7 +139,9 @@ STRATEGIES: Final = {
         classifier_dropout=0.5,
         averages_before_norm=True,
         peer="st_adapter",
-        training=PublishedTraining(1e-3, 256, weight_decay=0.01, warmup_epochs=2, warmup_start=0.0),
+        training=PublishedTraining(
+            1e-3, 256, weight_decay=0.01, warmup_epochs=2.0, warmup_start=0.0
+        ),
         unused_settings=(*HEAD_SETTINGS, "temporal_embedding"),
     ),
     "joint": Strategy(
