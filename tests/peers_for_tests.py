@@ -281,7 +281,8 @@ class Route:
 
     def split(self, x: Tensor) -> Tensor:
         """(..., N, D) -> (..., heads, N, D / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(-2, -3)
 
     def queries_keys_values(self, block: int, x: Tensor) -> list[Tensor]:
         """(..., N, D) -> three tensors (..., heads, N, D / heads)."""
@@ -327,7 +328,7 @@ class Route:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-1.702 * x))
+    return x * (1 + torch.exp(-1.702 * x)).reciprocal()
 
 
 def aim_logits(route: Route, clip: Tensor, *, scale: float) -> Tensor:
