@@ -73,7 +73,9 @@ def test_a_recipe_is_what_table_7_says(path: Path) -> None:
     recipe, data = read_recipe(path), path.stem.partition("-")[0]
     settings, pixels = recipe.train, recipe.pixels
     assert (settings.batch_size, settings.weight_decay, pixels.flip) == (64, 0.05, 0.5)
-    full = recipe.model.strategy == "full"  # Video Swin's rule: 3e-5 for the tower, 3e-4 for the rest
+    full = (
+        recipe.model.strategy == "full"
+    )  # Video Swin's rule: 3e-5 for the tower, 3e-4 for the rest
     assert STRATEGIES[recipe.model.strategy].learning_rate_shares.get("tower") == (
         0.1 if full else None
     )

@@ -78,6 +78,19 @@ def test_the_row_of_a_peer_resets_the_settings_that_have_no_meaning_for_it_and_s
         )
     for name in ("zeroi2v", "joint", "full"):
         assert strategy_row(name, Recipe()) == Row(name, (f"strategy={name}",))
+    shaped = override(
+        Recipe(), ['sites=["qkv", "up"]', "adapted_blocks=2", "adapter_scale=0.5", "batch_size=64"]
+    )
+    assert strategy_row("aim", shaped).settings[:4] == (
+        "strategy=aim",
+        "adapted_blocks=none",
+        "sites=none",
+        "adapter_scale=0.5",  # the user's word, which the row repeats
+    )
+    assert strategy_row("lora", shaped).settings == ("strategy=lora",)
+    own_sites = override(Recipe(), ['sites=["block", "mlp"]', "strategy=st_adapter_published"])
+    assert "sites=none" not in strategy_row("st_adapter_published", own_sites).settings
+    assert "sites=none" in strategy_row("aim", own_sites).settings
     other = override(Recipe(), ["strategy=evl", "decoder_layers=2"])
     assert strategy_row("zeroi2v", other).settings == ("strategy=zeroi2v", "decoder_layers=none")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from zeroi2v.models.video import VideoClassifier
 
-# Layers of a tower with weight decay. All modules of adapters have weight decay too; so do those of
-# EVL's decoder, as in the authors' code. Norms and embeddings of a tower have none.
+# Layers of a tower with weight decay. Norms and embeddings of a tower have none. All modules of
+# adapters have weight decay; so have the norms of EVL's decoder, as in its authors' code.
 DECAYED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 

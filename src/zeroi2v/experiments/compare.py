@@ -25,7 +25,7 @@ from zeroi2v.files import write_json, write_text
 from zeroi2v.inference.evaluate import FIGURE_NAMES
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
-from zeroi2v.method.strategies import STRATEGIES, Strategy
+from zeroi2v.method.strategies import STRATEGIES, Strategy, strategy_with
 from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.pages.compare import compare_page
 from zeroi2v.recipes import assigned_names, changed, override, to_dict
@@ -56,18 +56,24 @@ def completed(row: Row, budget: Recipe, given: Collection[str] = ()) -> Row:
       warm-up, dropout and drop path. Where the budget gives such a setting, the value of the budget
       counts. `given` holds the `table.name` of the settings that a user gave; a setting with
       another value than its default counts as given too.
+    - The row of a peer repeats the settings of adapters that the budget gives, because the authors
+      have others.
     """
     recipe = _changed_budget(row, budget)
-    strategy = STRATEGIES.get(recipe.model.strategy)
-    if strategy is None:
+    model = recipe.model
+    if model.strategy not in STRATEGIES:
         return row
+    strategy = strategy_with(model.strategy, model.strategy_rules)
     own = assigned_names(row.settings)
-    needed: dict[str, Any] = {
-        f"model.{name}": value
-        for name, value in settings_to_reset(recipe.model, recipe.model.strategy).items()
-    }
-    if strategy.needs_temporal_embedding and recipe.model.temporal_embedding == "zero":
+    resets = settings_to_reset(model, model.strategy)
+    needed: dict[str, Any] = {f"model.{name}": value for name, value in resets.items()}
+    if strategy.needs_temporal_embedding and model.temporal_embedding == "zero":
         needed["model.temporal_embedding"] = "trained"
+    if strategy.peer is not None:
+        for name in ("adapter_ratio", "adapter_scale", "adapter_dropout"):
+            value = getattr(model, name)
+            if value is not None and name not in resets:
+                needed[f"model.{name}"] = value
     plain, defaults = to_dict(recipe), to_dict(Recipe())
     for name, value in _authors_settings(strategy, recipe.train.batch_size).items():
         table, _, setting = name.partition(".")

@@ -181,6 +181,8 @@ class VideoClassifier(nn.Module):
     def features(self, clip: Tensor, *, fewer_frames: bool = False) -> Tensor:
         """The tower's feature of each frame (B, T, D), after the final norm.
 
+        EVL and the published ST-Adapter give the feature of the clip for each frame.
+
         With `fewer_frames` a clip may have fewer than F frames that span the same stretch of video;
         a training can begin with such clips. The offsets are then scaled with the number of frames,
         and the temporal embedding is interpolated.

@@ -56,13 +56,17 @@ def peer_of(strategy: Strategy) -> Peer | None:
 def settings_to_reset(config: ModelConfig, name: str) -> dict[str, Any]:
     """The default values of those settings in `config` that have no meaning for strategy `name`.
 
-    Settings that have their default value already are left out. The result is empty if there is no
-    strategy of this name.
+    Sites have no meaning for a peer that does not know them. Settings that have their default value
+    already are left out. The result is empty if there is no strategy of this name.
     """
     if name not in STRATEGIES:
         return {}
     strategy = STRATEGIES[name]
-    settings = (*strategy.meaningless_settings, *(("heads",) if strategy.peer else ()))
+    settings = list(strategy.meaningless_settings)
+    if strategy.peer is not None:
+        settings += ["heads", "adapted_blocks"]
+        if not {*(config.sites or ())} <= {*strategy.allowed}:
+            settings.append("sites")
     defaults = {setting: getattr(ModelConfig(), setting) for setting in settings}
     return {
         setting: default
