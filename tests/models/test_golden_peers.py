@@ -224,6 +224,18 @@ def only_to_mlp(model: VideoClassifier) -> None:
         block._forward_hooks.clear()
 
 
+def branch_alone(model: VideoClassifier) -> None:
+    """The MLP sees what the adapter adds to the stream, and not the stream."""
+    for block in blocks_of(model):
+        seen: list[Tensor] = []
+        block.norm2.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0]), prepend=True
+        )
+        block.norm2.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: (inputs[0] - seen[-1], *inputs[1:])
+        )
+
+
 def class_token_out_of_time(adapter: Any) -> None:
     """The class token does not attend along the frames."""
     adapter.dropped = lambda branch: torch.cat(
@@ -316,7 +328,7 @@ MISTAKES: dict[str, tuple[str, Callable[[VideoClassifier], None]]] = {
     "GELU after the convolution": ("st_adapter", for_site("mlp", put("gelu", True))),
     "GELU before the convolution": ("st_adapter", for_site("mlp", before_convolution)),
     "scale 0.5": ("st_adapter", for_site("mlp", put("scale", 0.5))),
-    "adapter without skip": ("st_adapter", for_site("mlp", without_skip)),
+    "adapter without skip": ("st_adapter", branch_alone),
     "adapter before the attention": ("st_adapter", before_attention),
     "adapter for the MLP alone": ("st_adapter", only_to_mlp),
     "norm before mean": ("st_adapter", norm_before_mean),

@@ -43,7 +43,9 @@ class BeforeMLP:
         call = call_in_progress()
         if call is None:
             return inputs
-        added = call.adapters[self.block]["mlp"](inputs[0]) - inputs[0]
+        adapter = call.adapters[self.block]["mlp"]
+        branch = adapter.branch(inputs[0])
+        added = branch if adapter.scale == 1 else adapter.scale * branch
         call.kept[self.key] = added
         return (inputs[0] + added, *inputs[1:])
 
