@@ -20,6 +20,9 @@ Decoder = Literal["pyav", "torchcodec"]
 MODEL_PARTS: Final = ("tower", "adapters", "temporal_embedding", "classifier")
 # Strategies that computed or trained otherwise in version 0.1.0.
 CHANGED_STRATEGIES: Final = ("full", "joint", "st_adapter", "evl", "aim", "st_adapter_published")
+Operator = Literal["stdha", "hr_v", "hr_qkv", "shift_kv", "shift_v", "shift_qkv", "cls_shift"]
+# The operators that move whole heads, or parts of heads, as a head layout says.
+HEAD_OPERATORS = ("stdha", "hr_v", "hr_qkv")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -38,10 +41,10 @@ class ModelConfig:
     weights: str | None = None
     # Head layouts (`method/heads.py`). None: the layout of Table 6a.
     heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None
-    # A row of Table 1a.
-    operator: Literal["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"] = "stdha"
+    # A row of Table 1a. hr_v and shift_v are not in the paper: only the values move.
+    operator: Operator = "stdha"
     # Share of the channels that read another frame: half of these channels read frame t - 1, half
-    # read frame t + 1. With operators stdha and hr_qkv, `ratio` replaces `heads`.
+    # read frame t + 1. With an operator of HEAD_OPERATORS, `ratio` replaces `heads`.
     ratio: float | None = None
     strategy: str = "zeroi2v"  # a row of Table 2, or a peer
     # Sites of the adapters. None: the sites of the strategy.
@@ -75,7 +78,7 @@ class ModelConfig:
     tower_options: dict[str, Any] = field(default_factory=dict)  # arguments for timm
 
     def __post_init__(self) -> None:
-        moves_heads = self.operator in ("stdha", "hr_qkv")
+        moves_heads = self.operator in HEAD_OPERATORS
         if self.ratio is not None:
             _require(0 < self.ratio <= 1, f"ratio must be above 0 and at most 1, got {self.ratio}")
         _require(
@@ -84,7 +87,7 @@ class ModelConfig:
         )
         _require(
             self.heads is None or (moves_heads and self.ratio is None),
-            "heads can be set only with operator stdha or hr_qkv, and only without ratio; "
+            "heads can be set only with operator stdha, hr_v or hr_qkv, and only without ratio; "
             f"got operator {self.operator}, ratio {self.ratio}",
         )
         _require(self.tubelet >= 1, f"tubelet must be at least 1, got {self.tubelet}")

@@ -18,6 +18,7 @@ from zeroi2v.method.relocate import (
     ClassTokenShift,
     FusedLayout,
     Move,
+    MovedParts,
     channel_moves,
     head_moves,
     relocate,
@@ -29,6 +30,9 @@ LAYOUTS = {
     "heads, then q, k, and a wider v": FusedLayout(6, 4, 10, head_first=True),
     "q, k, and a wider v, then heads": FusedLayout(6, 4, 10),
 }
+
+# The parts that move, and their numbers: q 0, k 1, v 2
+PARTS: dict[MovedParts, tuple[int, ...]] = {"kv": (1, 2), "v": (2,), "qkv": (0, 1, 2)}
 
 
 def slow_layout_index(layout: FusedLayout, part: int, head: int, channel: int) -> int:
@@ -107,15 +111,15 @@ def test_relocation_is_equation_8_for_random_layouts(frames: int, name: str) -> 
         projected = torch.randn(
             2 * frames * windows, 2, channels, generator=torch.Generator().manual_seed(frames)
         )
-        for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
-            expected = slow_relocate(projected, frames, layout, of_heads(heads), parts)
+        for parts, moving in PARTS.items():
+            expected = slow_relocate(projected, frames, layout, of_heads(heads), moving)
             moved = relocate(
                 projected.clone(),
                 clips=2,
                 frames=frames,
                 layout=layout,
                 moves=head_moves(heads),
-                queries=queries,
+                parts=parts,
             )
             torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
@@ -133,10 +137,10 @@ def test_channel_shift_moves_a_share_of_every_head(ratio: Fraction, name: str) -
     channels = layout.head_count * (2 * layout.key_width + layout.value_width)
     projected = torch.randn(2 * frames, 3, channels, generator=torch.Generator().manual_seed(0))
     moves = channel_moves(ratio, layout.head_count)
-    for queries, parts in ((False, (1, 2)), (True, (0, 1, 2))):
-        expected = slow_relocate(projected, frames, layout, offset_of, parts)
+    for parts, moving in PARTS.items():
+        expected = slow_relocate(projected, frames, layout, offset_of, moving)
         moved = relocate(
-            projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, queries=queries
+            projected.clone(), clips=2, frames=frames, layout=layout, moves=moves, parts=parts
         )
         torch.testing.assert_close(moved, expected, rtol=0, atol=0)
 
@@ -201,10 +205,10 @@ def test_rows_name_every_channel_of_q_k_and_v_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_gradients_go_back_to_the_frames_that_were_read(
-    layout: FusedLayout, queries: bool, frames: int
+    layout: FusedLayout, parts: MovedParts, frames: int
 ) -> None:
     """Against the gradients of the slow loops.
 
@@ -221,11 +225,10 @@ def test_gradients_go_back_to_the_frames_that_were_read(
         if route == "fast":
             moves = head_moves(heads)
             relocated = relocate(
-                projected, clips=2, frames=frames, layout=layout, moves=moves, queries=queries
+                projected, clips=2, frames=frames, layout=layout, moves=moves, parts=parts
             )
         else:
-            parts = (0, 1, 2) if queries else (1, 2)
-            relocated = slow_relocate(projected, frames, layout, of_heads(heads), parts)
+            relocated = slow_relocate(projected, frames, layout, of_heads(heads), PARTS[parts])
         (relocated * weights).sum().backward()
         results.append((relocated.detach(), leaf.grad))
     torch.testing.assert_close(results[0], results[1])

@@ -173,6 +173,7 @@ def test_an_adapted_model_compiles_without_a_graph_break_and_exports(name: str) 
     [
         {"heads": "-1*1, 1*1, 2*1/2"},
         {"heads": [-1, 1], "operator": "hr_qkv"},
+        {"heads": [-1, 1], "operator": "hr_v"},
         {"operator": "shift_kv", "ratio": 0.25},
         {"operator": "shift_qkv", "ratio": 1 / 6},
         {"operator": "cls_shift", "ratio": 0.25},

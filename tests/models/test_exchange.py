@@ -137,6 +137,7 @@ def test_split_heads_queries_shifts_and_spatial_blocks_keep_the_hook() -> None:
     hooked = (
         small_model(heads="-1*1/2, 1*1/2"),
         small_model(operator="hr_qkv"),
+        small_model(operator="hr_v"),
         small_model(operator="shift_kv", heads=None, ratio=0.25),
         small_model(heads=[]),
     )

@@ -93,6 +93,8 @@ CASES: list[tuple[dict[str, Any], str, OffsetOf]] = [
     ({"heads": []}, "", of_heads()),
     ({"heads": [-1, 1, 2, -3]}, "kv", of_heads(-1, 1, 2, -3)),
     ({"operator": "hr_qkv", "heads": [-1, 1, 2, -3]}, "qkv", of_heads(-1, 1, 2, -3)),
+    ({"operator": "hr_v", "heads": [-1, 1, 2, -3]}, "v", of_heads(-1, 1, 2, -3)),
+    ({"operator": "hr_v", "ratio": 1 / 6}, "v", of_all_channels(1 / 6)),
     *[({"ratio": ratio}, "kv", of_all_channels(ratio)) for ratio in (1 / 6, 1 / 4, 1 / 2, 1.0)],
     *[
         ({"operator": "hr_qkv", "ratio": ratio}, "qkv", of_all_channels(ratio))
@@ -106,6 +108,7 @@ CASES: list[tuple[dict[str, Any], str, OffsetOf]] = [
         ({"operator": "shift_qkv", "ratio": ratio}, "qkv", of_every_head(ratio))
         for ratio in (1 / 4, 1 / 2, 1.0)
     ],
+    ({"operator": "shift_v", "ratio": 1 / 4}, "v", of_every_head(1 / 4)),
     *[({"operator": "cls_shift", "ratio": ratio}, "", of_heads()) for ratio in (1 / 4, 1 / 2, 1.0)],
 ]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from zeroi2v import VideoClassifier, create_model
+from zeroi2v.config import Operator
 from zeroi2v.method.heads import shares
 
 QKV, PROJ, UP, DOWN = "qkv", "proj", "up", "down"
@@ -98,7 +99,7 @@ def test_layouts_of_table_1b(count: int, heads: str, k: int) -> None:
     assert heads_by_offset == {0: count - k, -1: Fraction(k, 2), 1: Fraction(k, 2)}
 
 
-@pytest.mark.parametrize("operator", ["stdha", "hr_qkv", "shift_kv", "shift_qkv", "cls_shift"])
+@pytest.mark.parametrize("operator", [*get_args(Operator)])
 @pytest.mark.parametrize("ratio", [1 / 6, 1 / 4])
 def test_operators_of_table_1a_have_no_weights(operator: str, ratio: float) -> None:
     settings: dict[str, Any] = {"tower_options": {"depth": 1}, "strategy": "linear_probe"}

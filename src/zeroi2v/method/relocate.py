@@ -4,7 +4,7 @@ STDHA is equations 7-9 of the paper. A temporal head of frame t takes its keys a
 t + offset, and its queries from frame t. Nothing else in attention changes. So STDHA is an index
 along the frame axis of the output of the fused projection, the linear layer that makes q, k and v
 at once. The other zero-cost operators of Table 1a are the same index with another map from
-(q | k | v, head, channel) to an offset.
+(q | k | v, head, channel) to an offset. So are operators that move the values alone.
 
 Shapes: B clips, T frames, W windows of a frame (1 where attention is global), N tokens, H heads of
 D channels each, C channels of the fused projection's output.
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from zeroi2v.method import kernels
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.method.heads import HeadLayout, shares
+
+# The parts of the fused projection's output that move with a temporal head.
+MovedParts: TypeAlias = Literal["kv", "v", "qkv"]
 
 
 class Move(NamedTuple):
@@ -156,14 +159,11 @@ def _ends(
 
 @dataclass(frozen=True)
 class Relocation:
-    """Equation 8 for one attention block: which channels read which frames, worked out once.
-
-    With `queries`, the queries move too.
-    """
+    """Equation 8 for one attention block: which channels read which frames, worked out once."""
 
     layout: FusedLayout
     moves: tuple[Move, ...]
-    queries: bool = False
+    parts: MovedParts = "kv"
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -171,8 +171,8 @@ class Relocation:
         layout = self.layout
         width = layout.head_count * (2 * layout.key_width + layout.value_width)
         views = layout.views(torch.arange(width, device="cpu"))  # also inside torch.device("meta")
-        if not self.queries:
-            views = (views[0][1:],) if len(views) == 1 else views[1:]
+        unmoved = 3 - len(self.parts)
+        views = (views[0][unmoved:],) if len(views) == 1 else views[unmoved:]
         blocks = []
         for view in views:
             for move in self.moves:
@@ -191,7 +191,7 @@ class Relocation:
             if not moves:
                 return projected
             by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
-            copied = _relocated_copy(by_frame, self.layout, moves, queries=self.queries)
+            copied = _relocated_copy(by_frame, self.layout, moves, self.parts)
             return copied.flatten(0, 2)
         projected = projected.contiguous()
         if projected.requires_grad:
@@ -220,35 +220,36 @@ def relocate(
     frames: int,
     layout: FusedLayout,
     moves: Iterable[Move],
-    queries: bool = False,
+    parts: MovedParts = "kv",
 ) -> Tensor:
     """Equation 8: the keys and values of each move in frame t become those of frame t + offset.
 
     Where frame t + offset lies outside the clip, frame t keeps its own keys and values (edge rule).
-    With `queries`, the queries move too.
+    With `parts` "qkv" the queries move too; with "v" only the values move.
 
     `projected` is the fused projection's output (B*T*W, ..., C), and is changed in place and
     returned. This is safe: the projection has just made the tensor, no other code holds it, and the
     gradient of a linear layer does not need the layer's output. While torch compiles or exports a
     graph, the result is a new tensor instead.
     """
-    relocation = Relocation(layout, tuple(moves), queries)
+    relocation = Relocation(layout, tuple(moves), parts)
     return relocation(projected, clips=clips, frames=frames)
 
 
 def _relocated_copy(
-    by_frame: Tensor, layout: FusedLayout, moves: Sequence[Move], *, queries: bool
+    by_frame: Tensor, layout: FusedLayout, moves: Sequence[Move], parts: MovedParts
 ) -> Tensor:
     """`relocate` as a new tensor (B, T, W, ..., C), made only by slices and concatenations.
 
     A graph of these operations writes nothing in place.
     """
     views = layout.views(by_frame)
-    unmoved = 0 if queries else 1  # the first view holds the queries
-    if len(views) == 1:
-        views = (views[0][..., :1, :, :], views[0][..., 1:, :, :])
-    moved = [_moved_heads(view, moves) for view in views[unmoved:]]
-    return layout.fused([*views[:unmoved], *moved])
+    unmoved = 3 - len(parts)
+    if len(views) > 1:
+        moved = [_moved_heads(view, moves) for view in views[unmoved:]]
+        return layout.fused([*views[:unmoved], *moved])
+    moved_parts = _moved_heads(views[0][..., unmoved:, :, :], moves)
+    return layout.fused([views[0][..., :unmoved, :, :], moved_parts] if unmoved else [moved_parts])
 
 
 def _moved_heads(view: Tensor, moves: Sequence[Move]) -> Tensor:
@@ -378,10 +379,10 @@ class TemporalHeads:
         layout: FusedLayout,
         moves: Sequence[Move],
         *,
-        queries: bool = False,
+        parts: MovedParts = "kv",
         exchanged: bool = False,
     ) -> None:
-        self.relocation, self.exchanged = Relocation(layout, tuple(moves), queries), exchanged
+        self.relocation, self.exchanged = Relocation(layout, tuple(moves), parts), exchanged
 
     def install(self, projection: nn.Module) -> None:
         """Make this the hook of a fused projection.
@@ -409,7 +410,7 @@ class TemporalHeads:
             return move(projected, *runs, clips=call.clips, frames=call.frames)
         if call.frames != call.whole_frames:
             moves = [move._replace(offset=call.scaled(move.offset)) for move in relocation.moves]
-            relocation = Relocation(relocation.layout, tuple(moves), relocation.queries)
+            relocation = Relocation(relocation.layout, tuple(moves), relocation.parts)
         return relocation(projected, clips=call.clips, frames=call.frames)
 
 

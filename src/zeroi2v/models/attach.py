@@ -116,12 +116,11 @@ def attach(
         for name, adapter_plan in block.adapters.items():
             handles.append(_attach(tower, block, number, name, adapter_plan))
         if block.moves:
-            queries = plan.moves_queries
             heads = TemporalHeads(
                 block.block.layout,
                 block.moves,
-                queries=queries,
-                exchanged=exchange(attention, block.moves, queries=queries),
+                parts=plan.moved_parts,
+                exchanged=exchange(attention, block.moves, plan.moved_parts),
             )
             heads.install(projection)
     return handles

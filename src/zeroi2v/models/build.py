@@ -41,7 +41,8 @@ def create_model(
     - `tower`: a name of `supported_towers()`, or of `partly_covered_towers()`; for the latter a
       warning names the blocks that stay spatial.
     - `heads`: the head layout; see `zeroi2v.method.heads.parse_heads`.
-    - `operator`, and the option `ratio`: a row of Table 1a.
+    - `operator`, and the option `ratio`: a row of Table 1a; or "hr_v" or "shift_v", which move the
+      values alone.
     - `strategy`, and the option `sites`: a row of Table 2, or a peer.
     - `pretrained`: fetch timm's weights of the tower.
     - `weights`: a file, or a folder with one file, that holds weights of the tower in the layout of

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from zeroi2v.method.call import call_in_progress, in_call
-from zeroi2v.method.relocate import Move, moved_frames
+from zeroi2v.method.relocate import Move, MovedParts, moved_frames
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,14 @@ class FrameAttention(Attention):
         return result
 
 
-def exchange(attention: nn.Module, moves: Sequence[Move], *, queries: bool) -> bool:
+def exchange(attention: nn.Module, moves: Sequence[Move], parts: MovedParts) -> bool:
     """Make an attention module a `FrameAttention` if possible. Returns whether that was possible.
 
-    The module must be timm's plain attention, and its heads must move whole, without their queries.
+    The module must be timm's plain attention. Its heads must move whole, with their keys and
+    values and without their queries.
     """
     whole = all(move.start == 0 and move.stop == 1 for move in moves)
-    if type(attention) is not Attention or queries or not whole or not moves:
+    if type(attention) is not Attention or parts != "kv" or not whole or not moves:
         return False
     offsets = [0] * attention.num_heads
     for move in moves:

@@ -12,16 +12,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from zeroi2v.config import ClipConfig, ModelConfig
+from zeroi2v.config import HEAD_OPERATORS, ClipConfig, ModelConfig
 from zeroi2v.errors import ConfigError, HeadsError, how_many, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
-from zeroi2v.method.relocate import Move, channel_moves, head_moves
+from zeroi2v.method.relocate import Move, MovedParts, channel_moves, head_moves
 from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy, strategy_with
 from zeroi2v.models import peers
 from zeroi2v.models.peers.settings import PeerSettings
 from zeroi2v.models.survey import Block, Survey
+
+# The parts that move, by operator. The class-token shift moves tokens before the projection.
+MOVED_PARTS: Final[Mapping[str, MovedParts]] = {
+    "stdha": "kv",
+    "hr_v": "v",
+    "hr_qkv": "qkv",
+    "shift_kv": "kv",
+    "shift_v": "v",
+    "shift_qkv": "qkv",
+}
 
 Kind: TypeAlias = Literal["linear", "gelu", "st", "lora", "rows", "columns"]
 
@@ -148,7 +158,7 @@ class Plan:
     def heads(self) -> tuple[HeadLayout, ...]:
         """The head layout of every block."""
         config, counts = self.config, self.tower.head_counts
-        moves_heads = config.operator in ("stdha", "hr_qkv")
+        moves_heads = config.operator in HEAD_OPERATORS
         if moves_heads and self.moved_share:
             return heads_of_ratio(self.moved_share, counts)
         is_spatial = not moves_heads or (self.strategy.peer is not None and config.heads is None)
@@ -158,7 +168,7 @@ class Plan:
     @cached_property
     def blocks(self) -> tuple[BlockPlan, ...]:
         """The plans of all blocks. A peer builds its own adapters, so its blocks have none here."""
-        shifts = self.config.operator in ("shift_kv", "shift_qkv")
+        shifts = self.config.operator.startswith("shift_")
         shifted = self.moved_share if shifts else Fraction(0)
         blocks = []
         for number, (block, layout) in enumerate(zip(self.tower.blocks, self.heads, strict=True)):
@@ -226,9 +236,9 @@ class Plan:
         return Fraction(self.config.ratio or 0).limit_denominator(1000)
 
     @property
-    def moves_queries(self) -> bool:
-        """Whether queries move with keys and values (Table 1a)."""
-        return self.config.operator in ("hr_qkv", "shift_qkv")
+    def moved_parts(self) -> MovedParts:
+        """Which of queries, keys and values move (Table 1a)."""
+        return MOVED_PARTS[self.config.operator]
 
     @property
     def entry_block(self) -> Block:

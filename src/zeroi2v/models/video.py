@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroi2v.config import ClipConfig, ModelConfig, ViewsConfig
+from zeroi2v.config import HEAD_OPERATORS, ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.errors import ConfigError, MergeError, ZeroI2VError
 from zeroi2v.method.call import Call, begin_call, call_in_progress
 from zeroi2v.method.heads import HeadLayout, layout_text
@@ -321,7 +321,7 @@ class VideoClassifier(nn.Module):
             resized = interpolated(self.temporal_embedding, seen).contiguous()
             trains = self.temporal_embedding.requires_grad
             self.temporal_embedding = nn.Parameter(resized, requires_grad=trains)
-            if config.ratio is None and config.operator in ("stdha", "hr_qkv"):
+            if config.ratio is None and config.operator in HEAD_OPERATORS:
                 # With other frames, heads=None would mean another layout of the paper's table.
                 layouts = tuple(map(layout_text, self.heads))
                 config = dataclasses.replace(config, heads=layouts)

@@ -27,7 +27,7 @@ from zeroi2v.method.kernels.move import (
     moved_gradient,
     moved_slowly,
 )
-from zeroi2v.method.relocate import FusedLayout, Move, Relocation
+from zeroi2v.method.relocate import FusedLayout, Move, MovedParts, Relocation
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 
@@ -142,13 +142,13 @@ def test_pytorch_may_trace_and_count_the_operators(device: str) -> None:
     [FusedLayout(4, 8, 8), FusedLayout(4, 8, 8, head_first=True), FusedLayout(4, 6, 10)],
     ids=["equal", "head first", "wider values"],
 )
-@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("parts", ["kv", "v", "qkv"])
 def test_the_table_of_a_relocation_moves_what_the_relocation_moves(
-    layout: FusedLayout, queries: bool
+    layout: FusedLayout, parts: MovedParts
 ) -> None:
     whole, half = (Fraction(0), Fraction(1)), (Fraction(1, 2), Fraction(1))
     moves = (Move(0, 2, *whole, -1), Move(2, 3, *half, 2), Move(3, 4, *whole, 7))
-    relocation = Relocation(layout, moves, queries)
+    relocation = Relocation(layout, moves, parts)
     width = layout.head_count * (2 * layout.key_width + layout.value_width)
     projected = torch.randn(2 * 5, 3, width)
     table = Tables(relocation.offsets, "cpu")
