@@ -4,7 +4,9 @@
     python benchmarks/compare.py --docs           # only writes the table of docs/compare.md anew
 
 Runs the commands of docs/compare.md. Writes results/compare-motion.json: what compare.json holds,
-and the seconds that the second command took as a whole.
+the seconds that the second command took as a whole, and for each row its score within pairs. A
+class of a pair is the other class played backwards. Within pairs, only the two answers of a pair
+are allowed, and guessing gives 50 %.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -20,15 +23,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zeroi2v import load
+from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.errors import how_many
+from zeroi2v.experiments.quickstart import accuracy
 from zeroi2v.files import write_json, write_text
+from zeroi2v.inference.evaluate import evaluate
 
 RESULT = Path(__file__).parent / "results" / "compare-motion.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 START, END = "<!-- compare-motion -->\n", "<!-- end of compare-motion -->"
+WITHIN = "within pairs, seed by seed"
 COLUMNS = (
     "",
     "top-1, seed by seed",
+    WITHIN,
     "trainable",
     "training, s",
     "peak memory, MiB",
@@ -46,20 +55,36 @@ def commands() -> list[list[str]]:
 
 
 def measure(work: Path) -> dict[str, Any]:
-    """Run the commands in an empty folder."""
+    """Run the commands in an empty folder, which then holds the folder `videos`."""
     work.mkdir()
     seconds = 0.0
     for _, *arguments in commands():
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "zeroi2v", *arguments], cwd=work, check=True)
         seconds = time.monotonic() - began
-    (result,) = work.glob("*/compare.json")
-    return {**json.loads(result.read_text(encoding="utf-8")), "wall_seconds": round(seconds)}
+    (path,) = work.glob("*/compare.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    dataset = open_dataset(work / "videos")
+    for row in result["rows"]:
+        runs = path.parent / "runs" / row["row"]
+        row["within_pairs"] = [
+            within_pairs(runs / f"seed-{seed}", dataset) for seed in row["seeds"]
+        ]
+    return {**result, "wall_seconds": round(seconds)}
+
+
+def within_pairs(run: Path, dataset: VideoDataset) -> float:
+    """The mean over the pairs of how often the right one of a pair's two answers wins."""
+    evaluation = evaluate(load(run), dataset.val)
+    shares: dict[str, float] = accuracy(evaluation, dataset.classes)["within_pairs"]
+    return statistics.mean(shares.values())
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown, the best row first."""
     machine, minutes = result["machine"], result["wall_seconds"] / 60
+    has_pairs = all("within_pairs" in row for row in result["rows"])  # an older result has not
+    columns = [name for name in COLUMNS if has_pairs or name != WITHIN]
     lines = [
         f"{machine['processor']}, {how_many(machine['threads'], 'thread')}, torch "
         f"{result['versions']['torch']}, {result['date']}: "
@@ -67,14 +92,18 @@ def table(result: Mapping[str, Any]) -> str:
         f"{how_many(round(minutes), 'minute')} "
         "([`compare-motion.json`](../benchmarks/results/compare-motion.json)).",
         "",
-        f"| {' | '.join(COLUMNS)} |".replace("|  |", "| |"),
-        f"| {' | '.join('---' for _ in COLUMNS)} |",
+        f"| {' | '.join(columns)} |".replace("|  |", "| |"),
+        f"| {' | '.join('---' for _ in columns)} |",
     ]
     for row in sorted(result["rows"], key=lambda row: -row["mean_score"]):
         merged = row["merged_over_tower"]
+        within = [row["within_pairs"]] if has_pairs else []
         cells = [
             f"`{row['row']}`",
-            ", ".join(f"{100 * score:.1f}" for score in row["scores"]),
+            *(
+                ", ".join(f"{100 * score:.1f}" for score in scores)
+                for scores in (row["scores"], *within)
+            ),
             f"{row['trainable_params']:,}",
             f"{row['seconds']:.0f}",
             f"{row['peak_memory'] / 2**20:.0f}",

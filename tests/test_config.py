@@ -31,8 +31,11 @@ RECIPES = [
         clip=ClipConfig(frames=32, sampling="dense", stride=4),
         pixels=PixelsConfig(flip_pairs=(("left", 'ri"ght'),), crop_area=(0.5, 1.0)),
         views=ViewsConfig(clips=2, crops=3),
-        train=TrainConfig(learning_rate=3e-4, broken="skip"),
+        train=TrainConfig(
+            learning_rate=3e-4, broken="skip", learning_rate_shares={"tower": 0.1, "adapters": 2.0}
+        ),
     ),
+    Recipe(model=ModelConfig(strategy="evl", decoder_layers=12, classifier_dropout=0.0)),
     Recipe(model=ModelConfig(heads=())),
     Recipe(model=ModelConfig(heads=(-1, 1))),
     Recipe(model=ModelConfig(heads="ssv2")),
@@ -74,6 +77,8 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "model.adapted_blocks": ([1, 100], [0, -1]),
     "model.adapter_dropout": ([0.0, BELOW_1], [BELOW_0, 1.0]),
     "model.classifier_dropout": ([0.0, BELOW_1], [BELOW_0, 1.0]),
+    "model.drop_path": ([0.0, BELOW_1], [BELOW_0, 1.0]),
+    "model.decoder_layers": ([1, 100], [0, -1]),
     "model.tubelet": ([1, 2], [0, -1]),
     "clip.frames": ([1, 64], [0, -1]),
     "clip.stride": ([1, 64], [0, -1]),
@@ -98,7 +103,11 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
     "train.learning_rate": ([ABOVE_0, 10.0], [0.0, BELOW_0]),
     "train.weight_decay": ([0.0, 10.0], [BELOW_0]),
     "train.warmup_epochs": ([0.0, 10.0], [BELOW_0]),
-    "train.warmup_start": ([ABOVE_0, 1.0], [0.0, BELOW_0, ABOVE_1]),
+    "train.warmup_start": ([0.0, 1.0], [BELOW_0, ABOVE_1]),
+    "train.learning_rate_shares": (
+        [{}, {"tower": ABOVE_0, "classifier": 10.0}],
+        [{"tower": 0.0}, {"adapters": BELOW_0}, {"classifier": float("inf")}, {"head": 1.0}],
+    ),
     "train.label_smoothing": ([0.0, BELOW_1], [BELOW_0, 1.0]),
     "train.gradient_clip": ([0.0, 10.0], [BELOW_0]),
     "train.token_share": ([ABOVE_0, 1.0], [0.0, BELOW_0, ABOVE_1]),
@@ -159,6 +168,16 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("adapter_scale=0", "the adapters would do nothing"),
         ("heads=1.5", "model.heads must be"),
         ("data.split=4", "data.split must be one of 1, 2, 3, got 4"),
+        (
+            "learning_rate_shares.adaptors=0.1",
+            "learning_rate_shares: a model has the parts tower, adapters, temporal_embedding, "
+            "classifier, got 'adaptors', did you mean 'adapters'?",
+        ),
+        ("learning_rate_shares={backbone=0.1}", "temporal_embedding, classifier, got 'backbone'"),
+        ("learning_rate_shares.tower=0", "learning_rate_shares.tower must be above 0"),
+        ("learning_rate_shares.tower=slow", "learning_rate_shares.tower must be a number, got"),
+        ("learning_rate_shares=0.1", "train.learning_rate_shares must be a table, got 0.1"),
+        ("strategy_rules=0.2.0", "strategy_rules must be one of 'authors', '0.1.0', got '0.2.0'"),
         ('data.videos=""', "videos must not be empty"),
     ],
 )
@@ -191,6 +210,14 @@ def test_sharding_refuses_what_it_cannot_do(other: dict[str, Any]) -> None:
     TrainConfig(**other)
     with pytest.raises(ConfigError, match=f"sharding needs {next(iter(other))}"):
         TrainConfig(sharding="full", **other)
+
+
+def test_the_share_of_a_part_is_set_by_its_name_and_other_parts_stay() -> None:
+    recipe = override(Recipe(), ["learning_rate_shares.adapters=0.1"])
+    recipe = override(recipe, ["train.learning_rate_shares.tower=1"])
+    assert recipe.train.learning_rate_shares == {"adapters": 0.1, "tower": 1.0}
+    whole = override(recipe, ["learning_rate_shares={classifier=2}"])
+    assert whole.train.learning_rate_shares == {"classifier": 2.0}
 
 
 def test_few_frames_cover_as_much_of_the_video() -> None:

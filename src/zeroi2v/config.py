@@ -8,10 +8,11 @@ name are those of the ZeroI2V paper.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from zeroi2v.errors import ConfigError
+from zeroi2v.errors import ConfigError, nearest
 
 # Flags of `zeroi2v train` that take a tower for videos of one's own, trained on photographs: the
 # paper's ViT-B/16, and a ViT-S/14 that needs a third of the multiply-adds.
@@ -21,6 +22,10 @@ REAL_TOWERS: Final = (
 )
 OffsetList = tuple[int, ...]
 Decoder = Literal["pyav", "torchcodec"]
+# The parts of a model that can have learning rates of their own.
+MODEL_PARTS: Final = ("tower", "adapters", "temporal_embedding", "classifier")
+# Strategies that computed or trained otherwise in version 0.1.0.
+CHANGED_STRATEGIES: Final = ("full", "joint", "st_adapter", "evl", "aim", "st_adapter_published")
 Operator = Literal["stdha", "hr_v", "hr_qkv", "shift_kv", "shift_v", "shift_qkv", "cls_shift"]
 # The operators that move whole heads, or parts of heads, as a head layout says.
 HEAD_OPERATORS = ("stdha", "hr_v", "hr_qkv")
@@ -57,8 +62,20 @@ class ModelConfig:
     adapter_ratio: float | None = None
     # Factor of the adapter's branch. None: the strategy's scale, mostly 1.
     adapter_scale: float | None = None
-    adapter_dropout: float = 0.0  # between the two linear layers of an adapter
-    classifier_dropout: float = 0.0
+    # Dropout between the two linear layers of an adapter; for EVL, in the MLPs of the decoder.
+    # None: the strategy's, mostly 0.
+    adapter_dropout: float | None = None
+    # Dropout before the classifier. None: the strategy's, 0.5 for most peers, else 0.
+    classifier_dropout: float | None = None
+    # AIM: probability with which a training step leaves out the temporal and the joint adapter for
+    # a token of the last block. The probability rises linearly from 0 in the first block. None: 0.2
+    drop_path: float | None = None
+    # EVL: number of layers of the decoder, which reads as many of the tower's last blocks. None: 4,
+    # as for Kinetics, or all blocks of a tower with fewer blocks. Something-Something: 12.
+    decoder_layers: int | None = None
+    # "authors": a strategy computes and trains as its authors' code does. "0.1.0": as in version
+    # 0.1.0, which differed (`method/strategies.py`). Saved models of that version keep its rules.
+    strategy_rules: Literal["authors", "0.1.0"] = "authors"
     # "zero": the temporal embedding stays zero, so only the heads can tell the order of frames.
     temporal_embedding: Literal["trained", "zero"] = "trained"
     # Number of neighbouring frames from which the patch embedding makes one picture. Swin in
@@ -92,9 +109,14 @@ class ModelConfig:
         _require(
             self.adapter_scale != 0, "adapter_scale must not be 0: the adapters would do nothing"
         )
-        for name in ("adapter_dropout", "classifier_dropout"):
+        for name in ("adapter_dropout", "classifier_dropout", "drop_path"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"{name} must be at least 0 and below 1, got {value}")
+            holds = value is None or 0 <= value < 1
+            _require(holds, f"{name} must be at least 0 and below 1, got {value}")
+        _require(
+            self.decoder_layers is None or self.decoder_layers >= 1,
+            f"decoder_layers must be at least 1, got {self.decoder_layers}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +232,11 @@ class TrainConfig:
     # one after the other. More parts need less memory and give the same gradient.
     accumulate: int = 1
     learning_rate: float = 1e-3  # the highest of the run
-    weight_decay: float = 0.05  # not for norms and embeddings
+    # Part of the model, one of MODEL_PARTS -> factor of the learning rate of this part. The factor
+    # of a part that is not named is the strategy's: 0.1 for the tower and the temporal embedding of
+    # strategies full and joint, else 1.
+    learning_rate_shares: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.05  # of linear layers, convolutions and adapters (`engine/optim.py`)
     warmup_epochs: float = 2.5
     warmup_start: float = 0.1  # share of the learning rate at the first step
     label_smoothing: float = 0.0
@@ -270,9 +296,19 @@ class TrainConfig:
             self.warmup_epochs >= 0, f"warmup_epochs must be at least 0, got {self.warmup_epochs}"
         )
         _require(
-            0 < self.warmup_start <= 1,
-            f"warmup_start must be above 0 and at most 1, got {self.warmup_start}",
+            0 <= self.warmup_start <= 1,
+            f"warmup_start must be at least 0 and at most 1, got {self.warmup_start}",
         )
+        for part, share in self.learning_rate_shares.items():
+            _require(
+                part in MODEL_PARTS,
+                f"learning_rate_shares: a model has the parts {', '.join(MODEL_PARTS)}, "
+                f"got {part!r}{nearest(part, MODEL_PARTS)}",
+            )
+            _require(
+                0 < share < math.inf,
+                f"learning_rate_shares.{part} must be above 0 and finite, got {share}",
+            )
         _require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}",

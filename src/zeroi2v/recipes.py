@@ -1,8 +1,9 @@
 """How does a recipe, a TOML file, become settings, and how do settings become a recipe?
 
 A recipe has one table for each dataclass of `config.py` that `Recipe` holds. `read_recipe` reads a
-file; `changed` gives settings other values; `override` does the same with `key=value` texts.
-`to_dict` and `from_dict` convert any dataclass to plain values and back.
+file, and `read_run_recipe` the file of a run; `changed` gives settings other values; `override`
+does the same with `key=value` texts. `to_dict` and `from_dict` convert any dataclass to plain
+values and back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from zeroi2v.config import DataConfig, Recipe
+from zeroi2v.config import CHANGED_STRATEGIES, DataConfig, Recipe
 from zeroi2v.errors import ConfigError, nearest
 from zeroi2v.files import write_text
 
@@ -28,12 +29,50 @@ RECIPE_FILE: Final = "recipe.toml"  # in a run folder: every setting that the ru
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file. ConfigError names the file, and the setting that is wrong."""
+    return _recipe_of(path, _read_tables(path))
+
+
+def read_run_recipe(folder: Path) -> Recipe:
+    """The recipe that a run of any version was trained with, from the folder of the run."""
+    path = folder / RECIPE_FILE
+    return _recipe_of(path, saved_tables(_read_tables(path)))
+
+
+def names_in(path: Path) -> set[str]:
+    """The `table.name` of every setting that a recipe file names."""
+    tables = _read_tables(path)
+    return {f"{table}.{name}" for table in tables for name in tables[table]}
+
+
+def saved_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe that a run of any version wrote, as this version reads them."""
+    model = tables.get("model")
+    return (
+        {**tables, "model": saved_model_settings(model)} if isinstance(model, dict) else {**tables}
+    )
+
+
+def saved_model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of [model] that any version wrote, as this version reads them.
+
+    Version 0.1.0 wrote no `strategy_rules`. What 0.1.0 trained keeps the rules of 0.1.0.
+    """
+    is_old = "strategy_rules" not in settings and settings.get("strategy") in CHANGED_STRATEGIES
+    return {**settings, "strategy_rules": "0.1.0"} if is_old else dict(settings)
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. ConfigError if the file cannot be read, or is no TOML."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+
+def _recipe_of(path: Path, tables: Mapping[str, Any]) -> Recipe:
+    """The recipe of the tables in a file. ConfigError names the file."""
     try:
         return from_dict(Recipe, tables)
     except ConfigError as error:
@@ -117,6 +156,12 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
         except ConfigError as error:
             raise ConfigError(f"--set {error}") from error
     return from_dict(Recipe, tables)
+
+
+def assigned_names(assignments: Sequence[str]) -> set[str]:
+    """The `table.name` of every setting that `key=value` texts assign."""
+    names = [full_name(text.partition("=")[0].strip()).split(".") for text in assignments]
+    return {".".join(name[:2]) for name in names}
 
 
 def full_name(key: str) -> str:
@@ -234,6 +279,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         and math.isfinite(value)
     ):
         return float(value)
+    elif origin is dict and arguments[1] is float and isinstance(value, Mapping):
+        return {key: _convert(float, item, f"{where}.{key}") for key, item in value.items()}
     elif origin is dict and isinstance(value, Mapping):
         if not _is_plain(value):
             raise ConfigError(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import zeroi2v
 from tests.towers_for_tests import small_model
-from zeroi2v.engine.optim import autocast_dtype, build_optimizer, learning_rate_share
+from zeroi2v.engine.optim import (
+    autocast_dtype,
+    build_optimizer,
+    learning_rate_share,
+    set_learning_rate,
+)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
@@ -37,6 +44,64 @@ def test_norms_and_embeddings_have_no_weight_decay() -> None:
         decayed[0.05]
         == {name for name, p in model.named_parameters() if p.requires_grad} - decayed[0.0]
     )
+
+
+def rates_and_decays(
+    strategy: str, shares: dict[str, float] | None = None, **settings: Any
+) -> dict[str, tuple[float, float]]:
+    """The learning rate and the weight decay of each weight that trains."""
+    model = small_model("zeroi2v_tiny", strategy=strategy, **settings)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(
+        model, learning_rate=1.0, weight_decay=0.05, learning_rate_shares=shares
+    )
+    set_learning_rate(optimizer, 0.5)
+    found = {
+        names[parameter]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    return found
+
+
+def test_every_weight_of_evl_decays_as_in_its_authors_code() -> None:
+    found = rates_and_decays("evl")
+    assert any("query_norm" in name for name in found)
+    assert {decay for _, decay in found.values()} == {0.05}
+
+
+def test_aim_decays_its_temporal_embedding_and_spares_the_last_norm() -> None:
+    found = rates_and_decays("aim")
+    spared = {name for name, (_, decay) in found.items() if not decay}
+    assert spared == {"tower.norm.weight", "tower.norm.bias"}
+    assert "temporal_embedding" in found
+
+
+def test_st_adapter_spares_all_biases() -> None:
+    found = rates_and_decays("st_adapter_published", sites=("block", "mlp"))
+    spared = {name for name, (_, decay) in found.items() if not decay}
+    assert spared == {name for name in found if name.endswith(".bias")}
+    # The row of Table 2 was trained as all rows of the table.
+    row = rates_and_decays("st_adapter")
+    assert row["adapters.0.qkv.conv.bias"][1] == 0.05
+
+
+def test_parts_of_a_model_have_their_shares_of_the_learning_rate() -> None:
+    def shares(*arguments: Any, **settings: Any) -> dict[str, float]:
+        found = rates_and_decays(*arguments, **settings)
+        return {name.partition(".")[0]: rate / 0.5 for name, (rate, _) in found.items()}
+
+    whole = {"tower": 1.0, "adapters": 1.0, "temporal_embedding": 1.0, "classifier": 1.0}
+    assert shares("zeroi2v") == whole
+    slow = {"tower": 0.1, "temporal_embedding": 0.1, "classifier": 1.0}
+    assert shares("full") == shares("joint") == slow
+    assert shares("full", {"tower": 1.0, "classifier": 3.0}) == {
+        "tower": 1.0,
+        "temporal_embedding": 0.1,
+        "classifier": 3.0,
+    }
+    assert shares("evl", {"adapters": 0.1}) == {"adapters": 0.1, "classifier": 1.0}
 
 
 def test_three_steps_are_adamw_by_hand() -> None:

@@ -116,9 +116,15 @@ def test_processes_that_share_the_weights_leave_what_one_process_leaves(
 ) -> None:
     """Also a run that was killed after an epoch and resumed.
 
-    The gradient is clipped, which needs the norm of all shards together.
+    The gradient is clipped, which needs the norm of all shards together. Parts of the model have
+    learning rates of their own.
     """
-    settings = dataclasses.replace(RECIPE.train, gradient_clip=0.5, sharding="full")
+    settings = dataclasses.replace(
+        RECIPE.train,
+        gradient_clip=0.5,
+        sharding="full",
+        learning_rate_shares={"adapters": 0.5, "classifier": 2.0},
+    )
     write_recipe(dataclasses.replace(RECIPE, train=settings), tmp_path / "recipe.toml")
     words = ["train", str(motion_videos), "--recipe", str(tmp_path / "recipe.toml"), "--out"]
     for processes in (1, 2):  # one process shards nothing

@@ -34,6 +34,7 @@ RECIPE = Recipe(
         token_share=0.5,  # drawn anew in every step
         few_frames=2,  # in the first of the two epochs
         few_frames_epochs=1,
+        learning_rate_shares={"adapters": 0.5, "classifier": 2.0},
     ),
 )
 

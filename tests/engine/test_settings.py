@@ -24,6 +24,7 @@ from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
 from zeroi2v.inference.scores import normalise
+from zeroi2v.models.build import build_model
 
 RECIPE = Recipe(
     model=ModelConfig(pretrained=False, tower_options={"depth": 2}),
@@ -45,6 +46,9 @@ CHANGES: dict[str, Any] = {
     "model.adapter_scale": 0.5,
     "model.adapter_dropout": 0.5,
     "model.classifier_dropout": 0.5,
+    "model.drop_path": 0.9,
+    "model.decoder_layers": 1,
+    "model.strategy_rules": "0.1.0",
     "model.temporal_embedding": "zero",
     "model.tubelet": 2,
     "model.tower_options": {"depth": 1},
@@ -67,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "train.epochs": 2,
     "train.batch_size": 3,
     "train.learning_rate": 1e-2,
+    "train.learning_rate_shares": {"classifier": 0.5},
     "train.weight_decay": 0.5,
     "train.warmup_epochs": 0.0,
     "train.warmup_start": 0.5,
@@ -82,6 +87,10 @@ CHANGES: dict[str, Any] = {
 BASES: dict[str, dict[str, Any]] = {
     "clip.stride": {"clip.sampling": "dense", "clip.stride": 2},
     "model.ratio": {"model.ratio": 0.25},
+    # The branches of AIM are zero in the first step.
+    "model.drop_path": {"model.strategy": "aim", "train.epochs": 2},
+    "model.decoder_layers": {"model.strategy": "evl"},
+    "model.strategy_rules": {"model.strategy": "full"},
     "train.few_frames": {"train.few_frames": 3, "train.few_frames_epochs": 1},
     "train.few_frames_epochs": {
         "train.epochs": 2,
@@ -233,6 +242,14 @@ def test_a_run_that_begins_with_few_frames_ends_with_all(
         ({"train.warmup_epochs": 0.0}, 1.0),
         ({"train.warmup_epochs": 1.0}, 0.1),
         ({"train.warmup_epochs": 1.0, "train.warmup_start": 0.25}, 0.25),
+        ({"train.warmup_epochs": 0.0, "train.learning_rate_shares": {"adapters": 0.5}}, 1.0),
+        (
+            {
+                "train.warmup_epochs": 1.0,
+                "train.learning_rate_shares": {"temporal_embedding": 0.5},
+            },
+            0.05,
+        ),
         ({"train.warmup_epochs": 0.0, "model.strategy": "full"}, 0.1),
         ({"train.warmup_epochs": 1.0, "model.strategy": "full"}, 0.01),
     ],
@@ -248,6 +265,64 @@ def test_the_first_step_is_as_long_as_its_learning_rate(
     run = train(recipe, without_validation(dataset), tmp_path / "run")
     moved = last_weights(run)["temporal_embedding"].abs().max()
     torch.testing.assert_close(moved, torch.tensor(2e-3 * share), rtol=1e-2, atol=0)
+
+
+FIRST_STEP = {
+    "train.batch_size": 4,
+    "train.learning_rate": 2e-3,
+    "train.warmup_epochs": 0.0,
+    "train.weight_decay": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, {"tower": 1.0, "adapters": 1.0, "temporal_embedding": 1.0, "classifier": 1.0}),
+        # The rule of the authors' configurations for ViT-L.
+        (
+            {
+                "train.learning_rate_shares": {
+                    "tower": 0.1,
+                    "adapters": 0.1,
+                    "temporal_embedding": 0.1,
+                }
+            },
+            {"tower": 0.1, "adapters": 0.1, "temporal_embedding": 0.1, "classifier": 1.0},
+        ),
+        (
+            {"model.strategy": "full"},
+            {"tower": 0.1, "temporal_embedding": 0.1, "classifier": 1.0},
+        ),
+        (
+            {"model.strategy": "joint", "train.learning_rate_shares": {"tower": 0.5}},
+            {"tower": 0.5, "temporal_embedding": 0.1, "classifier": 1.0},
+        ),
+        (
+            {"model.strategy": "full", "model.strategy_rules": "0.1.0"},
+            {"tower": 0.1, "temporal_embedding": 0.1, "classifier": 0.1},
+        ),
+    ],
+    ids=str,
+)
+def test_each_part_of_a_model_moves_by_its_share_of_the_learning_rate(
+    settings: dict[str, Any],
+    shares: dict[str, float],
+    dataset: VideoDataset,
+    tmp_path: Path,
+) -> None:
+    recipe = changed(RECIPE, {**FIRST_STEP, **settings})
+    torch.manual_seed(recipe.train.seed)
+    clip = recipe.clip
+    before = build_model(recipe.model, labels=dataset.classes, clip=clip).state_dict()
+    after = last_weights(train(recipe, without_validation(dataset), tmp_path / "run"))
+    moved: dict[str, float] = dict.fromkeys(shares, 0.0)
+    for name, weight in after.items():
+        part = name.partition(".")[0]
+        if part in moved:
+            length = (weight - before[name]).abs().max().item()
+            moved[part] = max(moved[part], length)
+    assert moved == pytest.approx({part: 2e-3 * share for part, share in shares.items()}, rel=0.02)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

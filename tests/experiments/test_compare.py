@@ -27,15 +27,17 @@ from zeroi2v.experiments.compare import (
     Row,
     compare,
     plan_trials,
+    rows_asked,
     strategy_row,
     summarise_rows,
 )
-from zeroi2v.experiments.trial_folder import ROWS_FILE
-from zeroi2v.files import read_json_lines
+from zeroi2v.experiments.trial import data_facts
+from zeroi2v.experiments.trial_folder import ROWS_FILE, check_trials
+from zeroi2v.files import append_json, read_json_lines
 from zeroi2v.log import Log
 from zeroi2v.models.build import build_model
 from zeroi2v.models.spec import numbered_labels
-from zeroi2v.recipes import override
+from zeroi2v.recipes import names_in, override, read_recipe, to_dict
 
 BUDGET = Recipe(
     clip=ClipConfig(frames=2),
@@ -58,18 +60,155 @@ def test_the_row_of_a_peer_resets_the_settings_that_have_no_meaning_for_it_and_s
         strategy_row(name, budget)
         for name in ("zeroi2v", "evl", "st_adapter_published", "aim", "joint")
     ]
-    assert [row.settings for row in rows] == [
+    resets = [
         ("strategy=zeroi2v",),
         ("strategy=evl", "adapter_ratio=none", "temporal_embedding=trained", "heads=none"),
         ("strategy=st_adapter_published", "temporal_embedding=trained", "heads=none"),
-        ("strategy=aim", "heads=none"),
-        ("strategy=joint", "adapter_ratio=none", "heads=none"),
+        ("strategy=aim", "heads=none", "temporal_embedding=trained"),
+        ("strategy=joint", "adapter_ratio=none", "heads=none", "temporal_embedding=trained"),
     ]
+    for row, expected in zip(rows, resets, strict=True):
+        assert row.settings[: len(expected)] == expected
     for trial in plan_trials(rows, budget, [0]):
         config = dataclasses.replace(trial.recipe.model, pretrained=False)
         with torch.device("meta"):
             build_model(config, labels=numbered_labels(8), clip=trial.recipe.clip)
-    assert strategy_row("aim", BUDGET) == Row("aim", ("strategy=aim",))
+        assert trial.recipe.model.temporal_embedding == (
+            "zero" if trial.row == "zeroi2v" else "trained"
+        )
+    for name in ("zeroi2v", "joint", "full"):
+        assert strategy_row(name, Recipe()) == Row(name, (f"strategy={name}",))
+    shaped = override(
+        Recipe(), ['sites=["qkv", "up"]', "adapted_blocks=2", "adapter_scale=0.5", "batch_size=64"]
+    )
+    assert strategy_row("aim", shaped).settings[:4] == (
+        "strategy=aim",
+        "adapted_blocks=none",
+        "sites=none",
+        "adapter_scale=0.5",  # the user's word, which the row repeats
+    )
+    assert strategy_row("lora", shaped).settings == ("strategy=lora",)
+    own_sites = override(Recipe(), ['sites=["block", "mlp"]', "strategy=st_adapter_published"])
+    assert "sites=none" not in strategy_row("st_adapter_published", own_sites).settings
+    assert "sites=none" in strategy_row("aim", own_sites).settings
+    other = override(Recipe(), ["strategy=evl", "decoder_layers=2"])
+    assert strategy_row("zeroi2v", other).settings == ("strategy=zeroi2v", "decoder_layers=none")
+
+
+AUTHORS = {  # the authors' settings for batches of 32 clips
+    "evl": (5e-5, 0.05, 0.0, 0.5, {"adapter_dropout": 0.5}),
+    "aim": (1.5e-4, 0.05, 2.5, 0.5, {"warmup_start": 0.1, "drop_path": 0.2}),
+    "st_adapter_published": (1.25e-4, 0.01, 2.0, 0.5, {"warmup_start": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_peer_trains_as_its_authors_do_in_proportion_to_the_batch(name: str) -> None:
+    rate, decay, warmup, dropout, others = AUTHORS[name]
+    budget = override(Recipe(), ["batch_size=32"])
+    row = strategy_row(name, budget)
+    (trial,) = plan_trials([row], budget, [0])
+    train_settings = trial.recipe.train
+    assert train_settings.learning_rate == pytest.approx(rate)
+    assert (train_settings.weight_decay, train_settings.warmup_epochs) == (decay, warmup)
+    assert trial.recipe.model.classifier_dropout == dropout
+    settings = {**to_dict(trial.recipe.model), **to_dict(train_settings)}
+    assert {key: settings[key] for key in others} == others
+    for key in ("learning_rate", "weight_decay", "warmup_epochs", "classifier_dropout", *others):
+        assert f"{key}={settings[key]}" in row.settings, "the page lists the settings of a row"
+
+
+def test_what_the_user_gives_counts_more_than_what_authors_set(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[train]\nlearning_rate = 1e-3\n[model]\nclassifier_dropout = 0.0\n")
+    budget, given = read_recipe(recipe), names_in(recipe)
+    assert given == {"train.learning_rate", "model.classifier_dropout"}
+    own = [["mine", "strategy=aim", "train.warmup_epochs=1", "drop_path=0.1", "batch_size=64"]]
+    rows = rows_asked(["aim", "zeroi2v"], own, budget, given)
+    assert rows[0].settings == (
+        "strategy=aim",
+        "learning_rate=0.001",  # the default of every row, and still the user's word
+        "weight_decay=0.05",
+        "warmup_epochs=2.5",
+        "warmup_start=0.1",
+        "classifier_dropout=0.0",
+        "drop_path=0.2",
+    )
+    assert rows[1].settings == ("strategy=zeroi2v",)
+    assert rows[2].settings == (
+        *own[0][1:],
+        "learning_rate=0.001",
+        "weight_decay=0.05",
+        "warmup_start=0.1",
+        "classifier_dropout=0.0",
+    )
+    _, _, mine = (trial.recipe for trial in plan_trials(rows, budget, [0]))
+    assert (mine.train.warmup_epochs, mine.model.drop_path) == (1.0, 0.1)
+    changed_budget = override(Recipe(), ["weight_decay=0.2"])
+    assert "weight_decay=0.2" in strategy_row("st_adapter_published", changed_budget).settings
+    by_default = strategy_row("st_adapter_published", Recipe(), {"train.weight_decay"})
+    assert "weight_decay=0.05" in by_default.settings
+    (scaled,) = rows_asked([], [["wide", "strategy=aim", "batch_size=128"]], Recipe())
+    assert "learning_rate=0.0006" in scaled.settings
+
+
+@pytest.mark.parametrize("name", ["aim", "joint"])
+def test_a_row_that_would_be_blind_to_the_order_of_frames_is_refused(name: str) -> None:
+    (row,) = rows_asked([], [["own", f"strategy={name}", "temporal_embedding=zero"]], Recipe())
+    with pytest.raises(ConfigError) as caught:
+        plan_trials([row], Recipe(), [0])
+    assert str(caught.value) == (
+        f"row own: without a temporal embedding, strategy {name} is blind to the order of frames; "
+        "give the row temporal_embedding=trained"
+    )
+    blind = override(Recipe(), ["temporal_embedding=zero"])
+    (row,) = rows_asked([], [["own", f"strategy={name}"]], blind)
+    assert "temporal_embedding=trained" in row.settings
+    with pytest.raises(ConfigError, match="is blind to the order of frames"):
+        plan_trials([Row("own", (f"strategy={name}",))], blind, [0])
+
+
+def test_a_row_of_a_peer_shows_its_settings_on_the_page_of_a_comparison(
+    motion_videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["compare", str(motion_videos), "--strategies", "evl", *SETTINGS, "--out", str(out)]
+    assert main([*words, "--set", "weight_decay=0.05", "--quiet"]) == 0
+    (line,) = json.loads((out / "compare.json").read_text())["rows"]
+    assert line["settings"] == [
+        "strategy=evl",
+        "learning_rate=2.5e-05",
+        "weight_decay=0.05",
+        "warmup_epochs=0.5",
+        "classifier_dropout=0.5",
+        "adapter_dropout=0.5",
+    ]
+    page = Reader()
+    page.feed((out / "compare.html").read_text())
+    assert " ".join(line["settings"]) in page.words
+
+
+def test_a_comparison_of_0_1_0_goes_on_but_not_with_peers_that_have_changed(
+    dataset: VideoDataset, tmp_path: Path
+) -> None:
+    """Version 0.1.0 wrote no settings of peers, and a dropout of 0 where there is none now."""
+    rows = [Row("probe", ("strategy=linear_probe",)), Row("evl", ("strategy=evl",))]
+    new = ("drop_path", "decoder_layers", "strategy_rules")
+    old_dropouts = {"adapter_dropout": 0.0, "classifier_dropout": 0.0}
+    for trial in plan_trials(rows, BUDGET, [0]):
+        tables = to_dict(trial.recipe)
+        kept = {name: value for name, value in tables["model"].items() if name not in new}
+        tables["model"] = {**kept, **old_dropouts}
+        del tables["train"]["learning_rate_shares"]
+        entry = {"row": trial.row, "seed": 0, "recipe": tables, "data": data_facts(dataset)}
+        append_json(tmp_path / ROWS_FILE, entry)
+    probe, evl = plan_trials(rows, BUDGET, [0])
+    check_trials([probe], dataset, tmp_path)
+    with pytest.raises(ConfigError, match=r"evl, seed 0 was begun with .*strategy_rules = '0.1.0'"):
+        check_trials([evl], dataset, tmp_path)
+    other = override(BUDGET, ["learning_rate_shares.classifier=0.5"])
+    with pytest.raises(ConfigError, match=r"shares = \{\}, not \{'classifier': 0.5\}"):
+        check_trials(plan_trials(rows[:1], other, [0]), dataset, tmp_path)
 
 
 @pytest.fixture(scope="module")

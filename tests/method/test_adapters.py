@@ -25,6 +25,9 @@ KINDS: dict[str, Callable[..., Any]] = {
     "st": lambda channels, width, **settings: STAdapter(
         channels, width, bias=True, prefix=0, **settings
     ),
+    "st, gelu": lambda channels, width, **settings: STAdapter(
+        channels, width, bias=True, prefix=0, gelu=True, **settings
+    ),
 }
 
 
@@ -44,14 +47,22 @@ def gelu(x: float) -> float:
     return x * (1 + math.erf(x / math.sqrt(2))) / 2
 
 
-# The function between the two linear layers of an adapter.
-INNER = {"linear": identity, "lora": identity, "gelu": gelu, "st": gelu}
+# The function between the two linear layers of an adapter. The convolution of an ST-Adapter does
+# nothing here (`still`).
+INNER = {"linear": identity, "lora": identity, "gelu": gelu, "st": identity, "st, gelu": gelu}
+
+
+def still(adapter: Any) -> Any:
+    """The adapter; the convolution of an ST-Adapter gives the frame that it is given."""
+    if isinstance(adapter, STAdapter):
+        nn.init.ones_(adapter.conv.weight[:, :, 1])
+    return adapter
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapters_branch_is_its_formula(kind: str) -> None:
     torch.manual_seed(0)
-    adapter = KINDS[kind](6, 4, scale=0.5, dropout=0.5).double().eval()
+    adapter = still(KINDS[kind](6, 4, scale=0.5, dropout=0.5)).double().eval()
     with torch.no_grad():
         for linear in (adapter.down, adapter.up):
             for parameter in linear.parameters():
@@ -63,7 +74,7 @@ def test_an_adapters_branch_is_its_formula(kind: str) -> None:
             torch.testing.assert_close(adapter(x), x + 0.5 * expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["linear", "lora", "gelu"])
 def test_an_adapter_starts_small_before_its_bottleneck_and_at_zero_after_it(kind: str) -> None:
     torch.manual_seed(0)
     adapter = KINDS[kind](400, 100, scale=1.0, dropout=0.0)
@@ -77,13 +88,26 @@ def test_an_adapter_starts_small_before_its_bottleneck_and_at_zero_after_it(kind
     assert len(zeros) == (1 if kind == "lora" else 3)
 
 
+def test_an_st_adapter_starts_with_a_convolution_of_zero() -> None:
+    torch.manual_seed(0)
+    adapter = KINDS["st"](400, 100, scale=1.0, dropout=0.0)
+    x = torch.randn(2, 3, 400)
+    assert torch.equal(adapter(x), x)
+    assert not any(weight.any() for weight in (adapter.conv.weight, adapter.conv.bias))
+    for linear in (adapter.down, adapter.up):  # even from -1 to 1, over the root of the inputs
+        bound = linear.in_features**-0.5
+        assert linear.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert not linear.bias.any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_acts_on_the_bottleneck_and_only_in_training(kind: str) -> None:
     """Dropout divides the channels that it keeps by the share of channels that it keeps.
 
     The bottleneck is all ones, and the up projection is the identity, so the branch shows it.
     """
-    adapter = KINDS[kind](64, 64, scale=1.0, dropout=0.75)
+    adapter = still(KINDS[kind](64, 64, scale=1.0, dropout=0.75))
     for linear in (adapter.down, adapter.up):
         nn.init.eye_(linear.weight)
     x = torch.ones(16, 8, 64)

@@ -13,22 +13,35 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import zeroi2v
 from tests.towers_for_tests import small_model
-from zeroi2v.config import ModelConfig
+from zeroi2v.config import CHANGED_STRATEGIES, ModelConfig
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.engine.run import train
 from zeroi2v.errors import CheckpointError
+from zeroi2v.method.strategies import RULES_0_1_0, STRATEGIES
 from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import model_recipe, start_from
 from zeroi2v.models.older import as_trained
-from zeroi2v.recipes import RECIPE_FILE, override, read_recipe
+from zeroi2v.recipes import RECIPE_FILE, changed, override, read_recipe, read_run_recipe
 
 SAVED = Path(__file__).with_name("saved")
+TOWER = "vit_base_patch16_clip_quickgelu_224"  # of the saved peers
+OLD: dict[str, Any] = {
+    "tower_options": {
+        "img_size": 16,
+        "patch_size": 8,
+        "depth": 1,
+        "embed_dim": 8,
+        "num_heads": 2,
+    }
+}
+PEERS = ["evl", "aim", "st_adapter", "st_adapter_published", "joint"]
 
 
-@pytest.mark.parametrize("name", ["run", "merged", "six-heads", "shift"])
+@pytest.mark.parametrize("name", ["run", "merged", "six-heads", "shift", *PEERS])
 def test_a_model_saved_by_0_1_0_gives_the_logits_it_gave(name: str, tmp_path: Path) -> None:
     model = zeroi2v.load(SAVED / f"{name}-0.1.0")
     size = model.image_size
@@ -117,6 +130,40 @@ def test_a_run_begun_by_0_1_0_goes_on(motion_videos: Path, tmp_path: Path) -> No
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_a_strategy_of_0_1_0_keeps_its_rules_and_a_new_model_has_the_rules_of_today(
+    name: str, tmp_path: Path
+) -> None:
+    old = zeroi2v.load(SAVED / f"{name}-0.1.0")
+    assert old.spec.model.strategy_rules == "0.1.0"
+    assert old.plan.strategy == RULES_0_1_0[name] != STRATEGIES[name]
+    assert not old.dropout.p
+    new = zeroi2v.create_model("zeroi2v_tiny", num_classes=2, frames=4, strategy=name)
+    assert new.plan.strategy == STRATEGIES[name]
+    new.save_pretrained(tmp_path)
+    assert zeroi2v.load(tmp_path).plan.strategy == STRATEGIES[name]
+
+
+def test_the_strategies_with_other_rules_are_those_that_a_saved_folder_is_asked_for() -> None:
+    assert {*CHANGED_STRATEGIES} == {*RULES_0_1_0}
+
+
+def test_a_run_of_full_fine_tuning_begun_by_0_1_0_goes_on_with_its_learning_rates(
+    motion_videos: Path, tmp_path: Path
+) -> None:
+    """The whole model took a tenth of the learning rate, the classifier too."""
+    shutil.copytree(SAVED / "run-full-0.1.0", tmp_path / "run")
+    weights = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["weights"]
+    recipe = changed(read_run_recipe(tmp_path / "run"), {"train.epochs": 2})
+    assert recipe.model.strategy_rules == "0.1.0"
+    run = train(recipe, open_dataset(motion_videos), tmp_path / "run", resume=True)
+    assert run.epochs == 2
+    after = load_file(tmp_path / "run" / "last.safetensors")
+    # The rates of the three steps of the second epoch are 1.5 times the highest rate together.
+    moved = (after["classifier.weight"] - weights["classifier.weight"]).abs().max()
+    assert 0 < moved < 2 * 1.5 * 0.1 * recipe.train.learning_rate
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -133,6 +180,13 @@ def test_weights_are_not_started_from_where_they_would_mean_something_else(
     with pytest.raises(CheckpointError, match=message):
         start_from(small_model("zeroi2v_tiny", **settings), tmp_path)
     start_from(small_model("zeroi2v_tiny"), tmp_path)
+
+
+def test_a_peer_of_0_1_0_is_not_trained_on_under_other_rules(tmp_path: Path) -> None:
+    settings = {**OLD, "strategy": "evl", "num_classes": 3, "frames": 4}
+    with pytest.raises(CheckpointError, match=r"strategy_rules 0\.1\.0, not authors"):
+        start_from(zeroi2v.create_model(TOWER, **settings), SAVED / "evl-0.1.0")
+    start_from(zeroi2v.create_model(TOWER, **settings, strategy_rules="0.1.0"), SAVED / "evl-0.1.0")
 
 
 def test_weights_are_not_started_from_on_another_frozen_tower(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_st_adapters_sit_on_the_residual_stream_and_see_three_frames(name: str) 
     block, x, out = second_block(model)
 
     def adapted(adapter: Any, x: Tensor) -> Tensor:
-        """All tokens but the class token: x + U(GELU(conv(D(x)))), a kernel of three frames."""
+        """All tokens but the class token: x + U(conv(D(x))), a kernel of three frames."""
         assert adapter.down.out_features == x.shape[-1] // 2
         inner, kernel = adapter.down(x), adapter.conv.weight[:, 0]
         mixed = torch.zeros_like(inner) + adapter.conv.bias
@@ -124,20 +124,19 @@ def test_st_adapters_sit_on_the_residual_stream_and_see_three_frames(name: str) 
             for frame in range(T):
                 if 0 <= frame + step < T:
                     mixed[:, frame] += kernel[:, step + 1] * inner[:, frame + step]
-        more = adapter.up(gelu(mixed))
+        more = adapter.up(mixed)
         more[:, :, 0] = 0
         out: Tensor = x + more
         return out
 
     with torch.no_grad():
-        expected = adapted(adapters["block"], x)
+        expected = adapted(adapters["block"], x) if "block" in adapters else x.clone()
         for clip in range(B):
             for frame in range(T):
                 expected[clip, frame] += attention(
                     block.attn, normed(block.norm1, expected[clip, frame])
                 )
-        if "mlp" in adapters:
-            expected = adapted(adapters["mlp"], expected)
+        expected = adapted(adapters["mlp"], expected)
         expected = expected + mlp(block, normed(block.norm2, expected))
     torch.testing.assert_close(out, expected)
 
@@ -221,7 +220,8 @@ def test_evl_decodes_the_last_four_blocks_of_all_frames() -> None:
             read = ((q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
             query = query + layer.attention.out_proj(read)
             y = normed(layer.mlp_norm, query)
-            query = query + layer.mlp[3](gelu(layer.mlp[0](y)))
+            inner = layer.mlp[0](y)
+            query = query + layer.mlp[3](inner * torch.sigmoid(1.702 * inner))
         torch.testing.assert_close(features[:, 0], normed(decoder.norm, query)[:, 0])
 
 
@@ -234,11 +234,61 @@ def test_adapters_of_peers_start_as_nothing(name: str, tower: str) -> None:
     plain = small_model(tower, strategy="linear_probe", heads=[]).eval()
     plain.tower.load_state_dict(model.tower.state_dict())
     clip = random_clip(model)
-    torch.testing.assert_close(model.features(clip), plain.features(clip), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.features(clip), started(plain, name, clip))
     changed = noisy(model).features(clip)
     assert not torch.allclose(changed, plain.features(clip), rtol=1e-2, atol=1e-2), (
         "other weights change the features"
     )
+
+
+def started(plain: VideoClassifier, name: str, clip: Tensor) -> Tensor:
+    """The features of a peer whose adapters do nothing, on the tower of a plain model.
+
+    The features are those of the tower; but ST-Adapter has one feature for all frames, the norm of
+    the mean class token. A tower without class token has a feature for each frame.
+    """
+    tower: Any = plain.tower
+    if not name.startswith("st_adapter") or tower.global_pool != "token":
+        return plain.features(clip)
+    seen: list[Tensor] = []
+    hook = tower.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0]))
+    features = plain.features(clip)
+    hook.remove()
+    mean = seen[0].unflatten(0, (B, T)).mean(1, keepdim=True)
+    return normed(tower.norm, mean).expand_as(features)
+
+
+def test_an_average_that_a_norm_follows_is_taken_over_the_frames_before_the_norm() -> None:
+    """Also where the tower averages its patches and then applies its norm."""
+    options = {**TOWERS["zeroi2v_tiny"], "global_pool": "avg"}
+    model = zeroi2v.create_model(
+        "zeroi2v_tiny",
+        num_classes=2,
+        frames=T,
+        strategy="st_adapter_published",
+        tower_options=options,
+    )
+    noisy(model).double()
+    blocks: Any = model.tower.get_submodule("blocks")
+    seen: list[Tensor] = []
+    blocks[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    features = model.features(random_clip(model))
+    mean = seen[0][:, 1:].mean(1).unflatten(0, (B, T)).mean(1, keepdim=True)
+    tower: Any = model.tower
+    torch.testing.assert_close(features, normed(tower.fc_norm, mean).expand_as(features))
+
+
+def test_patches_of_an_st_adapter_stay_those_of_their_frames() -> None:
+    model = peer("st_adapter")
+    clip = random_clip(model)
+    blocks: Any = model.tower.get_submodule("blocks")
+    seen: list[Tensor] = []
+    blocks[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    tokens, tower = model.tokens(clip), model.tower
+    by_frame = seen[0].unflatten(0, (B, T))
+    patches = normed(tower.get_submodule("norm"), by_frame[:, :, 1:])
+    torch.testing.assert_close(tokens[:, :, 1:], patches)
+    assert torch.equal(tokens[:, :, 0], model.features(clip))
 
 
 @pytest.mark.parametrize("tower", KINDS)

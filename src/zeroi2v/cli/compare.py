@@ -84,11 +84,14 @@ def run(arguments: CompareArguments) -> int:
     from zeroi2v.experiments.compare import compare, rows_asked
     from zeroi2v.experiments.trial_folder import ROWS_FILE
     from zeroi2v.pages.compare import terminal
-    from zeroi2v.recipes import override, read_recipe
+    from zeroi2v.recipes import assigned_names, names_in, override, read_recipe
 
     recipe = read_recipe(arguments.recipe) if arguments.recipe else Recipe()
     budget = override(recipe, arguments.settings)
-    rows = rows_asked(arguments.strategies, arguments.rows, budget)
+    given = assigned_names(arguments.settings)
+    if arguments.recipe:
+        given |= names_in(arguments.recipe)
+    rows = rows_asked(arguments.strategies, arguments.rows, budget, given)
     log = arguments.log()
     if not (arguments.out / ROWS_FILE).is_file():  # an earlier comparison goes on where it is
         require_outside(arguments.out, arguments.data)

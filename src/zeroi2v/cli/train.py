@@ -118,7 +118,7 @@ def run(arguments: TrainArguments) -> int:
 def _recipe(arguments: TrainArguments) -> Recipe:
     """The recipe that the flags, a recipe file or an earlier run describe."""
     from zeroi2v.models.loading import model_recipe
-    from zeroi2v.recipes import RECIPE_FILE, changed, override, read_recipe
+    from zeroi2v.recipes import changed, override, read_recipe, read_run_recipe
 
     flags = given(
         {
@@ -135,7 +135,7 @@ def _recipe(arguments: TrainArguments) -> Recipe:
                 "--resume takes the settings of the run; "
                 "give only DATA, --out and, if you like, --workers"
             )
-        recipe = read_recipe(arguments.out / RECIPE_FILE)
+        recipe = read_run_recipe(arguments.out)
     else:
         if arguments.recipe:
             recipe = read_recipe(arguments.recipe)

@@ -17,15 +17,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from zeroi2v.engine.optim import set_learning_rate
 from zeroi2v.engine.spare import replaced_forward
-from zeroi2v.engine.step import (
-    Learner,
-    Step,
-    follow_gradient,
-    move_weights,
-    set_learning_rate,
-    take_step,
-)
+from zeroi2v.engine.step import Learner, Step, follow_gradient, move_weights, take_step
 from zeroi2v.errors import how_many, one_line
 from zeroi2v.log import Log
 

@@ -2,11 +2,13 @@
 
 The optimiser is AdamW. The learning rate rises linearly during the warm-up, then falls along a
 cosine to zero. The optimiser and this schedule follow the paper's Table 7 and the authors' code.
+A part of the model may have a share of the learning rate instead of the whole.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from zeroi2v.models.video import VideoClassifier
 
-# Layers with weight decay. Adapters have weight decay too; norms and embeddings have none.
+# Layers of a tower with weight decay. Norms and embeddings of a tower have none. All modules of
+# adapters have weight decay; so have the norms of EVL's decoder, as in its authors' code.
 DECAYED = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
@@ -31,27 +34,64 @@ def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Te
 
 
 def build_optimizer(
-    model: VideoClassifier, *, learning_rate: float, weight_decay: float
+    model: VideoClassifier,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    learning_rate_shares: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.999) for every parameter that trains.
 
-    Weight decay applies to adapters, linear layers and convolutions, and to their biases.
+    Weight decay applies to adapters, linear layers and convolutions, and to their biases; a
+    strategy may spare the biases, or let the temporal embedding decay.
+
+    `learning_rate_shares` are those of `TrainConfig`. Each group of parameters holds its share as
+    "share", for `set_learning_rate`.
     """
-    adapters = {*model.adapters.modules()}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for module in model.modules():
-        groups[isinstance(module, DECAYED) or module in adapters] += [
-            p for p in module.parameters(recurse=False) if p.requires_grad
-        ]
-    settings = [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+    shares = {**model.plan.strategy.learning_rate_shares, **(learning_rate_shares or {})}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for part, decays, parameter in _trained_parameters(model):
+        groups.setdefault((shares.get(part, 1.0), decays), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [group for group in settings if group["params"]], lr=learning_rate
+        [
+            {
+                "params": parameters,
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr": learning_rate * share,
+                "share": share,
+            }
+            for (share, decays), parameters in sorted(groups.items(), reverse=True)
+        ]
     )
     fit_device(optimizer)
     return optimizer
+
+
+def _trained_parameters(model: VideoClassifier) -> Iterator[tuple[str, bool, nn.Parameter]]:
+    """Each parameter that trains, with its part of the model, and whether the parameter decays."""
+    strategy = model.plan.strategy
+    if model.temporal_embedding.requires_grad:
+        yield "temporal_embedding", strategy.decays_temporal_embedding, model.temporal_embedding
+    for part, child in model.named_children():
+        for module in child.modules():
+            is_decayed = isinstance(module, DECAYED) or part == "adapters"
+            for name, parameter in module.named_parameters(recurse=False):
+                decays = is_decayed and (strategy.decays_biases or name != "bias")
+                if parameter.requires_grad:
+                    yield part, decays, parameter
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all weights: in each group of weights, the share of the group.
+
+    A captured step reads the rate from a tensor.
+    """
+    for group in optimizer.param_groups:
+        rate = learning_rate * group.get("share", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def fit_device(optimizer: torch.optim.Optimizer) -> None:

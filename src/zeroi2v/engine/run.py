@@ -131,7 +131,10 @@ class Training:
         is_sharded = settings.sharding == "full" and processes.size > 1
         self.trained = shard(model, processes.device) if is_sharded else model.to(processes.device)
         optimizer = build_optimizer(
-            self.trained, learning_rate=self.highest_rate, weight_decay=settings.weight_decay
+            self.trained,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            learning_rate_shares=settings.learning_rate_shares,
         )
         wrapped = self.trained if is_sharded else processes.wrap(model)
         is_fp16 = settings.precision == "fp16"
@@ -184,7 +187,11 @@ class Training:
 
     def restore(self) -> None:
         """Restore the state that the run had when it stopped, and say where the run goes on."""
+        groups = self.learner.optimizer.param_groups
+        shares = [group["share"] for group in groups]  # a state of version 0.1.0 has no shares
         self.position = position = self.state.load(self.processes.rank, self.processes.size)
+        for group, share in zip(self.learner.optimizer.param_groups, shares, strict=True):
+            group["share"] = share
         fit_device(self.learner.optimizer)
         self.folder.keep_entries(position.epoch - 1)
         epochs = self.recipe.train.epochs
@@ -319,15 +326,13 @@ class Training:
         patience = self.recipe.train.patience
         return bool(patience) and self.position.validations_since_best >= patience
 
-    @property
-    def highest_rate(self) -> float:
-        """The highest learning rate of the run."""
-        return self.recipe.train.learning_rate * self.model.plan.strategy.learning_rate_share
-
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step. Steps are counted from 0 over all epochs."""
+        """The learning rate of a step, of the parts of the model that have the whole rate.
+
+        Steps are counted from 0 over all epochs.
+        """
         settings, batches = self.recipe.train, len(self.loader)
-        return self.highest_rate * learning_rate_share(
+        return settings.learning_rate * learning_rate_share(
             step,
             steps=settings.epochs * batches,
             warmup_steps=round(settings.warmup_epochs * batches),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zeroi2v.config import TrainConfig
 from zeroi2v.engine.cast import CastWeights
-from zeroi2v.engine.optim import autocast_dtype, summed_loss
+from zeroi2v.engine.optim import autocast_dtype, set_learning_rate, summed_loss
 from zeroi2v.engine.processes import Processes
 from zeroi2v.inference.scores import normalise
 from zeroi2v.models.spec import Spec
@@ -74,15 +74,6 @@ def take_step(learner: Learner, clips: Tensor, labels: Tensor, learning_rate: fl
     if device.type == "cuda" and processes.size == 1:
         return Step(loss, count, skipped)
     return Step(processes.sum(loss.item()), count, skipped)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all weights. A captured step reads the rate from a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
 
 
 def follow_gradient(learner: Learner, clips: Tensor, labels: Tensor, *, share: float) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +25,10 @@ from zeroi2v.files import write_json, write_text
 from zeroi2v.inference.evaluate import FIGURE_NAMES
 from zeroi2v.log import Log
 from zeroi2v.machine import provenance
+from zeroi2v.method.strategies import STRATEGIES, Strategy, strategy_with
 from zeroi2v.models.peers import settings_to_reset
 from zeroi2v.pages.compare import compare_page
-from zeroi2v.recipes import changed, override, to_dict
+from zeroi2v.recipes import assigned_names, changed, override, to_dict
 
 DEFAULT_STRATEGIES: Final = ("zeroi2v", "lora", "linear_probe")
 
@@ -40,27 +41,89 @@ class Row:
     settings: tuple[str, ...]  # key=value, as --set takes them
 
 
-def strategy_row(name: str, budget: Recipe) -> Row:
-    """The row of a strategy.
+def strategy_row(name: str, budget: Recipe, given: Collection[str] = ()) -> Row:
+    """The row of a strategy, with the settings that belong to it (`completed`)."""
+    return completed(Row(name, (f"strategy={name}",)), budget, given)
 
-    Some settings mean nothing for a peer, such as the layout of temporal heads. Where the budget
-    changes such a setting, the row of the peer sets it to its default again.
+
+def completed(row: Row, budget: Recipe, given: Collection[str] = ()) -> Row:
+    """The row, with more settings where its strategy needs them.
+
+    - A setting of the budget that means nothing for the strategy, such as the layout of temporal
+      heads for a peer, gets its default again.
+    - A strategy that is blind to the order of frames without a temporal embedding trains one.
+    - A peer trains as its authors train: learning rate in proportion to the batch, weight decay,
+      warm-up, dropout and drop path. Where the budget gives such a setting, the value of the budget
+      counts. `given` holds the `table.name` of the settings that a user gave; a setting with
+      another value than its default counts as given too.
+    - The row of a peer repeats the settings of adapters that the budget gives, because the authors
+      have others.
     """
-    resets = settings_to_reset(budget.model, name).items()
-    assignments = [f"{key}={'none' if value is None else value}" for key, value in resets]
-    return Row(name, (f"strategy={name}", *assignments))
+    recipe = _changed_budget(row, budget)
+    model = recipe.model
+    if model.strategy not in STRATEGIES:
+        return row
+    strategy = strategy_with(model.strategy, model.strategy_rules)
+    own = assigned_names(row.settings)
+    resets = settings_to_reset(model, model.strategy)
+    needed: dict[str, Any] = {f"model.{name}": value for name, value in resets.items()}
+    if strategy.needs_temporal_embedding and model.temporal_embedding == "zero":
+        needed["model.temporal_embedding"] = "trained"
+    if strategy.peer is not None:
+        for name in ("adapter_ratio", "adapter_scale", "adapter_dropout"):
+            value = getattr(model, name)
+            if value is not None and name not in resets:
+                needed[f"model.{name}"] = value
+    plain, defaults = to_dict(recipe), to_dict(Recipe())
+    for name, value in _authors_settings(strategy, recipe.train.batch_size).items():
+        table, _, setting = name.partition(".")
+        value_here = plain[table][setting]
+        is_given = name in given or value_here != defaults[table][setting]
+        needed[name] = value_here if is_given and value_here is not None else value
+    return Row(row.name, (*row.settings, *_assignments(needed, own)))
+
+
+def _authors_settings(strategy: Strategy, batch_size: int) -> dict[str, float]:
+    """The settings with which the authors of a peer train on batches of this size, by full name."""
+    training = strategy.training
+    if training is None:
+        return {}
+    rate = training.learning_rate * batch_size / training.clips
+    settings = {
+        "train.learning_rate": float(f"{rate:.6g}"),
+        "train.weight_decay": training.weight_decay,
+        "train.warmup_epochs": training.warmup_epochs,
+        "train.warmup_start": training.warmup_start,
+        "model.classifier_dropout": strategy.classifier_dropout,
+        "model.adapter_dropout": strategy.adapter_dropout or None,
+        "model.drop_path": strategy.drop_path,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _assignments(settings: Mapping[str, Any], own: Collection[str]) -> list[str]:
+    """The settings as `key=value` texts, without those that a row sets itself."""
+    return [
+        f"{name.partition('.')[2]}={'none' if value is None else value}"
+        for name, value in settings.items()
+        if name not in own
+    ]
 
 
 def rows_asked(
-    strategies: Sequence[str], own_rows: Sequence[Sequence[str]], budget: Recipe
+    strategies: Sequence[str],
+    own_rows: Sequence[Sequence[str]],
+    budget: Recipe,
+    given: Collection[str] = (),
 ) -> list[Row]:
     """The rows of strategies, then the user's own rows: of each the name and its settings.
 
-    If the user names neither, the rows are those of `DEFAULT_STRATEGIES`.
+    If the user names neither, the rows are those of `DEFAULT_STRATEGIES`. All rows are `completed`.
     """
     names = strategies or (() if own_rows else DEFAULT_STRATEGIES)
-    rows = [strategy_row(name, budget) for name in names]
-    return [*rows, *(Row(name, tuple(settings)) for name, *settings in own_rows)]
+    rows = [strategy_row(name, budget, given) for name in names]
+    own = [Row(name, tuple(settings)) for name, *settings in own_rows]
+    return [*rows, *(completed(row, budget, given) for row in own)]
 
 
 def compare(
@@ -152,20 +215,32 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
 
 
 def _recipe_of(row: Row, budget: Recipe) -> Recipe:
-    """The budget with the settings of a row."""
-    if not re.fullmatch(r"\w[\w.-]*", row.name):
-        raise ConfigError(f"row {row.name!r}: choose a name of letters, digits, '_', '-' and '.'")
-    try:
-        recipe = override(budget, row.settings)
-    except ConfigError as error:
-        raise ConfigError(f"row {row.name}: {error}") from error
+    """The budget with the settings of a row. ConfigError if the row may not set a setting so."""
+    recipe = _changed_budget(row, budget)
     if recipe.train.seed != budget.train.seed:
         raise ConfigError(
             f"row {row.name}: train.seed is the same for all rows; set it with --seeds"
         )
     if recipe.data != budget.data:
         raise ConfigError(f"row {row.name}: [data] is the same for all rows; set it with --set")
+    model = recipe.model
+    strategy = STRATEGIES.get(model.strategy)
+    if strategy and strategy.needs_temporal_embedding and model.temporal_embedding == "zero":
+        raise ConfigError(
+            f"row {row.name}: without a temporal embedding, strategy {model.strategy} is blind to "
+            "the order of frames; give the row temporal_embedding=trained"
+        )
     return recipe
+
+
+def _changed_budget(row: Row, budget: Recipe) -> Recipe:
+    """The budget with the settings of a row. ConfigError names the row whose settings are wrong."""
+    if not re.fullmatch(r"\w[\w.-]*", row.name):
+        raise ConfigError(f"row {row.name!r}: choose a name of letters, digits, '_', '-' and '.'")
+    try:
+        return override(budget, row.settings)
+    except ConfigError as error:
+        raise ConfigError(f"row {row.name}: {error}") from error
 
 
 def summarise_rows(

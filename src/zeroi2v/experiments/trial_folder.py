@@ -12,13 +12,15 @@ from typing import Any, Final
 
 import torch
 
+from zeroi2v.config import Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.experiments.trial import Trial, data_facts
 from zeroi2v.files import keep_json_lines, read_json_lines
+from zeroi2v.method.strategies import STRATEGIES, strategy_with
 from zeroi2v.models.build import build_model
-from zeroi2v.recipes import RECIPE_FILE, read_recipe, to_dict
+from zeroi2v.recipes import RECIPE_FILE, from_dict, read_run_recipe, saved_tables, to_dict
 
 ROWS_FILE: Final = "rows.jsonl"
 
@@ -59,11 +61,12 @@ def _check_settings(
     """ConfigError names a trial that is finished, or begun, with other settings."""
     recipes = {(entry["row"], entry["seed"]): entry["recipe"] for entry in entries}
     for trial in trials:
-        before = recipes.get((trial.row, trial.seed))
-        begun = out / trial.folder / RECIPE_FILE
-        if before is None and begun.is_file():
-            before = to_dict(read_recipe(begun))
-        if before and (changed := _difference(before, to_dict(trial.recipe))):
+        tables = recipes.get((trial.row, trial.seed))
+        before = from_dict(Recipe, saved_tables(tables)) if tables else None
+        begun = out / trial.folder
+        if before is None and (begun / RECIPE_FILE).is_file():
+            before = read_run_recipe(begun)
+        if before and (changed := _difference(_meant(before), _meant(trial.recipe))):
             raise ConfigError(
                 f"{out}: {trial} was begun with {changed}; "
                 "use the earlier settings, or choose another --out"
@@ -79,6 +82,20 @@ def _check_row(trial: Trial, dataset: VideoDataset) -> None:
         check_spared(model.plan, trial.recipe.train)
     except ZeroI2VError as error:
         raise ConfigError(f"row {trial.row}: {error}") from error
+
+
+def _meant(recipe: Recipe) -> dict[str, Any]:
+    """The tables of a recipe, with the dropouts that its strategy has where the recipe says none.
+
+    So it does not matter whether a dropout is the default of the strategy or set to this default.
+    """
+    tables, model = to_dict(recipe), recipe.model
+    if model.strategy in STRATEGIES:
+        strategy = strategy_with(model.strategy, model.strategy_rules)
+        for name in ("adapter_dropout", "classifier_dropout", "drop_path"):
+            if tables["model"][name] is None:
+                tables["model"][name] = getattr(strategy, name)
+    return tables
 
 
 def _difference(

@@ -127,7 +127,11 @@ class GELUAdapter(LinearAdapter):
 
 
 class STAdapter(LinearAdapter):
-    """x + s U(GELU(conv(D(x)))), with conv depth-wise over three frames (Pan et al., 2022).
+    """x + s U(conv(D(x))), with conv depth-wise over three frames (Pan et al., 2022, as released).
+
+    The convolution starts at zero, so the adapter starts as the identity. D and U start as PyTorch
+    starts a linear layer, but with biases of zero. With `gelu`, a GELU follows the convolution, as
+    in version 0.1.0 of this library.
 
     The adapter leaves the first `prefix` tokens of a frame as they are. So where the feature of a
     tower is its class token, an ST-Adapter after the last attention learns nothing.
@@ -137,17 +141,31 @@ class STAdapter(LinearAdapter):
     """
 
     def __init__(
-        self, channels: int, width: int, *, scale: float, dropout: float, bias: bool, prefix: int
+        self,
+        channels: int,
+        width: int,
+        *,
+        scale: float,
+        dropout: float,
+        bias: bool,
+        prefix: int,
+        gelu: bool = False,
     ) -> None:
         super().__init__(channels, width, scale=scale, dropout=dropout, bias=bias)
+        for linear in (self.down, self.up):
+            linear.reset_parameters()
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
         self.conv = nn.Conv1d(width, width, 3, padding=1, groups=width)
         nn.init.zeros_(self.conv.weight)
-        nn.init.ones_(self.conv.weight[:, :, 1])
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # a convolution with a bias
-        self.prefix = prefix
+        self.prefix, self.gelu = prefix, gelu
 
     def add_branch(self, total: Tensor, x: Tensor) -> Tensor:
         return torch.add(total, self.branch(x), alpha=self.scale)
+
+    def activate(self, narrow: Tensor) -> Tensor:
+        return F.gelu(narrow) if self.gelu else narrow
 
     def branch(self, x: Tensor) -> Tensor:
         call = call_in_progress()
@@ -160,12 +178,12 @@ class STAdapter(LinearAdapter):
         by_frame = narrow.view(call.clips, call.frames, -1, narrow.shape[-1])  # (B, T, V * N, r)
         series = by_frame.permute(0, 2, 3, 1).flatten(0, 1)  # (B * V * N, r, T)
         mixed = self.conv(series).unflatten(0, (call.clips, -1)).permute(0, 3, 1, 2)
-        branch: Tensor = self.up(self.dropout(F.gelu(mixed.reshape(narrow.shape))))
+        branch: Tensor = self.up(self.dropout(self.activate(mixed.reshape(narrow.shape))))
         return F.pad(branch, (0, 0, self.prefix, 0)) if self.prefix else branch
 
     def folded(self, frozen: Affine, *, before: bool) -> Affine:
         raise MergeError(
-            "an ST-Adapter is not linear and mixes frames, so it cannot be merged; "
+            "an ST-Adapter mixes frames, so no linear layer can absorb it and it cannot be merged; "
             "train with strategy 'zeroi2v', whose adapters can be merged"
         )
 

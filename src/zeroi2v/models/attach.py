@@ -39,14 +39,7 @@ def build_adapters(tower: nn.Module, plan: Plan) -> list[dict[str, nn.Module]]:
     """The adapters of every block, by name. A peer builds its own adapters."""
     peer = peer_of(plan.strategy)
     if peer is not None:
-        return peer.build(
-            tower,
-            plan.sites,
-            frames=plan.frames,
-            ratio=plan.adapter_ratio,
-            scale=plan.adapter_scale,
-            dropout=plan.config.adapter_dropout,
-        )
+        return peer.build(tower, plan.peer_settings)
     return [
         {
             name: _build(tower, block, adapter_plan, plan)
@@ -60,7 +53,7 @@ def _build(tower: nn.Module, block: BlockPlan, adapter_plan: AdapterPlan, plan: 
     """One adapter of a block."""
     options: dict[str, Any] = {
         "scale": plan.adapter_scale,
-        "dropout": plan.config.adapter_dropout,
+        "dropout": plan.adapter_dropout,
         "bias": adapter_plan.bias,
     }
     match adapter_plan.kind:
@@ -69,9 +62,8 @@ def _build(tower: nn.Module, block: BlockPlan, adapter_plan: AdapterPlan, plan: 
         case "gelu":
             return GELUAdapter(adapter_plan.inputs, adapter_plan.width, **options)
         case "st":
-            return STAdapter(
-                adapter_plan.inputs, adapter_plan.width, prefix=plan.tower.prefix, **options
-            )
+            options |= {"prefix": plan.tower.prefix, "gelu": plan.strategy.activation == "gelu"}
+            return STAdapter(adapter_plan.inputs, adapter_plan.width, **options)
         case "lora":
             return LoRA(adapter_plan.inputs, adapter_plan.width, adapter_plan.outputs, **options)
     trained = TrainedRows if adapter_plan.kind == "rows" else TrainedColumns
@@ -106,7 +98,7 @@ def attach(
     """
     peer = peer_of(plan.strategy)
     if peer is not None:
-        peer.attach(tower, adapters)
+        peer.attach(tower, adapters, plan.peer_settings)
     handles: list[RemovableHandle] = []
     for number, block in enumerate(plan.blocks):
         attention: Any = tower.get_submodule(block.block.name)

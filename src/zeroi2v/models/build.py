@@ -36,7 +36,7 @@ def create_model(
     """Turn an image tower into a video classifier.
 
     Before training, and where all offsets are 0, the model's features of a frame are exactly the
-    tower's.
+    tower's. But EVL and the published ST-Adapter have one feature for all frames of a clip.
 
     - `tower`: a name of `supported_towers()`, or of `partly_covered_towers()`; for the latter a
       warning names the blocks that stay spatial.

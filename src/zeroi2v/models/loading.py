@@ -26,7 +26,7 @@ from zeroi2v.models.saving import (
 )
 from zeroi2v.models.towers import OFFLINE
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import from_dict
+from zeroi2v.recipes import from_dict, saved_model_settings
 
 logger = logging.getLogger(__name__)
 INVALID: Final = (  # errors that an invalid configuration causes
@@ -161,7 +161,7 @@ def _open(folder: str | os.PathLike[str]) -> SavedModel:
     try:
         # Without a fingerprint, the folder holds the weights of the tower.
         by_name = config["tower_fingerprint"] is not None
-        model = {**config["model"], "weights": None, "pretrained": by_name}
+        model = {**saved_model_settings(config["model"]), "weights": None, "pretrained": by_name}
         recipe = Recipe(
             model=from_dict(ModelConfig, model),
             clip=from_dict(ClipConfig, config["clip"]),
@@ -230,6 +230,9 @@ def _require_same_function(
         name: (getattr(configs[0], name), getattr(configs[1], name))
         for name in ("strategy", "operator", "ratio")
     }
+    if model.plan.strategy != source.plan.strategy:
+        names = ("strategy", "strategy_rules")
+        compared |= {name: tuple(getattr(config, name) for config in configs) for name in names}
     compared["adapter_scale"] = (source.plan.adapter_scale, model.plan.adapter_scale)
     if model.plan.strategy.adapter == "heads":  # its tensors belong to certain heads
         compared["heads"] = (source.heads, model.heads)

@@ -19,8 +19,9 @@ from zeroi2v.config import HEAD_OPERATORS, ClipConfig, ModelConfig
 from zeroi2v.errors import ConfigError, HeadsError, how_many, nearest
 from zeroi2v.method.heads import HeadLayout, Heads, heads_of_ratio, parse_heads
 from zeroi2v.method.relocate import Move, MovedParts, channel_moves, head_moves
-from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy
+from zeroi2v.method.strategies import PARTS, STRATEGIES, Strategy, strategy_with
 from zeroi2v.models import peers
+from zeroi2v.models.peers.settings import PeerSettings
 from zeroi2v.models.survey import Block, Survey
 
 # The parts that move, by operator. The class-token shift moves tokens before the projection.
@@ -86,6 +87,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self._check_adapted_blocks()
+        self._check_decoder_layers()
         frames_seen(self.clip_frames, self.config.tubelet)  # refuses a wrong number of frames
         self._check_operator()
         has_temporal_heads = any(head != 0 for layout in self.heads for head in layout)
@@ -128,6 +130,15 @@ class Plan:
         if number > block_count:
             raise ConfigError(
                 f"adapted_blocks: {self.config.tower} has only "
+                f"{how_many(block_count, 'attention block')}, got {number}; give a smaller number"
+            )
+
+    def _check_decoder_layers(self) -> None:
+        """ConfigError if the tower has fewer blocks than the decoder would read."""
+        number, block_count = self.config.decoder_layers, len(self.tower.blocks)
+        if number is not None and number > block_count:
+            raise ConfigError(
+                f"decoder_layers: each layer reads a block, and {self.config.tower} has only "
                 f"{how_many(block_count, 'attention block')}, got {number}; give a smaller number"
             )
 
@@ -198,6 +209,36 @@ class Plan:
         return self.config.adapter_scale or self.strategy.adapter_scale
 
     @property
+    def adapter_dropout(self) -> float:
+        """Dropout between the two linear layers of an adapter; in the MLPs of EVL's decoder."""
+        own = self.config.adapter_dropout
+        return self.strategy.adapter_dropout if own is None else own
+
+    @property
+    def classifier_dropout(self) -> float:
+        """Dropout before the classifier."""
+        own = self.config.classifier_dropout
+        return self.strategy.classifier_dropout if own is None else own
+
+    @property
+    def peer_settings(self) -> PeerSettings:
+        """The settings with which a peer builds and attaches its modules."""
+        strategy, config = self.strategy, self.config
+        layers = min(strategy.decoder_layers or 0, len(self.tower.blocks))
+        drop_path = strategy.drop_path if config.drop_path is None else config.drop_path
+        return PeerSettings(
+            sites=self.sites,
+            frames=self.frames,
+            ratio=self.adapter_ratio,
+            scale=self.adapter_scale,
+            dropout=self.adapter_dropout,
+            drop_path=drop_path or 0.0,
+            layers=config.decoder_layers or layers,
+            activation=strategy.activation,
+            averages_before_norm=strategy.averages_before_norm,
+        )
+
+    @property
     def moved_share(self) -> Fraction:
         """The share of all channels that read another frame; 0 where the head layout decides."""
         return Fraction(self.config.ratio or 0).limit_denominator(1000)
@@ -237,9 +278,11 @@ def strategy_of(config: ModelConfig) -> Strategy:
             f"strategy must be one of {known}, got {config.strategy!r}"
             f"{nearest(config.strategy, STRATEGIES)}"
         )
-    strategy = STRATEGIES[config.strategy]
-    for name in strategy.unused_settings:
-        if getattr(config, name) != getattr(ModelConfig, name):
+    strategy = strategy_with(config.strategy, config.strategy_rules)
+    for name in strategy.meaningless_settings:
+        default = getattr(ModelConfig, name)
+        # A dropout of 0 drops nothing, with a strategy that knows no dropout too.
+        if getattr(config, name) not in (default, 0.0 if default is None else default):
             raise ConfigError(f"{name} has no meaning for strategy {config.strategy}; leave it out")
     _check_sites(config, strategy)
     return strategy

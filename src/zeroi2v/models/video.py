@@ -54,10 +54,11 @@ class VideoClassifier(nn.Module):
         embedded = plan.entry_block
         self.temporal_embedding = nn.Parameter(torch.zeros(plan.frames, embedded.width))
         self.adapters = nn.ModuleList(nn.ModuleDict(block) for block in adapters)
-        self.dropout = nn.Dropout(plan.config.classifier_dropout)
+        self.dropout = nn.Dropout(plan.classifier_dropout)
         self.classifier = nn.Linear(plan.tower.feature_width, plan.num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        if plan.strategy.classifier_std is not None:
+            nn.init.normal_(self.classifier.weight, std=plan.strategy.classifier_std)
+            nn.init.zeros_(self.classifier.bias)
         self.spec = Spec(
             model=plan.config,
             labels=numbered_labels(plan.num_classes),
@@ -179,6 +180,8 @@ class VideoClassifier(nn.Module):
 
     def features(self, clip: Tensor, *, fewer_frames: bool = False) -> Tensor:
         """The tower's feature of each frame (B, T, D), after the final norm.
+
+        EVL and the published ST-Adapter give the feature of the clip for each frame.
 
         With `fewer_frames` a clip may have fewer than F frames that span the same stretch of video;
         a training can begin with such clips. The offsets are then scaled with the number of frames,

@@ -7,9 +7,9 @@ hooks these modules into the tower. `VideoClassifier` does everything else, from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 from torch import nn
 
@@ -18,28 +18,13 @@ from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.method.heads import HeadLayout
 from zeroi2v.method.strategies import STRATEGIES, Strategy
 from zeroi2v.models.peers import aim, evl, joint, st_adapter
+from zeroi2v.models.peers.settings import PeerSettings
 from zeroi2v.models.survey import Survey
 
-
-class Build(Protocol):
-    """A function that makes the modules which a peer adds to a tower: by name, for every block."""
-
-    def __call__(
-        self,
-        tower: Any,
-        sites: Sequence[str],
-        *,
-        frames: int,
-        ratio: float,
-        scale: float,
-        dropout: float,
-    ) -> list[dict[str, nn.Module]]: ...
-
-
-class Attach(Protocol):
-    """A function that hooks the modules of `build` into a tower."""
-
-    def __call__(self, tower: Any, adapters: Sequence[Mapping[str, nn.Module]]) -> None: ...
+# A function that makes the modules which a peer adds to a tower: by name, for every block.
+Build: TypeAlias = Callable[[Any, PeerSettings], list[dict[str, nn.Module]]]
+# A function that hooks the modules of `Build` into a tower.
+Attach: TypeAlias = Callable[[Any, Sequence[Mapping[str, nn.Module]], PeerSettings], None]
 
 
 @dataclass(frozen=True)
@@ -58,9 +43,7 @@ PEERS: Final = {
         aim.attach,
         "its adapters are not linear and its attention over time is computed beside the tower's",
     ),
-    "st_adapter": Peer(
-        st_adapter.build, st_adapter.attach, "its adapters are not linear and mix frames"
-    ),
+    "st_adapter": Peer(st_adapter.build, st_adapter.attach, "its adapters mix frames"),
     "joint": Peer(joint.build, joint.attach, "every block attends over all frames at once"),
 }
 
@@ -71,15 +54,19 @@ def peer_of(strategy: Strategy) -> Peer | None:
 
 
 def settings_to_reset(config: ModelConfig, name: str) -> dict[str, Any]:
-    """The default values of those settings in `config` that have no meaning for the peer `name`.
+    """The default values of those settings in `config` that have no meaning for strategy `name`.
 
-    Settings that have their default value already are left out. The result is empty if `name` is a
-    row of Table 2.
+    Sites have no meaning for a peer that does not know them. Settings that have their default value
+    already are left out. The result is empty if there is no strategy of this name.
     """
-    strategy = STRATEGIES.get(name)
-    if strategy is None or strategy.peer is None:
+    if name not in STRATEGIES:
         return {}
-    settings = (*strategy.unused_settings, "heads")
+    strategy = STRATEGIES[name]
+    settings = list(strategy.meaningless_settings)
+    if strategy.peer is not None:
+        settings += ["heads", "adapted_blocks"]
+        if not {*(config.sites or ())} <= {*strategy.allowed}:
+            settings.append("sites")
     defaults = {setting: getattr(ModelConfig(), setting) for setting in settings}
     return {
         setting: default

@@ -8,7 +8,11 @@
 
 A_s has a skip connection. A_t and A_j have no skip connection and start at zero. So the block
 starts as the tower's own block. For Something-Something the authors put another adapter,
-with a skip connection, before the temporal attention ("temporal_in").
+with a skip connection, before the temporal attention ("temporal_in"), and set s to 1.
+
+A training step leaves out A_t and A_j for some tokens (drop path), each with a probability that
+rises from 0 in the first block. The authors' code draws a position of the grid of patches, or the
+class token, and leaves out the token at this position in all frames of all clips of the step.
 
 Shapes: B clips, T frames, N tokens per frame, D channels.
 """
@@ -25,6 +29,28 @@ from zeroi2v.errors import ConfigError
 from zeroi2v.method.adapters import GELUAdapter
 from zeroi2v.method.call import call_in_progress
 from zeroi2v.models.hooks import After
+from zeroi2v.models.peers.settings import PeerSettings
+
+
+class AIMAdapter(GELUAdapter):
+    """A GELU adapter whose branch a training step leaves out with the probability `drop_path`."""
+
+    def __init__(
+        self, channels: int, width: int, *, scale: float, dropout: float, drop_path: float
+    ) -> None:
+        super().__init__(channels, width, scale=scale, dropout=dropout, bias=True)
+        self.drop_path = drop_path
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        """The branch (..., N, D), with some tokens set to 0 in a training step.
+
+        The other tokens are enlarged such that the mean over all draws is the branch.
+        """
+        if not self.training or not self.drop_path:
+            return branch
+        share = 1 - self.drop_path
+        kept = branch.new_empty(branch.shape[-2], 1).bernoulli_(share)
+        return branch * kept.div_(share)
 
 
 class Temporal:
@@ -49,6 +75,7 @@ class Temporal:
         attended = block.attn.forward(normed)  # `forward` avoids the hook of the spatial adapter
         out = adapters["temporal"].branch(attended)
         added = out.unflatten(0, (call.clips, -1)).transpose(1, 2)  # (B, T, N, D)
+        added = adapters["temporal"].dropped(added)
         return ((by_frame + added).flatten(0, 1), *others)
 
 
@@ -63,36 +90,39 @@ class Joint:
         if call is None:
             return output
         adapter = call.adapters[self.block]["joint"]
-        return output.add(adapter.branch(inputs[0]), alpha=adapter.scale)
+        return output.add(adapter.dropped(adapter.branch(inputs[0])), alpha=adapter.scale)
 
 
-def build(
-    tower: VisionTransformer,
-    sites: Sequence[str],
-    *,
-    frames: int,
-    ratio: float,
-    scale: float,
-    dropout: float,
-) -> list[dict[str, nn.Module]]:
+def build(tower: VisionTransformer, settings: PeerSettings) -> list[dict[str, nn.Module]]:
     """The adapters of every block, by site.
 
-    ConfigError if `sites` names "temporal_in" without "temporal".
+    ConfigError if the sites hold "temporal_in" without "temporal".
     """
+    sites = settings.sites
     if "temporal_in" in sites and "temporal" not in sites:
         raise ConfigError(
             "sites: temporal_in adapts the input of the temporal attention; name temporal too"
         )
-    width = max(1, int(ratio * tower.embed_dim))
+    channels, depth = tower.embed_dim, len(tower.blocks)
+    width = max(1, int(settings.ratio * channels))
 
-    def adapter(site: str) -> GELUAdapter:
-        own_scale = scale if site == "joint" else 1.0
-        return GELUAdapter(tower.embed_dim, width, scale=own_scale, dropout=dropout, bias=True)
+    def adapter(site: str, block: int) -> AIMAdapter:
+        return AIMAdapter(
+            channels,
+            width,
+            scale=settings.scale if site == "joint" else 1.0,
+            dropout=settings.dropout,
+            drop_path=settings.drop_path * block / max(1, depth - 1),
+        )
 
-    return [{site: adapter(site) for site in sites} for _ in tower.blocks]
+    return [{site: adapter(site, block) for site in sites} for block in range(depth)]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+def attach(
+    tower: VisionTransformer,
+    adapters: Sequence[Mapping[str, nn.Module]],
+    settings: PeerSettings,
+) -> None:
     """Hook the adapters into their blocks."""
     blocks: Any = tower.blocks
     for number, (block, own) in enumerate(zip(blocks, adapters, strict=True)):

@@ -1,10 +1,15 @@
 """How does EVL make the feature of a clip from the tokens of a frozen tower?
 
 "Frozen CLIP Models are Efficient Video Learners", Lin et al., 2022. A learnt query passes through a
-decoder with a layer for each of the tower's last four blocks. First a layer adds time to the tokens
-of its block: a depth-wise convolution over three frames, an embedding of the frame, and temporal
-cross attention, which compares the tower's own queries and keys. Then the query attends to these
-tokens of all frames. The tower computes no gradient, because nothing before the decoder trains.
+decoder with a layer for each of the tower's last blocks: the last four for Kinetics, the last
+twelve for Something-Something. First a layer adds time to the tokens of its block: a depth-wise
+convolution over three frames, an embedding of the frame, and temporal cross attention, which
+compares the tower's own queries and keys. Then the query attends to these tokens of all frames. The
+tower computes no gradient, because nothing before the decoder trains.
+
+Activation and starting values are those of the authors' code: the query, the embeddings of frames
+and the weights of displacements start at zero, the convolution as PyTorch starts a convolution, and
+each matrix of attention and MLP as Glorot and Bengio start a matrix ("xavier").
 
 Shapes: B clips, T frames, N tokens per frame, P of them patches, D channels, H heads;
 R = (2h - 1)(2w - 1) displacements (rows, columns) from one patch to another patch of a grid of h
@@ -14,17 +19,17 @@ rows and w columns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.method.call import Call, call_in_progress
+from zeroi2v.models.peers.settings import PeerSettings
 from zeroi2v.models.survey import prefix_tokens
-
-LAYERS: Final = 4
 
 
 class DecoderLayer(nn.Module):
@@ -44,12 +49,11 @@ class DecoderLayer(nn.Module):
         prefix: int,
         grid: tuple[int, int],
         dropout: float,
+        activation: nn.Module,
     ) -> None:
         super().__init__()
         self.prefix = prefix
         self.convolution = nn.Conv1d(channels, channels, 3, padding=1, groups=channels)
-        nn.init.zeros_(self.convolution.weight)
-        nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]  # a convolution with a bias
         self.frame_embedding = nn.Parameter(torch.zeros(frames, channels))
         count = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         # One weight (D) for each displacement to a patch of the previous or of the next frame.
@@ -58,12 +62,14 @@ class DecoderLayer(nn.Module):
         self.set_grid(grid)
         self.query_norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(channels) for _ in range(3))
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, 4 * channels),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * channels, channels),
-        )
+        up, down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.mlp = nn.Sequential(up, activation, nn.Dropout(dropout), down)
+        # q, k and v are matrices of their own, although they lie in one tensor.
+        matrices = self.attention.in_proj_weight.chunk(3)
+        for matrix in (*matrices, self.attention.out_proj.weight, up.weight, down.weight):
+            nn.init.xavier_uniform_(matrix)
+        for linear in (up, down):
+            nn.init.normal_(linear.bias, std=1e-6)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         """Number the displacements between the patches of a grid of (rows, columns)."""
@@ -116,7 +122,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.query = nn.Parameter(torch.zeros(channels))
-        nn.init.trunc_normal_(self.query, std=0.02)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, call: Call) -> Tensor:
@@ -174,35 +179,32 @@ def read_tower(tower: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> 
     return feature
 
 
-def build(
-    tower: VisionTransformer,
-    sites: Sequence[str],
-    *,
-    frames: int,
-    ratio: float,
-    scale: float,
-    dropout: float,
-) -> list[dict[str, nn.Module]]:
+def build(tower: VisionTransformer, settings: PeerSettings) -> list[dict[str, nn.Module]]:
     """The modules of every block: the last block has the decoder, the others have no modules."""
     blocks: Any = tower.blocks
     layers = [
         DecoderLayer(
             tower.embed_dim,
             block.attn.num_heads,
-            frames=frames,
+            frames=settings.frames,
             prefix=prefix_tokens(tower),
             grid=tower.patch_embed.grid_size,
-            dropout=dropout,
+            dropout=settings.dropout,
+            activation=QuickGELU() if settings.activation == "quick_gelu" else nn.GELU(),
         )
-        for block in blocks[-LAYERS:]
+        for block in blocks[-settings.layers :]
     ]
     return [*({} for _ in blocks[:-1]), {"decoder": Decoder(layers, tower.embed_dim)}]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+def attach(
+    tower: VisionTransformer,
+    adapters: Sequence[Mapping[str, nn.Module]],
+    settings: PeerSettings,
+) -> None:
     """Hook each layer to its block, and the decoder to the output of the tower."""
     blocks: Any = tower.blocks
-    for number, block in enumerate(blocks[-LAYERS:]):
+    for number, block in enumerate(blocks[-settings.layers :]):
         block.attn.q_norm.register_forward_hook(Keep(number, "queries"))
         block.attn.k_norm.register_forward_hook(Keep(number, "keys"))
         block.register_forward_hook(Keep(number, "tokens"))

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zeroi2v.method.call import call_in_progress
+from zeroi2v.models.peers.settings import PeerSettings
 
 
 def join(attention: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -36,12 +37,16 @@ def split_frames(attention: nn.Module, inputs: tuple[Tensor, ...], output: Tenso
     return output.reshape(call.clips * call.frames, -1, output.shape[-1])
 
 
-def build(tower: VisionTransformer, sites: Sequence[str], **_: float) -> list[dict[str, nn.Module]]:
+def build(tower: VisionTransformer, settings: PeerSettings) -> list[dict[str, nn.Module]]:
     """No modules, for every block: joint attention uses the block's own attention."""
     return [{} for _ in tower.blocks]
 
 
-def attach(tower: VisionTransformer, adapters: Sequence[Mapping[str, nn.Module]]) -> None:
+def attach(
+    tower: VisionTransformer,
+    adapters: Sequence[Mapping[str, nn.Module]],
+    settings: PeerSettings,
+) -> None:
     """Hook `join` and `split_frames` to the attention of every block."""
     blocks: Any = tower.blocks
     for block in blocks:
