@@ -64,12 +64,17 @@ def batches(model: VideoClassifier, *sizes: int) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("tower", ["vit_base_patch16_clip_quickgelu_224", TOWER])
 def test_weights_in_bfloat16_give_gradients_in_float32(tower: str, checkpointing: bool) -> None:
+    """Against float64. Autocast, which rounds fewer tensors, sets the measure of the distance."""
     model = noisy(small_model(tower)).train()
     exact = copy.deepcopy(model).double()
     pixels, labels = batches(model, 2)[0]
     clip = torch.randn(pixels.shape)
     cross_entropy = torch.nn.functional.cross_entropy
     cross_entropy(exact(clip.double()), labels).backward()
+    automatic = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = automatic(clip)
+    cross_entropy(logits.float(), labels).backward()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
     def learn(cast: torch.nn.Module) -> Tensor:
@@ -80,19 +85,24 @@ def test_weights_in_bfloat16_give_gradients_in_float32(tower: str, checkpointing
 
     with spared(model, TrainConfig(checkpointing=checkpointing)):
         CastWeights(model, torch.bfloat16).call(learn)
-    gradients, exact_gradients = [], []
     for (name, weight), (_, expected) in zip(
         model.named_parameters(), exact.named_parameters(), strict=True
     ):
         assert torch.equal(weight, before[name])
         assert (weight.grad is None) == (expected.grad is None) == (not weight.requires_grad), name
-        if weight.grad is not None and expected.grad is not None:
-            assert weight.grad.dtype == torch.float32
-            gradients.append(weight.grad.flatten())
-            exact_gradients.append(expected.grad.flatten())
-    exact_gradient = torch.cat(exact_gradients)
-    difference = (torch.cat(gradients) - exact_gradient).norm() / exact_gradient.norm()
-    assert difference < 0.1
+        assert weight.grad is None or weight.grad.dtype == torch.float32
+    gradient, by_autocast, exact_gradient = map(all_gradients, (model, automatic, exact))
+    distance, distance_by_autocast = (
+        (vector - exact_gradient).norm() for vector in (gradient, by_autocast)
+    )
+    assert distance < 3 * distance_by_autocast
+    assert distance < 0.2 * exact_gradient.norm()
+
+
+def all_gradients(model: torch.nn.Module) -> Tensor:
+    """The gradients of all weights that train, as one vector."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return torch.cat([gradient.flatten().double() for gradient in gradients])
 
 
 @pytest.mark.parametrize(
