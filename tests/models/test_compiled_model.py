@@ -15,6 +15,9 @@ from tests.models.test_exchange import clip_of, small_model
 from zeroi2v.errors import ConfigError
 from zeroi2v.models import compiled
 
+# PyTorch 2.10 warns of its own code when it loads its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
+
 
 @pytest.mark.slow
 def test_on_a_cpu_torch_compile_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
