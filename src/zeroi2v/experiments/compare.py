@@ -247,7 +247,7 @@ def _changed_budget(row: Row, budget: Recipe) -> Recipe:
 def summarise_rows(
     rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """For each row that has an entry: the score of each seed, and one value of other figures."""
+    """For each row with an entry: the score of each seed, and one value for each other figure."""
     summaries = []
     for row in rows:
         own = [entry for entry in entries if entry["row"] == row.name]
