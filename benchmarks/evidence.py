@@ -3,10 +3,12 @@
     python -m benchmarks.evidence pack FOLDER/gestures FOLDER/signs --work WORK
     python -m benchmarks.evidence confirm --work WORK --tower FILE --device cuda --workers 6
     python -m benchmarks.evidence confirm --work WORK --tower FILE --blocks 4 --size 84 --epochs 20
+    python -m benchmarks.evidence report
 
 `pack` decodes the clips of data sets once (evidence_clips.py). `confirm` trains, and appends every
 finished training as a line to results/evidence.jsonl. The script can be stopped at any time: the
-next call goes on where the last call stopped. `--minutes` stops it in time.
+next call goes on where the last call stopped. `--minutes` stops it in time. `report` writes
+docs/evidence.md from the lines, at any time.
 
 The plan, written before the first training:
 
@@ -15,10 +17,11 @@ judged within pairs.
 Contrasts, on each test: HR KV (STDHA) against no time, against HR V, and against shift KV at the
 same share of channels, 1/3. So there are six comparisons, corrected by Holm's method.
 Folds. Five, over recordings (`evidence_clips.FOLDS`). Three seeds.
-Rates. From the grid `RATES`. For each fold, row and test, the rate with the lowest loss on another
-fold, after training on the three folds that are left: so no clip of the tested fold has a part in
-the choice. One training serves two folds. Where the best rate lies at an end of the grid, the next
-rate beyond that end is tried, up to `FURTHER`. Every trial is a line of the results.
+Rates. From the grid `RATES` (evidence_plan.py). For each fold, row and test, the rate with the
+lowest loss on another fold, after training on the three folds that are left: so no clip of the
+tested fold has a part in the choice. One training serves two folds. Where the best rate lies at an
+end of the grid, the next rate beyond that end is tried, up to `FURTHER`. Every trial is a line of
+the results.
 Test of a contrast. For each clip the mean over seeds of right (1) or wrong (0); differences summed
 by recording; the exact two-sided test by all flips of the signs of the nine sums.
 Everything else that the results hold is exploratory.
@@ -27,108 +30,25 @@ Everything else that the results hold is exploratory.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from benchmarks.evidence_clips import pack, shortcuts, tests_of, unpack
+from benchmarks.evidence_clips import groups_of, pack, shortcuts, tests_of, unpack
+from benchmarks.evidence_plan import SEEDS, jobs
 from benchmarks.evidence_training import Inputs, Regime, train
 from zeroi2v.files import append_json, read_json_lines, write_json
 from zeroi2v.machine import provenance
 
 RESULTS: Final = Path(__file__).parent / "results"
 LINES: Final = RESULTS / "evidence.jsonl"
-CONFIRMED: Final = ("HR KV", "no time", "HR V", "shift KV")
-TESTS: Final = ("gestures", "gestures-direction")
-RATES: Final = (3e-4, 1e-3, 3e-3)
-FURTHER: Final = (3e-5, 1e-4, 1e-2, 3e-2)
-# Pairs of folds. A training of a rate leaves out both folds of a pair: the loss on the one chooses
-# the rate for the other. Fold 4 takes the rate that fold 0 chooses.
-PAIRS: Final = ((0, 1), (2, 3), (4, 0))
-JUDGE: Final = {0: 1, 1: 0, 2: 3, 3: 2, 4: 0}  # tested fold -> the fold whose loss chooses its rate
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training."""
-
-    regime: str  # which part of the tower, at which size, for how many epochs
-    test: str
-    row: str
-    held_out: tuple[int, ...]  # folds
-    rate: float
-    seed: int
-
-    @classmethod
-    def of(cls, line: Mapping[str, Any]) -> Job:
-        """The training that a line of the results describes."""
-        job = line["job"]
-        return cls(**{**job, "held_out": tuple(job["held_out"])})
-
-
-def jobs(regime: str, seeds: Sequence[int], lines: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The trainings that can begin now: those that are not done, and whose rate is known."""
-    done = {Job.of(line): line for line in lines}
-    wanted: list[Job] = []
-    for test in TESTS:
-        for row in CONFIRMED:
-            rates = [*_rate_jobs(regime, test, row, done)]
-            wanted += rates
-            if all(job in done for job in rates):
-                for fold, judge in JUDGE.items():
-                    pair = _pair_of(fold, judge)
-                    tried = [job for job in rates if job.held_out == pair]
-                    best = _best(tried, done, judge)
-                    wanted += [Job(regime, test, row, (fold,), best.rate, seed) for seed in seeds]
-    # Rates first; then all rows with one seed before another seed, so that an early end is fair.
-    wanted.sort(key=lambda job: (len(job.held_out) == 1, job.seed))
-    return [job for job in wanted if job not in done]
-
-
-def _rate_jobs(
-    regime: str, test: str, row: str, done: Mapping[Job, Mapping[str, Any]]
-) -> Iterator[Job]:
-    """The trainings that choose the rate: the grid, and beyond an end that is the best."""
-    for pair in PAIRS:
-        rates = [*RATES]
-        while True:
-            tried = [Job(regime, test, row, pair, rate, 0) for rate in rates]
-            if any(job not in done for job in tried):
-                break
-            ends = {_best(tried, done, fold).rate for fold in pair} & {rates[0], rates[-1]}
-            beyond = [rate for end in ends for rate in _beyond(end)]
-            if not beyond:
-                break
-            rates = sorted({*rates, *beyond})
-        yield from tried
-
-
-def _beyond(end: float) -> list[float]:
-    """The rate of `FURTHER` that comes next after an end of the rates tried, if there is any."""
-    if end < 1e-3:
-        return [rate for rate in FURTHER if rate < end][-1:]
-    return [rate for rate in FURTHER if rate > end][:1]
-
-
-def _pair_of(fold: int, judge: int) -> tuple[int, int]:
-    return next(pair for pair in PAIRS if {*pair} == {fold, judge})
-
-
-def _best(tried: Sequence[Job], done: Mapping[Job, Mapping[str, Any]], fold: int) -> Job:
-    """The training with the lowest loss on a fold."""
-    losses = [_loss(done[job], fold) for job in tried]
-    return tried[losses.index(min(losses))]
-
-
-def _loss(line: Mapping[str, Any], fold: int) -> float:
-    loss: float = line["folds"][str(fold)]["loss"]
-    return loss
+SHORTCUTS: Final = RESULTS / "evidence-shortcuts.json"
 
 
 def work(arguments: argparse.Namespace, queue: Any, lock: Any, end: float) -> None:
@@ -184,6 +104,18 @@ def confirm(arguments: argparse.Namespace) -> None:
                 raise SystemExit("a training failed; its error stands above")
 
 
+def report() -> None:
+    """Write the page and its pictures from the finished trainings."""
+    from benchmarks.evidence_page import DOCS, write  # a machine without PyAV trains
+
+    write(DOCS, read_json_lines(LINES), json.loads(SHORTCUTS.read_text(encoding="utf-8")), plan())
+
+
+def plan() -> str:
+    """The text of the plan."""
+    return (__doc__ or "").partition("first training:\n\n")[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,13 +131,17 @@ def main() -> None:
     confirming.add_argument("--blocks", type=int, default=12, help="upper blocks that train")
     confirming.add_argument("--size", type=int, default=140, help="pixels a side")
     confirming.add_argument("--epochs", type=int, default=30)
-    confirming.add_argument("--seeds", type=int, default=3)
+    confirming.add_argument("--seeds", type=int, default=SEEDS)
     confirming.add_argument("--minutes", type=float, default=1e6)
+    commands.add_parser("report", help="write docs/evidence.md and its pictures")
     for command in (packing, confirming):
         command.add_argument("--work", type=Path, required=True, help="folder of packed data sets")
     arguments = parser.parse_args()
     if arguments.command == "confirm":
         confirm(arguments)
+        return
+    if arguments.command == "report":
+        report()
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -213,8 +149,12 @@ def main() -> None:
         pack(folder, arguments.work)
         clips = unpack(arguments.work / f"{folder.name}.npz")
         for test in tests_of([clips]).values():
-            found[test.name] = {"samples": len(test.labels), "shortcuts": shortcuts(test)}
-    write_json(RESULTS / "evidence-shortcuts.json", {**provenance(), "seeds": [0], "tests": found})
+            found[test.name] = {
+                "samples": len(test.labels),
+                "shortcuts": shortcuts(test),
+                "groups": groups_of(test),
+            }
+    write_json(SHORTCUTS, {**provenance(), "seeds": [0], "tests": found})
 
 
 if __name__ == "__main__":
