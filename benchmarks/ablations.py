@@ -207,11 +207,17 @@ def points(numbers: Sequence[float]) -> str:
     return ", ".join(f"{round(number, 1) + 0.0:+.1f}" for number in numbers)  # never -0.0
 
 
-def interval(numbers: Sequence[float]) -> str:
-    """The mean of differences, one for each seed, and the 95 % interval of Student's t."""
+def student(numbers: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of Student's t for the mean of numbers, one for each seed."""
     mean = statistics.mean(numbers)
     half = STUDENT[len(numbers)] * statistics.stdev(numbers) / len(numbers) ** 0.5
-    return f"{points([mean])} ({points([mean - half])} to {points([mean + half])})"
+    return mean - half, mean + half
+
+
+def interval(numbers: Sequence[float]) -> str:
+    """The mean of differences, one for each seed, and the 95 % interval of Student's t."""
+    low, high = student(numbers)
+    return f"{points([statistics.mean(numbers)])} ({points([low])} to {points([high])})"
 
 
 def same_sign(numbers: Sequence[float]) -> int:

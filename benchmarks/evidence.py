@@ -2,11 +2,13 @@
 
     python -m benchmarks.evidence pack FOLDER/gestures FOLDER/signs --work WORK
     python -m benchmarks.evidence confirm --work WORK --tower FILE --device cuda --workers 6
-    python -m benchmarks.evidence confirm --work WORK --tower FILE --blocks 4 --size 84 --epochs 20
+    python -m benchmarks.evidence confirm --work WORK --tower FILE --blocks 4 --size 84 --epochs 12
+    python -m benchmarks.evidence report
 
 `pack` decodes the clips of data sets once (evidence_clips.py). `confirm` trains, and appends every
 finished training as a line to results/evidence.jsonl. The script can be stopped at any time: the
-next call goes on where the last call stopped. `--minutes` stops it in time.
+next call goes on where the last call stopped. `--minutes` stops it in time. `report` writes
+docs/evidence.md from the lines, at any time.
 
 The plan, written before the first training:
 
@@ -15,136 +17,62 @@ judged within pairs.
 Contrasts, on each test: HR KV (STDHA) against no time, against HR V, and against shift KV at the
 same share of channels, 1/3. So there are six comparisons, corrected by Holm's method.
 Folds. Five, over recordings (`evidence_clips.FOLDS`). Three seeds.
-Rates. From the grid `RATES`. For each fold, row and test, the rate with the lowest loss on another
-fold, after training on the three folds that are left: so no clip of the tested fold has a part in
-the choice. One training serves two folds. Where the best rate lies at an end of the grid, the next
-rate beyond that end is tried, up to `FURTHER`. Every trial is a line of the results.
+Rates. From the grid `RATES` (evidence_plan.py). For each fold, row and test, the rate with the
+lowest loss on another fold, after training on the three folds that are left: so no clip of the
+tested fold has a part in the choice. Within pairs the loss is that of the two directions. One
+training serves two folds. Where the best rate lies at an end of the grid, the next rate beyond that
+end is tried, up to `FURTHER`. Every trial is a line of the results.
 Test of a contrast. For each clip the mean over seeds of right (1) or wrong (0); differences summed
-by recording; the exact two-sided test by all flips of the signs of the nine sums.
+by recording; the exact two-sided test by all flips of the signs of the nine sums. A contrast is
+tested only when both rows have all folds and seeds. With p below 0.05 after Holm's correction the
+contrast is confirmed if HR KV is ahead, and refuted if HR KV is behind; else it is undecided. The
+least p of nine recordings is 2/512, 0.023 corrected; each recording whose sum is zero doubles it,
+so a contrast in which two recordings tie cannot be decided.
 Everything else that the results hold is exploratory.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import multiprocessing
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from benchmarks.evidence_clips import pack, shortcuts, tests_of, unpack
+from benchmarks.evidence_clips import groups_of, pack, shortcuts, tests_of, unpack
+from benchmarks.evidence_plan import SEEDS, jobs
 from benchmarks.evidence_training import Inputs, Regime, train
+from zeroi2v.engine.optim import autocast_dtype
 from zeroi2v.files import append_json, read_json_lines, write_json
 from zeroi2v.machine import provenance
 
 RESULTS: Final = Path(__file__).parent / "results"
 LINES: Final = RESULTS / "evidence.jsonl"
-CONFIRMED: Final = ("HR KV", "no time", "HR V", "shift KV")
-TESTS: Final = ("gestures", "gestures-direction")
-RATES: Final = (3e-4, 1e-3, 3e-3)
-FURTHER: Final = (3e-5, 1e-4, 1e-2, 3e-2)
-# Pairs of folds. A training of a rate leaves out both folds of a pair: the loss on the one chooses
-# the rate for the other. Fold 4 takes the rate that fold 0 chooses.
-PAIRS: Final = ((0, 1), (2, 3), (4, 0))
-JUDGE: Final = {0: 1, 1: 0, 2: 3, 3: 2, 4: 0}  # tested fold -> the fold whose loss chooses its rate
+SHORTCUTS: Final = RESULTS / "evidence-shortcuts.json"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training."""
-
-    regime: str  # which part of the tower, at which size, for how many epochs
-    test: str
-    row: str
-    held_out: tuple[int, ...]  # folds
-    rate: float
-    seed: int
-
-    @classmethod
-    def of(cls, line: Mapping[str, Any]) -> Job:
-        """The training that a line of the results describes."""
-        job = line["job"]
-        return cls(**{**job, "held_out": tuple(job["held_out"])})
-
-
-def jobs(regime: str, seeds: Sequence[int], lines: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The trainings that can begin now: those that are not done, and whose rate is known."""
-    done = {Job.of(line): line for line in lines}
-    wanted: list[Job] = []
-    for test in TESTS:
-        for row in CONFIRMED:
-            choices = {fold: _rate_jobs(regime, test, row, fold, done) for fold in JUDGE}
-            rates = [job for tried in choices.values() for job in tried]
-            wanted += rates
-            if all(job in done for job in rates):
-                for fold, tried in choices.items():
-                    best = _best(tried, done, JUDGE[fold])
-                    wanted += [Job(regime, test, row, (fold,), best.rate, seed) for seed in seeds]
-    # Rates first; then all rows with one seed before another seed, so that an early end is fair.
-    wanted.sort(key=lambda job: (len(job.held_out) == 1, job.seed))
-    return [job for job in dict.fromkeys(wanted) if job not in done]
-
-
-def _rate_jobs(
-    regime: str, test: str, row: str, fold: int, done: Mapping[Job, Mapping[str, Any]]
-) -> list[Job]:
-    """The trainings that choose the rate for a tested fold.
-
-    The rates are those of the grid, and rates beyond an end of the grid that is the best. Only the
-    loss on the judging fold says which rate is the best: the tested fold has no part in the choice,
-    although the same trainings may have tried more rates for the other fold of the pair.
-    """
-    judge = JUDGE[fold]
-    pair, rates = _pair_of(fold, judge), [*RATES]
-    while True:
-        tried = [Job(regime, test, row, pair, rate, 0) for rate in rates]
-        if any(job not in done for job in tried):
-            return tried
-        best = _best(tried, done, judge).rate
-        beyond = _beyond(best) if best in (rates[0], rates[-1]) else []
-        if not beyond:
-            return tried
-        rates = sorted({*rates, *beyond})
-
-
-def _beyond(end: float) -> list[float]:
-    """The rate of `FURTHER` that comes next after an end of the rates tried, if there is any."""
-    if end < 1e-3:
-        return [rate for rate in FURTHER if rate < end][-1:]
-    return [rate for rate in FURTHER if rate > end][:1]
-
-
-def _pair_of(fold: int, judge: int) -> tuple[int, int]:
-    return next(pair for pair in PAIRS if {*pair} == {fold, judge})
-
-
-def _best(tried: Sequence[Job], done: Mapping[Job, Mapping[str, Any]], fold: int) -> Job:
-    """The training with the lowest loss on a fold."""
-    losses = [_loss(done[job], fold) for job in tried]
-    return tried[losses.index(min(losses))]
-
-
-def _loss(line: Mapping[str, Any], fold: int) -> float:
-    loss: float = line["folds"][str(fold)]["loss"]
-    return loss
-
-
-def work(arguments: argparse.Namespace, queue: Any, lock: Any, end: float) -> None:
-    """Do the jobs of a queue. Every worker is a process of its own."""
+def work(arguments: argparse.Namespace, taken: Any, lock: Any, end: float) -> None:
+    """Do what the plan wants and no other worker has taken. Every worker is its own process."""
     torch.set_num_threads(arguments.threads)
     regime, name = regime_of(arguments)
     inputs: dict[str, Inputs] = {}
     tests = tests_of([unpack(arguments.work / "gestures.npz")])
     while time.time() < end:
         with lock:
-            if not queue:
+            wanted = jobs(name, range(arguments.seeds), finished())
+            if not wanted:
                 return
-            job = queue.pop(0)
+            job = next((job for job in wanted if job not in taken), None)
+            taken.append(job)
+        if job is None:  # a rate is known only when other workers are done
+            time.sleep(1)
+            continue
         if job.test not in inputs:
             inputs[job.test] = Inputs(tests[job.test], regime)
         result = train(job.row, inputs[job.test], job.held_out, rate=job.rate, seed=job.seed)
@@ -155,36 +83,54 @@ def work(arguments: argparse.Namespace, queue: Any, lock: Any, end: float) -> No
         print(f"{job.test}, {job.row}, {job.rate:g}, seed {job.seed}: {shares} {name}", flush=True)
 
 
+def finished() -> list[dict[str, Any]]:
+    """The lines of the finished trainings."""
+    return read_json_lines(LINES) if LINES.exists() else []
+
+
 def regime_of(arguments: argparse.Namespace) -> tuple[Regime, str]:
     """The regime of a call, and its name in the results."""
     device = torch.device(arguments.device)
     regime = Regime(arguments.tower, arguments.blocks, arguments.size, arguments.epochs, device)
     part = "whole" if regime.is_whole else f"upper {arguments.blocks} blocks"
-    return regime, f"{part}, {arguments.size} pixels, {arguments.epochs} epochs"
+    dtype = str(autocast_dtype("auto", device) or torch.float32).removeprefix("torch.")
+    digest = hashlib.sha256(arguments.tower.read_bytes()).hexdigest()[:8]
+    name = f"{part}, {arguments.size} pixels, {arguments.epochs} epochs, {device.type} {dtype}"
+    return regime, f"{name}, tower {digest}"
 
 
 def confirm(arguments: argparse.Namespace) -> None:
     """Train until the plan is done or the minutes are over."""
     end = time.time() + 60 * arguments.minutes
     context = multiprocessing.get_context("spawn")
-    name = regime_of(arguments)[1]
-    while time.time() < end:
-        lines = read_json_lines(LINES) if LINES.exists() else []
-        waiting = jobs(name, range(arguments.seeds), lines)
-        if not waiting:
-            return
-        with context.Manager() as manager:
-            queue, lock = manager.list(waiting), manager.Lock()
-            workers = [
-                context.Process(target=work, args=(arguments, queue, lock, end))
-                for _ in range(min(arguments.workers, len(waiting)))
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
+    with context.Manager() as manager:
+        taken, lock = manager.list(), manager.Lock()
+        workers = [
+            context.Process(target=work, args=(arguments, taken, lock, end))
+            for _ in range(arguments.workers)
+        ]
+        for worker in workers:
+            worker.start()
+        while running := [worker.sentinel for worker in workers if worker.is_alive()]:
+            connection.wait(running)
             if any(worker.exitcode for worker in workers):
+                for worker in workers:
+                    worker.terminate()
                 raise SystemExit("a training failed; its error stands above")
+    left = len(jobs(regime_of(arguments)[1], range(arguments.seeds), finished()))
+    print(f"{left} trainings of the plan can begin now", flush=True)
+
+
+def report() -> None:
+    """Write the page and its pictures from the finished trainings."""
+    from benchmarks.evidence_page import DOCS, write  # a machine without PyAV trains
+
+    write(DOCS, finished(), json.loads(SHORTCUTS.read_text(encoding="utf-8")), plan())
+
+
+def plan() -> str:
+    """The text of the plan."""
+    return (__doc__ or "").partition("first training:\n\n")[2]
 
 
 def main() -> None:
@@ -198,17 +144,21 @@ def main() -> None:
     confirming.add_argument("--tower", type=Path, required=True, help="weights in timm's layout")
     confirming.add_argument("--device", default="cpu")
     confirming.add_argument("--workers", type=int, default=1, help="trainings at a time")
-    confirming.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    confirming.add_argument("--threads", type=int, default=1, help="CPU threads of a training")
     confirming.add_argument("--blocks", type=int, default=12, help="upper blocks that train")
     confirming.add_argument("--size", type=int, default=140, help="pixels a side")
     confirming.add_argument("--epochs", type=int, default=30)
-    confirming.add_argument("--seeds", type=int, default=3)
+    confirming.add_argument("--seeds", type=int, default=SEEDS)
     confirming.add_argument("--minutes", type=float, default=1e6)
+    commands.add_parser("report", help="write docs/evidence.md and its pictures")
     for command in (packing, confirming):
         command.add_argument("--work", type=Path, required=True, help="folder of packed data sets")
     arguments = parser.parse_args()
     if arguments.command == "confirm":
         confirm(arguments)
+        return
+    if arguments.command == "report":
+        report()
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -216,8 +166,12 @@ def main() -> None:
         pack(folder, arguments.work)
         clips = unpack(arguments.work / f"{folder.name}.npz")
         for test in tests_of([clips]).values():
-            found[test.name] = {"samples": len(test.labels), "shortcuts": shortcuts(test)}
-    write_json(RESULTS / "evidence-shortcuts.json", {**provenance(), "seeds": [0], "tests": found})
+            found[test.name] = {
+                "samples": len(test.labels),
+                "shortcuts": shortcuts(test),
+                "groups": groups_of(test),
+            }
+    write_json(SHORTCUTS, {**provenance(), "seeds": [0], "tests": found})
 
 
 if __name__ == "__main__":

@@ -297,6 +297,17 @@ def _share_right(test: Test, reader: Reader, inputs: Tensor) -> float:
     return right / len(test.labels)
 
 
+def groups_of(test: Test) -> dict[str, str]:
+    """For each fold the groups of its samples, in their order, with spaces between."""
+    folds = test.folds.tolist()
+    return {
+        str(fold): " ".join(
+            group for group, own in zip(test.groups, folds, strict=True) if own == fold
+        )
+        for fold in sorted({*folds})
+    }
+
+
 def tests_of(clips: Sequence[Clips]) -> dict[str, Test]:
     """Both tests of each data set, by name."""
     tests = [make(data) for data in clips for make in (labels_test, direction_test)]

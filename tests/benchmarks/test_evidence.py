@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import evidence as script
+from benchmarks import evidence_plan as script
 from benchmarks.evidence_clips import FOLDS, Clips, direction_test, labels_test
 from benchmarks.evidence_training import TOWER, Inputs, Regime, _renumbered
 

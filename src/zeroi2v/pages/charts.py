@@ -179,7 +179,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: whose it is, how long it is, its text, and the quartiles that a whisker shows."""
+    """One bar: whose it is, how long it is, its text, and the range that a whisker shows."""
 
     name: str
     length: float
@@ -216,9 +216,30 @@ def bench_plot(result: Mapping[str, Any], path: Path) -> None:
     path.write_text(_drawn(marks, bottom, spoken, standalone=True), encoding="utf-8")
 
 
-def _bars(title: str, note: str, bars: Sequence[Bar], top: float) -> tuple[list[Mark], float]:
-    """The marks of a title, a note and bars, each below its name, and the y at which they end."""
-    longest = max(end for bar in bars for end in (bar.length, *(bar.whisker or ())))
+def shares_plot(charts: Mapping[str, Sequence[Bar]], note: str, path: Path) -> None:
+    """Write bars of shares of one as an SVG file. `charts` maps each title to the bars below it.
+
+    A share of one has the same length in all charts. The note stands below each title.
+    """
+    marks: list[Mark] = []
+    bottom = 0.0
+    for title, bars in charts.items():
+        more, bottom = _bars(title, note, bars, bottom + 12, longest=1.0)
+        marks += more
+    spoken = "; ".join(
+        f"{title}, {bar.name}: {bar.text}" for title, bars in charts.items() for bar in bars
+    )
+    path.write_text(_drawn(marks, bottom, spoken, standalone=True), encoding="utf-8")
+
+
+def _bars(
+    title: str, note: str, bars: Sequence[Bar], top: float, longest: float | None = None
+) -> tuple[list[Mark], float]:
+    """The marks of a title, a note and bars, each below its name, and the y at which they end.
+
+    `longest` is the value of the longest possible bar; None: the largest value of these bars.
+    """
+    longest = longest or max(end for bar in bars for end in (bar.length, *(bar.whisker or ())))
     left, height, row = 12, 12, 38
     marks = [label(left, top + 24, title, "bold"), label(left, top + 40, note)]
     for rank, bar in enumerate(bars):
