@@ -35,6 +35,7 @@ PAIRS = [
     ("swipe_l", "swipe_r"),
     ("pan_lr", "pan_rl"),
     ("eastbound", "westbound"),
+    ("northeast", "northwest"),
     ("up left", "up right"),
     ("links abbiegen", "rechts abbiegen"),
     ("tourner à gauche", "tourner à droite"),

@@ -90,7 +90,7 @@ def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout
         split = ((-1, ratio / 2), (1, ratio / 2), (0, 1 - ratio))
         layouts: Sequence[HeadLayout] = [(split,) * count for count in counts]
     elif ratio:
-        layouts = heads_of_ratio(ratio, counts)
+        layouts = [heads_of_ratio(ratio, count) for count in counts]
     else:
         heads = [
             _one_sided(entry, count)
