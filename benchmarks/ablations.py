@@ -357,7 +357,13 @@ def wrapped(line: str) -> str:
     """A line of text as lines of at most 100 columns; a row of a table, or lines, as they are."""
     if line.startswith("|") or "\n" in line:
         return line
-    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        line,
+        100,
+        subsequent_indent="  " if line.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def open_points(scores: Mapping[str, Sequence[float]], videos: int) -> float:

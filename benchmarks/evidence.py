@@ -125,6 +125,8 @@ def report() -> None:
     """Write the page and its pictures from the finished trainings."""
     from benchmarks.evidence_page import DOCS, write  # a machine without PyAV trains
 
+    if not SHORTCUTS.exists():
+        raise SystemExit(f"{SHORTCUTS}: missing; call pack first")
     write(DOCS, finished(), json.loads(SHORTCUTS.read_text(encoding="utf-8")), plan())
 
 

@@ -54,7 +54,8 @@ AGREES: Final = "What agrees with the paper"
 DIFFERS: Final = "What does not agree with the paper"
 NEW: Final = "What the paper does not say"
 NOISY: Final = "What is too noisy to say"
-BETRAYED: Final = "What is not claimed, because the sharpness of frames tells the direction"
+BETRAYED: Final = "What is not claimed, because a single number of each frame tells the direction"
+PROBES: Final = ("sharpness", "brightness", "contrast")  # readers of a single number of each frame
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def page(results: list[Results], shortcuts: Mapping[str, Any], plan: str) -> str
         text += [f"## {question} HR KV against {other}", "", paper, ""]
         text += [*_question(other, results, shortcuts), ""]
     for own in results:
-        text += [f"## All rows: {own.regime}", "", *_rows(own.cells), ""]
+        text += [f"## All rows: {own.regime}", "", *_rows(own.cells, shortcuts), ""]
         if own.cells:
             text += [f"![Share of right answers of each row]({own.picture})", ""]
     text += ["## Readers that see no motion", "", *_probe(shortcuts), ""]
@@ -155,23 +156,24 @@ def outcome(
         return NOISY, "too noisy to say"
     is_better = comparison.difference > 0
     result = f"HR KV is {'better' if is_better else 'worse'}"
-    if not probe_is_near_half(test, shortcuts):
-        return BETRAYED, f"{result}, but sharpness tells the direction"
+    if names := betraying(test, shortcuts):
+        return BETRAYED, f"{result}, but {' and '.join(names)} can tell the direction"
     if not QUESTIONS[other][2]:
         return NEW, result
     return (AGREES if is_better else DIFFERS), result
 
 
-def probe_is_near_half(test: str, shortcuts: Mapping[str, Any]) -> bool:
-    """Whether the sharpness reader is no further from half than chance brings a reader (95 %).
+def betraying(test: str, shortcuts: Mapping[str, Any]) -> list[str]:
+    """The readers of `PROBES` that are further from half than chance brings a reader (95 %).
 
-    Both directions of a clip count as a single answer. True for a test that has no directions.
+    Both directions of a clip count as a single answer. None in a test that has no directions.
     """
     if not test.endswith("-direction"):
-        return True
+        return []
     found = shortcuts["tests"][test]
     chance = 1.96 * math.sqrt(0.25 / (found["samples"] / 2))
-    return bool(abs(found["shortcuts"]["sharpness"] - 0.5) <= chance)
+    shares = found["shortcuts"]
+    return [name for name in PROBES if name in shares and abs(shares[name] - 0.5) > chance]
 
 
 def _conclusions(results: list[Results], shortcuts: Mapping[str, Any]) -> list[str]:
@@ -208,8 +210,8 @@ def _question(other: str, results: list[Results], shortcuts: Mapping[str, Any]) 
     return text
 
 
-def _rows(cells: Cells) -> list[str]:
-    """The table of all rows of a regime."""
+def _rows(cells: Cells, shortcuts: Mapping[str, Any]) -> list[str]:
+    """The table of all rows of a regime, with the readers that see no motion below each test."""
     text = _head_of_table(
         "test",
         "row",
@@ -235,27 +237,31 @@ def _rows(cells: Cells) -> list[str]:
                     ", ".join(f"{rate:g}" for rate in cell.rates),
                 )
             )
+        for name, share in shortcuts["tests"][test]["shortcuts"].items():
+            text.append(_line(test, f"reader of {name}", f"{100 * share:.1f}", *[""] * 4))
     return text
 
 
 def _probe(shortcuts: Mapping[str, Any]) -> list[str]:
-    """The table of the readers that see no motion, and whether sharpness tells the direction."""
-    readers = ("sharpness", "thumbnail", "thumbnails")
+    """The table of the readers that see no motion, and which of them tell the direction."""
+    tests = shortcuts["tests"]
+    readers = [*dict.fromkeys(name for found in tests.values() for name in found["shortcuts"])]
     text = [
-        "Sharpness: logistic regression on the sharpness of each frame; in a test of the direction "
-        "this reader is asked for the direction alone. Thumbnail: the nearest clip by its middle "
-        "frame. Thumbnails: the nearest clip by all frames in their order.",
+        f"The readers of {', '.join(PROBES)} know a single number of each frame: logistic "
+        "regression. In a test of the direction they are asked for the direction alone. "
+        "Compression makes some frames sharper than others, so sharpness can betray the place of a "
+        "frame. Thumbnail: the nearest clip by its middle frame. Thumbnails: the nearest clip by "
+        "all frames in their order.",
         "",
         *_head_of_table("test", "samples", *(f"{reader}, %" for reader in readers)),
     ]
     verdicts = []
-    for test, found in shortcuts["tests"].items():
+    for test, found in tests.items():
         shares = [f"{100 * found['shortcuts'][reader]:.1f}" for reader in readers]
         text.append(_line(test, f"{found['samples']:,}", *shares))
         if test.endswith("-direction"):
-            near = probe_is_near_half(test, shortcuts)
-            said = "does not tell the direction beyond chance" if near else "tells the direction"
-            verdicts += ["", f"On `{test}` the sharpness of frames {said} (95 %)."]
+            names = " and ".join(betraying(test, shortcuts)) or "none of the single numbers"
+            verdicts += ["", f"On `{test}` {names} can tell the direction beyond chance (95 %)."]
     return text + verdicts
 
 
@@ -275,13 +281,13 @@ def _trainings(results: list[Results]) -> list[str]:
         seconds: Counter[str] = Counter()
         for line in own.lines:
             seconds[line["device"]] += line["seconds"]
-        steps = [line["steps"] for line in own.lines]
+        steps = sorted({line["steps"] for line in own.lines})
         text.append(
             _line(
                 own.regime,
                 str(len(own.lines) - _judged(own)),
                 str(_judged(own)),
-                f"{min(steps)} to {max(steps)}",
+                ", ".join(map(str, steps)),
                 ", ".join(f"{device}: {duration(total)}" for device, total in seconds.items()),
                 "; ".join(dict.fromkeys(map(_origin, own.lines))),
             )
@@ -305,8 +311,9 @@ def _bars(test: str, cells: Cells, shortcuts: Mapping[str, Any]) -> list[Bar]:
     for row, cell in _rows_of(test, cells).items():
         whisker = cell.interval_over_groups()
         bars.append(Bar(row, cell.accuracy, f"{_percent(cell)} ({_range(whisker)})", whisker))
-    readers = shortcuts["tests"][test]["shortcuts"].items()
-    return bars + [Bar(f"reader: {name}", share, f"{100 * share:.1f}") for name, share in readers]
+    for name, share in shortcuts["tests"][test]["shortcuts"].items():
+        bars.append(Bar(f"reader of {name}", share, f"{100 * share:.1f}", is_reference=True))
+    return bars
 
 
 def _tests(cells: Cells) -> list[str]:
@@ -322,7 +329,8 @@ def _percent(cell: Cell | None) -> str:
 
 
 def _range(bounds: tuple[float, float]) -> str:
-    return " to ".join(f"{100 * bound:.1f}" for bound in bounds)
+    """An interval of shares of one, in per cent, without what no share can be."""
+    return " to ".join(f"{100 * min(max(bound, 0.0), 1.0):.1f}" for bound in bounds)
 
 
 def _difference(comparison: Comparison) -> str:

@@ -45,8 +45,8 @@ def groups() -> dict[str, str]:
     }
 
 
-def shortcuts(sharpness: float = 0.5) -> dict[str, Any]:
-    readers = {"sharpness": sharpness, "thumbnail": 0.11, "thumbnails": 0.44}
+def shortcuts(**changed: float) -> dict[str, Any]:
+    readers = {"sharpness": 0.5, "brightness": 0.45, "contrast": 0.55, "thumbnail": 0.9} | changed
     found = {"samples": 9 * CLIPS, "shortcuts": readers, "groups": groups()}
     return {"tests": dict.fromkeys(TESTS, found)}
 
@@ -211,24 +211,27 @@ def test_the_page_says_what_follows(lines: list[dict[str, Any]], tmp_path: Path)
     assert under[evidence_page.NEW].count("HR KV against HR V") == 2
     assert under[evidence_page.NOISY].count("HR KV against shift KV") == 2
     assert f"The plan is done, with {len(lines)} trainings." in text
-    assert "| 72 | 120 | 300 to 300 | cuda: 24 min 0 s |" in text.replace("\u00a0", " ")
+    assert "| 72 | 120 | 300 | cuda: 24 min 0 s |" in text.replace("\u00a0", " ")
     assert "Tests. A plan." in text
     assert all(len(row) <= 100 for row in text.splitlines() if not row.startswith(("|", "!")))
     chart = ElementTree.fromstring((tmp_path / "pictures/evidence-1.svg").read_text("utf-8"))
     bars = [one for one in chart.iter() if one.get("class") in ("bar", "reference")]
-    assert len(bars) == 2 * (4 + 3)
+    assert len(bars) == 2 * (4 + 4)
     assert all(float(one.attrib["width"]) <= 240 for one in bars)
 
 
-def test_nothing_is_claimed_where_sharpness_tells_the_direction(
-    lines: list[dict[str, Any]],
+@pytest.mark.parametrize("reader", ["sharpness", "brightness", "contrast"])
+def test_nothing_is_claimed_where_a_number_of_each_frame_tells_the_direction(
+    lines: list[dict[str, Any]], reader: str
 ) -> None:
-    found = shortcuts(sharpness=0.8)
+    found = shortcuts(**{reader: 0.8})
     text = page(results_of(lines, found), found, "")
     agreeing = text.partition(evidence_page.AGREES)[2].partition("**")[2].partition("**")[0]
     assert agreeing.count("HR KV against no time") == 1, "the labels of gestures"
     betrayed = text.partition(evidence_page.BETRAYED)[2].partition("## ")[0]
     assert betrayed.count("`gestures-direction`") == 2
+    assert f"On `gestures-direction` {reader} can tell the direction" in text
+    assert "On `gestures-direction` none of the single numbers" in page([], shortcuts(), "")
 
 
 @pytest.mark.parametrize("done", [0, 1, 40, 72, 100, 112, 150, 191])

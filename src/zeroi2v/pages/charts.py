@@ -185,6 +185,7 @@ class Bar:
     length: float
     text: str
     whisker: tuple[float, float] | None = None
+    is_reference: bool = False  # drawn in a quiet colour
 
 
 def bench_plot(result: Mapping[str, Any], path: Path) -> None:
@@ -199,6 +200,7 @@ def bench_plot(result: Mapping[str, Any], path: Path) -> None:
             model["latency_ms"]["median"],
             f"{model['latency_ms']['median']:,.1f} ms, {model['ratio']['fast']:.3f}x",
             (model["latency_ms"]["q1"], model["latency_ms"]["q3"]),
+            is_reference=model is models[0],
         )
         for model in models
     ]
@@ -208,7 +210,8 @@ def bench_plot(result: Mapping[str, Any], path: Path) -> None:
         throughput = []
         for model in models:
             speed, batch = model["throughput"]["clips_per_second"], model["throughput"]["batch"]
-            throughput.append(Bar(model["name"], speed, f"{speed:,.2f}/s, batch {batch:.0f}"))
+            text = f"{speed:,.2f}/s, batch {batch:.0f}"
+            throughput.append(Bar(model["name"], speed, text, is_reference=model is models[0]))
         note = "Clips per second at the batch size that gives the most."
         more, bottom = _bars("Throughput", note, throughput, bottom + 12)
         marks += more
@@ -245,7 +248,7 @@ def _bars(
     for rank, bar in enumerate(bars):
         y_name = top + 68 + row * rank
         y, length = y_name + 6, round(bar.length / longest * LONGEST_BAR, 1)
-        ends, kind = [length], "bar" if rank else "reference"
+        ends, kind = [length], "reference" if bar.is_reference else "bar"
         size = {"x": left, "y": y, "width": length, "height": height}
         marks += [label(left, y_name, _shortened(bar.name)), Mark("rect", {**size, "class": kind})]
         if bar.whisker:
