@@ -20,8 +20,9 @@ from zeroi2v.cli.options import (
 from zeroi2v.errors import ConfigError
 
 NOTES = """\
-The command counts without computing: no weights are fetched and no GPU is needed. docs/costs.md
-says what is counted. --table prints a table of the paper, our counts beside the printed figures."""
+The command counts without computing: no GPU is needed, and no weights are fetched, except those of
+a saved model. docs/costs.md says what is counted. --table prints a table of the paper, our counts
+beside the printed figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
