@@ -94,7 +94,7 @@ def jobs(regime: str, seeds: Sequence[int], lines: Sequence[Mapping[str, Any]]) 
 def _rate_jobs(
     regime: str, test: str, row: str, done: Mapping[Job, Mapping[str, Any]]
 ) -> Iterator[Job]:
-    """The trainings that choose the rate: of the grid, and beyond an end where the best rate lies."""
+    """The trainings that choose the rate: the grid, and beyond an end where the best rate lies."""
     for pair in PAIRS:
         rates = [*RATES]
         while True:
