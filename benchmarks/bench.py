@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--tower", default=TOWER)
     parser.add_argument("--model", action="append", default=[], help="a saved model beside them")
-    parser.add_argument("--name", help="of the result; bench-cpu if nothing but --name is said")
+    parser.add_argument("--name", help="name of the result; without any option: bench-cpu")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=28)
     parser.add_argument("--warmup", type=int, default=1)

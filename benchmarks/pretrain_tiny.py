@@ -5,10 +5,9 @@
 Linear heads learn to read the main object's shape, stripes, place, angle and size from the [cls]
 feature. From every patch token the heads learn to read how much of the patch the object covers, the
 direction to the object's centre, and the object's angle and size. The tower sees no video. The same
-seed on the same kind of
-processor gives the same file. 4,000 steps take about 20 minutes on 2 cores with bfloat16
-instructions. Writes benchmarks/results/zeroi2v_tiny.json: what the tower can read off pictures that
-it has not seen, and a hash of its weights.
+seed, kind of processor and versions give the same file. 4,000 steps take about 20 minutes on 2
+cores with bfloat16 instructions. Writes benchmarks/results/zeroi2v_tiny.json: what the tower can
+read off pictures that it has not seen, and a hash of its weights.
 """
 
 from __future__ import annotations
