@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from zeroi2v.config import ClipConfig
+from zeroi2v.data.directions import BLUR, blurred, sharpness
 from zeroi2v.data.sampling import frames_of_clips
-from zeroi2v.experiments.probe import logistic_regression
 from zeroi2v.files import write_files
+from zeroi2v.inference.directions import right_within_pairs
+from zeroi2v.inference.linear import linear_reader
 
 FRAMES: Final = 8
 PACKED: Final = 160  # pixels a side of a packed frame
 QUALITY: Final = 95
-BLUR: Final = (0.3, 2.0)  # pixels: the deviations of the random blur, from and to
 
 # The groups of each fold: recordings of `gestures`, persons of `signs`. No group is in two folds,
 # and the folds have about the same number of clips.
@@ -147,8 +147,7 @@ class Test:
         labels = self.labels[samples]
         if not self.within_pairs:
             return logits.argmax(1) == labels
-        own, other = (logits.gather(1, column[:, None])[:, 0] for column in (labels, labels ^ 1))
-        return own > other
+        return right_within_pairs(logits[:, None], labels) == 1
 
 
 def labels_test(clips: Clips) -> Test:
@@ -182,9 +181,13 @@ def direction_test(clips: Clips) -> Test:
     chosen = torch.isin(clips.labels, torch.tensor(kept)).nonzero()[:, 0]
     numbers = torch.tensor([kept.index(label) for label in clips.labels[chosen].tolist()])
     groups = tuple(clips.groups[clip] for clip in chosen.tolist())
+    frames = clips.pixels.flatten(0, 1)
+    low, high = BLUR
+    generator = torch.Generator().manual_seed(0)
+    deviations = low + (high - low) * torch.rand(len(frames), generator=generator)
     return Test(
         f"{clips.name}-direction",
-        blurred(clips.pixels),
+        blurred(frames, deviations.tolist()).view_as(clips.pixels),
         chosen.repeat(2),
         torch.arange(2).repeat_interleave(len(chosen)) == 1,
         torch.cat([2 * numbers, 2 * numbers + 1]),
@@ -200,20 +203,6 @@ def _folds(clips: Clips) -> Tensor:
     return torch.tensor([fold_of[group] for group in clips.groups])
 
 
-def blurred(pixels: Tensor) -> Tensor:
-    """The frames (n, T, 3, S, S), each blurred with a deviation drawn at random from `BLUR`."""
-    generator = torch.Generator().manual_seed(0)
-    low, high = BLUR
-    deviations = low + (high - low) * torch.rand(pixels.shape[:2], generator=generator)
-    frames = [
-        gaussian_blur(frame, [13, 13], [deviation, deviation])
-        for frame, deviation in zip(
-            pixels.flatten(0, 1), deviations.flatten().tolist(), strict=True
-        )
-    ]
-    return torch.stack(frames).view_as(pixels)
-
-
 def shortcuts(test: Test) -> dict[str, float]:
     """The share of right answers of readers that see no motion, tested fold by fold.
 
@@ -225,14 +214,13 @@ def shortcuts(test: Test) -> dict[str, float]:
     """
     pixels = test.pixels[test.clips].float().mean(2)  # (m, T, S, S), grey
     pixels[test.backwards] = pixels[test.backwards].flip(1)
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
-    edges = F.conv2d(pixels.flatten(0, 1)[:, None], kernel).unflatten(0, pixels.shape[:2])
-    sharpness = edges.flatten(2).var(-1).log1p()
+    sharp = sharpness(test.pixels)[test.clips]  # (m, T)
+    sharp[test.backwards] = sharp[test.backwards].flip(1)
     small = F.interpolate(pixels, (16, 16), mode="area").flatten(2)
     direction = dataclasses.replace(test, labels=test.labels % 2, class_count=2)
     asked = direction if test.within_pairs else test
     return {
-        "sharpness": _share_right(asked, _regression, sharpness.double()),
+        "sharpness": _share_right(asked, linear_reader, sharp),
         "thumbnail": _share_right(test, _nearest, small[:, FRAMES // 2].double()),
         "thumbnails": _share_right(test, _nearest, small.flatten(1).double()),
     }
@@ -240,12 +228,6 @@ def shortcuts(test: Test) -> dict[str, float]:
 
 # Inputs and labels to learn from, inputs to answer, number of classes -> logits
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-def _regression(inputs: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
-    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    weight, bias = logistic_regression((inputs - mean) / deviation, labels, classes, 1e-3)
-    return (asked - mean) / deviation @ weight.T + bias
 
 
 def _nearest(inputs: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:

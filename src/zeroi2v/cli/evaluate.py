@@ -157,7 +157,8 @@ def _evaluated(arguments: EvaluateArguments, folder: str) -> _Result:
     if not arguments.json:
         which = f"{folder} (data.split {config.split}): " if is_several else ""
         figures = _in_words(evaluation.figures, len(per_class))
-        print(f"{which}{figures} on {how_many(len(evaluation.videos), 'video')}")
+        both = "" if evaluation.sharpness is None else ", each forwards and backwards"
+        print(f"{which}{figures} on {how_many(evaluation.video_count, 'video')}{both}")
         if evaluation.sharpness is not None:
             print(f"Does time matter? {evaluation.direction_answer()['reading']}")
     names = {"model": folder, "data.split": config.split} if is_several else {}

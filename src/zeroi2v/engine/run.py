@@ -215,16 +215,17 @@ class Training:
         """Say what is trained, and warn of settings whose effect may surprise."""
         settings, dataset, model = self.recipe.train, self.dataset, self.recipe.model
         facts = self.model.stored().facts
+        versions, both = (2, "each forwards and backwards, ") if dataset.directions else (1, "")
         self.log.say(
-            f"{how_many(len(dataset.train), 'training video')}, "
-            f"{how_many(len(dataset.val), 'validation video')}, "
+            f"{how_many(len(dataset.train) // versions, 'training video')}, "
+            f"{how_many(len(dataset.val) // versions, 'validation video')}, {both}"
             f"{how_many(len(dataset.classes), 'class', 'classes')}; {model.tower}, "
             f"{model.strategy}: "
             f"{facts.trained:,} of {facts.parameters:,} parameters train"
         )
         if model.tower == TINY_NAME:
             self.log.say(TOY_NOTE)
-        names = dataset.classes[:: 2 if dataset.directions else 1]  # without the backwards ones
+        names = dataset.classes[::versions]  # without the classes of clips played backwards
         point_out_mirror_names(names, self.recipe.pixels, self.log)
         if dataset.directions:
             point_out_reversals(names, self.recipe.data, self.log)
@@ -497,4 +498,4 @@ def card_figures(validation: Evaluation | None, epoch: int) -> dict[str, float]:
     figures = {
         f"validation {FIGURE_NAMES[name]}": value for name, value in validation.figures.items()
     }
-    return {**figures, "validation videos": len(validation.videos), "epoch": epoch}
+    return {**figures, "validation videos": validation.video_count, "epoch": epoch}

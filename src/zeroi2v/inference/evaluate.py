@@ -42,10 +42,16 @@ class Evaluation:
     # (n,) int64; (n, K) float32 if a video may have several labels: 1 for each label of the video
     labels: Tensor
     videos: tuple[Video, ...]  # n videos, in the order in which they were given
-    skipped: tuple[VideoError, ...]
+    skipped: tuple[VideoError, ...]  # an error for each video, in the same order
     # (n, T) float64: `sharpness` of each frame, mean over views. None if no video is there twice,
     # forwards and backwards.
     sharpness: Tensor | None = None
+
+    @property
+    def video_count(self) -> int:
+        """How many videos could be read. A video in both directions counts once."""
+        is_doubled = self.sharpness is not None
+        return len({video.path for video in self.videos} if is_doubled else self.videos)
 
     @property
     def multi_label(self) -> bool:
@@ -95,8 +101,7 @@ class Evaluation:
         """
         if self.sharpness is None:
             return {}
-        pairs = len({video.path for video in self.videos})
-        figures = self.figures
+        figures, pairs = self.figures, self.video_count
         sentence = reading(figures["within_pairs"], figures.get("sharpness"), pairs)
         return {"pairs": pairs, "reading": sentence}
 
@@ -143,7 +148,7 @@ class Evaluation:
         `zeroi2v eval --json` prints them.
         """
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
-        videos = {"videos": len(self.videos), "skipped": skipped}
+        videos = {"videos": self.video_count, "skipped": skipped}
         return {**self.figures, **self.direction_answer(), **videos}
 
 
@@ -246,7 +251,8 @@ def _evaluation(
 
     `sharp` is empty if no video is there forwards and backwards.
     """
-    skipped = [broken[index] for index in sorted(broken)]
+    # A video that is there forwards and backwards is listed once.
+    skipped = [*{broken[index].path: broken[index] for index in sorted(broken)}.values()]
     if not logits:
         first = f"; the first error: {skipped[0]}" if skipped else ""
         raise DatasetError(
