@@ -16,6 +16,7 @@ from zeroi2v.data.directions import BACKWARDS, Direction, labels_in_both_directi
 from zeroi2v.data.formats.registry import read_source
 from zeroi2v.data.formats.splits import SPLITS
 from zeroi2v.data.listing_checks import (
+    CheckedListing,
     check_listing,
     classes_without_training,
     without_classes,
@@ -162,13 +163,7 @@ def open_dataset(
             f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
             "put the missing videos there, or set data.videos to their folder"
         )
-    numbers = {label: number for number, label in enumerate(checked.classes)}
-    splits: dict[str, list[Video]] = {}
-    for entry in checked.videos:
-        videos = splits.setdefault(entry.split or "train", [])
-        if entry.found or missing == "keep":
-            labels = checked.labels[entry.path]
-            videos.append(Video.of(Path(entry.path), (numbers[label] for label in labels)))
+    splits = _videos_by_split(checked, keeps_missing=missing == "keep")
     only_test = "val" not in splits and "test" in splits
     if only_test:
         splits["val"] = splits.pop("test")
@@ -193,6 +188,18 @@ def open_dataset(
     notes = [*listing.notes, *checked.notes, *_classes_without_training(dataset)]
     dataset = replace(dataset, notes=(*notes,))
     return _in_both_directions(dataset) if config.directions else dataset
+
+
+def _videos_by_split(checked: CheckedListing, *, keeps_missing: bool) -> dict[str, list[Video]]:
+    """The videos of each split of a listing; videos without a split are in "train"."""
+    numbers = {label: number for number, label in enumerate(checked.classes)}
+    splits: dict[str, list[Video]] = {}
+    for entry in checked.videos:
+        videos = splits.setdefault(entry.split or "train", [])
+        if entry.found or keeps_missing:
+            labels = checked.labels[entry.path]
+            videos.append(Video.of(Path(entry.path), (numbers[label] for label in labels)))
+    return splits
 
 
 def _in_both_directions(dataset: VideoDataset) -> VideoDataset:
