@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from random import Random
 
@@ -286,3 +288,42 @@ def test_time_reversals_are_pointed_out_with_the_setting(
     assert {*reversed_names(MOTIONS)} == {*PAIRS}
     point_out_reversals(["clap", "wave"], DataConfig(), Log(quiet=True))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["manifest", "shards"])
+def test_lists_and_tar_files_give_both_directions_too(
+    kind: str, tmp_path: Path, videos: Path
+) -> None:
+    files = sorted(videos.glob("*/*.mp4"))
+    source = tmp_path / "train-000000.tar"
+    if kind == "manifest":
+        source = tmp_path / "list.csv"
+        rows = [
+            f"{path},{path.parent.name},{('train', 'val')[number % 3 == 0]}"
+            for number, path in enumerate(files)
+        ]
+        source.write_text("\n".join(["path,label,split", *rows]))
+    else:
+        with tarfile.open(source, "w") as archive:
+            for path in files:
+                archive.add(path, f"{path.stem}.mp4")
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = len(path.parent.name)
+                archive.addfile(label, io.BytesIO(path.parent.name.encode()))
+    dataset = open_dataset(source, BOTH)
+    assert dataset.classes == ("bounce", "bounce, backwards", "wave", "wave, backwards")
+    assert len(dataset.for_check) == 2 * len(files)
+    for forwards, backwards in zip(dataset.val[::2], dataset.val[1::2], strict=True):
+        assert forwards.path == backwards.path
+        assert forwards.label + 1 == backwards.label
+        clips = [
+            read_views(
+                video.path,
+                clip=ClipConfig(frames=4),
+                views=ViewsConfig(),
+                size=24,
+                direction=video.direction,
+            )
+            for video in (forwards, backwards)
+        ]
+        assert torch.equal(clips[0], clips[1].flip(1))
