@@ -15,7 +15,14 @@ from tests.videos_for_tests import every
 from zeroi2v.config import ClipConfig, DataConfig, PixelsConfig, Recipe, ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset, relabel
 from zeroi2v.data.decode import read_clip
-from zeroi2v.data.directions import BLUR, blurred, blurred_alike, random_deviations, sharpness
+from zeroi2v.data.directions import (
+    BLUR,
+    Direction,
+    blurred,
+    blurred_alike,
+    random_deviations,
+    sharpness,
+)
 from zeroi2v.data.encode import write_video
 from zeroi2v.data.flip_pairs import point_out_reversals
 from zeroi2v.data.loader import train_loader
@@ -28,6 +35,7 @@ from zeroi2v.log import Log
 from zeroi2v.recipes import override
 
 BOTH = DataConfig(directions=True)
+DIRECTIONS: tuple[Direction, Direction] = ("forwards", "backwards")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def test_every_video_is_there_in_both_directions_in_one_split(videos: Path) -> N
         expected = [
             Video(video.path, 2 * video.label + number, direction=direction)
             for video in plain.splits[split]
-            for number, direction in enumerate(("forwards", "backwards"))
+            for number, direction in enumerate(DIRECTIONS)
         ]
         assert [*both.splits[split]] == expected
     assert {video.path for video in both.train}.isdisjoint(video.path for video in both.val)
