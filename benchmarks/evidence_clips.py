@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from zeroi2v.config import ClipConfig
+from zeroi2v.data.directions import BLUR, blurred, sharpness
 from zeroi2v.data.sampling import frames_of_clips
-from zeroi2v.experiments.probe import logistic_regression
 from zeroi2v.files import write_files
+from zeroi2v.inference.directions import right_within_pairs
+from zeroi2v.inference.linear import linear_reader
 
 FRAMES: Final = 8
 PACKED: Final = 160  # pixels a side of a packed frame
 QUALITY: Final = 95
-BLUR: Final = (0.3, 2.0)  # pixels: the deviations of the random blur, from and to
 
 # The groups of each fold: recordings of `gestures`, persons of `signs`. No group is in two folds,
 # and the folds have about the same number of clips.
@@ -147,8 +147,7 @@ class Test:
         labels = self.labels[samples]
         if not self.within_pairs:
             return logits.argmax(1) == labels
-        own, other = self._directions(logits, labels).unbind(1)
-        return own > other
+        return right_within_pairs(logits[:, None], labels) == 1
 
     def loss(self, logits: Tensor, samples: Tensor) -> Tensor:
         """The mean cross entropy of the samples (b,): of all labels, or within pairs of the two."""
@@ -220,16 +219,13 @@ def disguised(pixels: Tensor) -> Tensor:
     Each frame is blurred with a deviation drawn at random from `BLUR`. Then its brightness and its
     contrast (mean and deviation over pixels and colours) become the means of its clip.
     """
-    generator = torch.Generator().manual_seed(0)
+    frames = pixels.flatten(0, 1)
     low, high = BLUR
-    deviations = low + (high - low) * torch.rand(pixels.shape[:2], generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    deviations = low + (high - low) * torch.rand(len(frames), generator=generator)
     clips = []
-    for clip, of_frames in zip(pixels.float(), deviations.tolist(), strict=True):
-        frames = [
-            gaussian_blur(frame, [13, 13], [deviation, deviation])
-            for frame, deviation in zip(clip, of_frames, strict=True)
-        ]
-        soft = torch.stack(frames)
+    for clip in blurred(frames, deviations.tolist()).view_as(pixels):
+        soft = clip.float()
         deviation, mean = torch.std_mean(soft, (1, 2, 3), keepdim=True)
         alike = (soft - mean) / (deviation + 1e-6) * deviation.mean() + mean.mean()
         clips.append(alike.round().clamp(0, 255).byte())
@@ -249,20 +245,16 @@ def shortcuts(test: Test) -> dict[str, float]:
     """
     pixels = test.pixels[test.clips].float().mean(2)  # (m, T, S, S), grey
     pixels[test.backwards] = pixels[test.backwards].flip(1)
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[None, None]
-    edges = F.conv2d(pixels.flatten(0, 1)[:, None], kernel).unflatten(0, pixels.shape[:2])
     contrast, brightness = torch.std_mean(pixels, (2, 3))
-    numbers = {
-        "sharpness": edges.flatten(2).var(-1).log1p(),
-        "brightness": brightness,
-        "contrast": contrast,
-    }
+    sharp = sharpness(test.pixels)[test.clips]  # (m, T)
+    sharp[test.backwards] = sharp[test.backwards].flip(1)
+    numbers = {"sharpness": sharp, "brightness": brightness, "contrast": contrast}
     small = F.interpolate(pixels, (16, 16), mode="area").flatten(2)
     direction = dataclasses.replace(test, labels=test.labels % 2, class_count=2)
     asked = direction if test.within_pairs else test
     return {
         **{
-            name: _share_right(asked, _regression, of_frames.double())
+            name: _share_right(asked, linear_reader, of_frames.double())
             for name, of_frames in numbers.items()
         },
         "thumbnail": _share_right(test, _nearest, small[:, FRAMES // 2].double()),
@@ -272,12 +264,6 @@ def shortcuts(test: Test) -> dict[str, float]:
 
 # Inputs and labels to learn from, inputs to answer, number of classes -> logits
 Reader = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-def _regression(inputs: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
-    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    weight, bias = logistic_regression((inputs - mean) / deviation, labels, classes, 1e-3)
-    return (asked - mean) / deviation @ weight.T + bias
 
 
 def _nearest(inputs: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:

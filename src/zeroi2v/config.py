@@ -131,10 +131,17 @@ class DataConfig:
     classes: str | None = None
     # Whether a video may have several labels. The model then judges each class by itself.
     multi_label: bool = False
+    leave_out: tuple[str, ...] = ()  # classes whose videos are left out
+    # Whether every clip also appears played backwards, as a class of its own (docs/directions.md).
+    directions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("format", "videos", "classes"):
             _require(getattr(self, name) != "", f"{name} must not be empty")
+        _require(
+            not (self.directions and self.multi_label),
+            "directions is for one label a video; with multi_label it must be false",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,6 +379,12 @@ class Recipe:
         _require(
             not smoothed,
             "label_smoothing is for one label a video; with data.multi_label it must be 0",
+        )
+        fewest = few or self.clip.frames
+        _require(
+            not self.data.directions or fewest >= 2,
+            "data.directions needs clips of at least 2 frames, because a frame has no order; "
+            f"got clip.frames {self.clip.frames} and few_frames {few}",
         )
 
     def clip_in_epoch(self, epoch: int) -> ClipConfig:

@@ -202,13 +202,14 @@ def as_assignment(name: str, value: str) -> str:
 def data_settings(assignments: Sequence[str], *, run: str | None = None) -> DataConfig:
     """The settings of [data] where no recipe is read: defaults, changed by `--set` texts.
 
-    If the folder `run` is a run, the default of `data.split` is the split that the run was trained
-    on. ConfigError for a setting of another table.
+    If the folder `run` is a run, the defaults of `data.split` and `data.leave_out` are those with
+    which the run was trained. ConfigError for a setting of another table.
     """
     recipe = Recipe()
     if run is not None and (Path(run) / RECIPE_FILE).is_file():
         trained = read_recipe(Path(run) / RECIPE_FILE)
-        recipe = Recipe(data=DataConfig(split=trained.data.split))
+        trained_data = DataConfig(split=trained.data.split, leave_out=trained.data.leave_out)
+        recipe = Recipe(data=trained_data)
     recipe = override(recipe, assignments)
     if recipe != Recipe(data=recipe.data):
         names = {text: full_name(text.partition("=")[0].strip()) for text in assignments}

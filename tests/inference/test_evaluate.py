@@ -15,8 +15,9 @@ from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset
 from zeroi2v.data.views import read_views
 from zeroi2v.errors import DatasetError
-from zeroi2v.experiments.probe import fit_probe, logistic_regression
+from zeroi2v.experiments.probe import fit_probe
 from zeroi2v.inference.evaluate import Evaluation, evaluate
+from zeroi2v.inference.linear import logistic_regression
 from zeroi2v.inference.scores import normalise
 
 

@@ -60,7 +60,9 @@ def run(arguments: CheckArguments) -> int:
         check_list_path(arguments.out)
     log = arguments.log()
     dataset = open_data(arguments.data, data_settings(arguments.settings), "keep", log)
-    paths = [video.path for video in dataset.for_check]
+    paths = [
+        *dict.fromkeys(video.path for video in dataset.for_check)
+    ]  # a video may be there twice
     checks = check_videos(paths, workers=worker_count(arguments.workers))
     broken: dict[Path, str] = {}
     frames = 0

@@ -157,9 +157,15 @@ def _evaluated(arguments: EvaluateArguments, folder: str) -> _Result:
     if not arguments.json:
         which = f"{folder} (data.split {config.split}): " if is_several else ""
         figures = _in_words(evaluation.figures, len(per_class))
-        print(f"{which}{figures} on {how_many(len(evaluation.videos), 'video')}")
+        both = "" if evaluation.sharpness is None else ", each forwards and backwards"
+        print(f"{which}{figures} on {how_many(evaluation.video_count, 'video')}{both}")
+        if evaluation.sharpness is not None:
+            print(f"Does time matter? {evaluation.direction_answer()['reading']}")
     names = {"model": folder, "data.split": config.split} if is_several else {}
     answer = {**names, **evaluation.to_dict(), "split": split, "per_class": per_class}
+    if evaluation.sharpness is not None:
+        within_pairs = evaluation.within_pairs_per_class()
+        answer["within_pairs_per_class"] = dict(zip(model.labels[::2], within_pairs, strict=True))
     return _Result(evaluation, answer)
 
 

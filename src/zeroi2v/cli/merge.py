@@ -56,7 +56,7 @@ def run(arguments: MergeArguments) -> int:
     from zeroi2v.machine import worker_count
     from zeroi2v.recipes import data_settings
 
-    config = data_settings(arguments.settings)
+    config = data_settings(arguments.settings, run=arguments.model)
     if arguments.data is not None:
         require_outside(arguments.out, arguments.data)
     proof = merge_folder(

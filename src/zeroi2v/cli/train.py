@@ -37,6 +37,7 @@ zeroi2v_tiny, is a toy for the quickstart: it comes with the package and has see
   zeroi2v train DATA {REAL_TOWERS[1]}
 No clip is flipped unless `--set flip=0.5` or a recipe says so. Where a flip turns one class into
 another, such as left into right: `--set 'flip_pairs=[["left", "right"]]'`.
+Does time matter in your videos? `--set data.directions=true`: docs/directions.md.
 
 DATA is a folder with one folder of videos per class (or train/ and val/ with such folders inside),
 a CSV file with the columns path, label and, if you like, split (train, val), or a published data
@@ -108,10 +109,13 @@ def run(arguments: TrainArguments) -> int:
         recipe = with_flip_pairs(recipe, dataset, log)
         result = _trained(arguments, recipe, dataset)
         figure = "mAP" if recipe.data.multi_label else "top1"
+        directions = _directions(result) if recipe.data.directions else {}
         if arguments.json:
-            print_json(_answer(result, dataset, figure))
+            print_json({**_answer(result, dataset, figure), **directions})
         else:
             _say(result, figure, recipe.model.tower)
+            if "reading" in directions:
+                print(f"Does time matter? {directions['reading']}")
     return 0
 
 
@@ -176,6 +180,21 @@ def _answer(result: Run, dataset: VideoDataset, figure: str) -> dict[str, object
         figure: result.best,
         "broken": [{"video": path, "error": reason} for path, reason in left_out.items()],
         "excluded": [*result.excluded],
+    }
+
+
+def _directions(result: Run) -> dict[str, object]:
+    """What the best epoch tells of the direction of clips; nothing without validation videos."""
+    from zeroi2v.engine.folder import LOG_FILE
+    from zeroi2v.files import read_json_lines
+
+    names = ("within_pairs", "sharpness", "pairs", "reading")
+    return {
+        name: entry[name]
+        for entry in read_json_lines(result.folder / LOG_FILE)
+        if entry["epoch"] == result.best_epoch
+        for name in names
+        if name in entry
     }
 
 

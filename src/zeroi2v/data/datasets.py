@@ -12,9 +12,15 @@ from random import Random
 from typing import Literal
 
 from zeroi2v.config import DataConfig
+from zeroi2v.data.directions import BACKWARDS, Direction, labels_in_both_directions
 from zeroi2v.data.formats.registry import read_source
 from zeroi2v.data.formats.splits import SPLITS
-from zeroi2v.data.listing_checks import check_listing, classes_without_training
+from zeroi2v.data.listing_checks import (
+    CheckedListing,
+    check_listing,
+    classes_without_training,
+    without_classes,
+)
 from zeroi2v.data.spellings import canonical
 from zeroi2v.errors import ConfigError, DatasetError, first_names, how_many, nearest
 
@@ -26,12 +32,13 @@ class Video:
     path: Path  # a file, a folder of images, or the `tar_address` of a file in a tar file
     label: int  # index into the data set's classes; the first index if there are several labels
     others: tuple[int, ...] = ()  # the further indices, rising
+    direction: Direction | None = None  # in which clips are played; None: as they are, not blurred
 
     @classmethod
-    def of(cls, path: Path, labels: Iterable[int]) -> Video:
+    def of(cls, path: Path, labels: Iterable[int], *, direction: Direction | None = None) -> Video:
         """A video with these labels, at least one."""
         label, *others = sorted(labels)
-        return cls(path, label, (*others,))
+        return cls(path, label, (*others,), direction)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -57,6 +64,7 @@ class VideoDataset:
     # the columns of a manifest beside path, label and split, by video: name of the column -> value
     columns: Mapping[Path, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # further warnings, a line each
+    directions: bool = False  # whether every video is there twice, forwards and backwards
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -136,7 +144,8 @@ def open_dataset(
     `config` names the format, or the first format that recognises the source is taken. The videos
     to validate on are the split "val", or else the split "test". If the source has neither split,
     `val_share` of the videos of each class is held out of training: at least one video of every
-    class that has two. The same `seed` holds out the same videos. `missing`: a listed video that is
+    class that has two. The same `seed` holds out the same videos. With `config.directions` every
+    video is there forwards and backwards, both in the same split. `missing`: a listed video that is
     not on disk is an error, is left out, or is kept as a video that cannot be read. DatasetError
     says what is wrong with the source, with file and line.
     """
@@ -145,6 +154,7 @@ def open_dataset(
         raise ConfigError(f"val_share must be at least 0 and below 1, got {val_share}")
     name, listing = read_source(source, config)
     checked = check_listing(source, listing, multi_label=config.multi_label)
+    checked = without_classes(source, checked, config.leave_out)
     absent = [entry.path for entry in checked.videos if not entry.found]
     if absent and (missing == "stop" or len(absent) == len(checked.videos)):
         videos_listed = how_many(len(checked.videos), "video")
@@ -153,13 +163,7 @@ def open_dataset(
             f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
             "put the missing videos there, or set data.videos to their folder"
         )
-    numbers = {label: number for number, label in enumerate(checked.classes)}
-    splits: dict[str, list[Video]] = {}
-    for entry in checked.videos:
-        videos = splits.setdefault(entry.split or "train", [])
-        if entry.found or missing == "keep":
-            labels = checked.labels[entry.path]
-            videos.append(Video.of(Path(entry.path), (numbers[label] for label in labels)))
+    splits = _videos_by_split(checked, keeps_missing=missing == "keep")
     only_test = "val" not in splits and "test" in splits
     if only_test:
         splits["val"] = splits.pop("test")
@@ -173,14 +177,53 @@ def open_dataset(
         held_out=held_out,
         ignored=(*listing.ignored,),
         format=name,
-        flip_pairs=listing.flip_pairs,
+        flip_pairs=tuple(
+            pair for pair in listing.flip_pairs if {*pair}.isdisjoint(config.leave_out)
+        ),
         missing=tuple(map(Path, absent)) if missing == "skip" else (),
         repeated=(*checked.repeated,),
         validation="test" if only_test else "val",
         columns={Path(path): columns for path, columns in listing.columns.items()},
     )
     notes = [*listing.notes, *checked.notes, *_classes_without_training(dataset)]
-    return replace(dataset, notes=(*notes,))
+    dataset = replace(dataset, notes=(*notes,))
+    return _in_both_directions(dataset) if config.directions else dataset
+
+
+def _videos_by_split(checked: CheckedListing, *, keeps_missing: bool) -> dict[str, list[Video]]:
+    """The videos of each split of a listing; videos without a split are in "train"."""
+    numbers = {label: number for number, label in enumerate(checked.classes)}
+    splits: dict[str, list[Video]] = {}
+    for entry in checked.videos:
+        videos = splits.setdefault(entry.split or "train", [])
+        if entry.found or keeps_missing:
+            labels = checked.labels[entry.path]
+            videos.append(Video.of(Path(entry.path), (numbers[label] for label in labels)))
+    return splits
+
+
+def _in_both_directions(dataset: VideoDataset) -> VideoDataset:
+    """The data set with every video twice, forwards and backwards, in the same split.
+
+    DatasetError if a class already has the name of another class played backwards.
+    """
+    classes = labels_in_both_directions(dataset.classes)
+    taken = [name for name in dataset.classes if name + BACKWARDS in dataset.classes]
+    if taken:
+        raise DatasetError(
+            f"{dataset.source}: data.directions adds a class {taken[0] + BACKWARDS!r}, "
+            "and there is one of this name already; rename it"
+        )
+    directions: tuple[Direction, Direction] = ("forwards", "backwards")
+    splits = {
+        split: tuple(
+            Video(video.path, 2 * video.label + number, direction=direction)
+            for video in videos
+            for number, direction in enumerate(directions)
+        )
+        for split, videos in dataset.splits.items()
+    }
+    return replace(dataset, classes=classes, splits=splits, directions=True)
 
 
 def _classes_without_training(dataset: VideoDataset) -> list[str]:
@@ -205,7 +248,12 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
     numbers = [known[canonical(name)] for name in dataset.classes]
     splits = {
         split: tuple(
-            Video.of(video.path, (numbers[label] for label in video.labels)) for video in videos
+            Video.of(
+                video.path,
+                (numbers[label] for label in video.labels),
+                direction=video.direction,
+            )
+            for video in videos
         )
         for split, videos in dataset.splits.items()
     }

@@ -1,4 +1,4 @@
-"""Which labels does a left-right flip exchange?
+"""Which labels does a left-right flip exchange, and which labels does playing backwards exchange?
 
 Some data sets know pairs of such labels. Elsewhere the names of the classes may look like pairs.
 """
@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 
-from zeroi2v.config import PixelsConfig, Recipe
+from zeroi2v.config import DataConfig, PixelsConfig, Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.mirror_names import mirror_names
+from zeroi2v.data.mirror_names import mirror_names, reversed_names
 from zeroi2v.errors import first_names
 from zeroi2v.files import json_text
 from zeroi2v.log import Log
@@ -56,4 +56,21 @@ def point_out_mirror_names(classes: Iterable[str], pixels: PixelsConfig, log: Lo
         log.say(
             f"classes that look like mirror images: {listed}; no clip is flipped (pixels.flip = 0);"
             f" to flip half of the clips and exchange the labels: --set flip=0.5 --set {setting}"
+        )
+
+
+def point_out_reversals(classes: Iterable[str], data: DataConfig, log: Log) -> None:
+    """Warn of classes that playing backwards turns into each other by their names.
+
+    `classes` are the classes of the data set without those of clips played backwards.
+    """
+    pairs = reversed_names(classes)
+    if pairs:
+        listed = first_names([" and ".join(map(repr, pair)) for pair in pairs])
+        left_out = [*data.leave_out, *(name for pair in pairs for name in pair)]
+        setting = shlex.quote(f"data.leave_out={json_text(left_out)}")
+        log.warn(
+            f"playing backwards seems to turn one class into the other: {listed}; then a clip has "
+            f"two right labels: leave such classes out with --set {setting}, "
+            "or give both one label in a manifest"
         )

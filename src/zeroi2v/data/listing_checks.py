@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
@@ -42,6 +42,24 @@ def check_listing(source: Path, listing: Listing, *, multi_label: bool) -> Check
         _require_one_spelling(source, entries)
         notes += _similar_classes(source, classes)
     return CheckedListing(classes, videos, labels, repeated, notes)
+
+
+def without_classes(
+    source: Path, checked: CheckedListing, left_out: Sequence[str]
+) -> CheckedListing:
+    """The listing without some classes and their videos. DatasetError if a class is not there."""
+    for name in left_out:
+        if canonical(name) not in checked.classes:
+            raise DatasetError(
+                f"{source}: data.leave_out: no class is called {name!r}"
+                f"{nearest(name, checked.classes)}"
+            )
+    names = {*map(canonical, left_out)}
+    videos = [video for video in checked.videos if names.isdisjoint(checked.labels[video.path])]
+    if left_out and not videos:
+        raise DatasetError(f"{source}: data.leave_out leaves out every video; keep some classes")
+    classes = tuple(name for name in checked.classes if name not in names)
+    return replace(checked, classes=classes, videos=videos)
 
 
 def classes_without_training(

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from zeroi2v.config import ClipConfig, PixelsConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
-from zeroi2v.data.sampling import clip_indices
+from zeroi2v.data.directions import BACKWARDS, blurred, random_deviations
+from zeroi2v.data.sampling import clip_indices, from_the_end
 from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels
 from zeroi2v.data.views import read_views
@@ -52,6 +53,7 @@ def train_loader(
     on. `share` (k, n): the loader gives every n-th sample of a batch, beginning with sample k, from
     0. So n processes share each batch; a share of a small batch may be empty.
 
+    A flip that exchanges two labels also exchanges the labels of the clips played backwards.
     ConfigError if a flip is to exchange a label that is none of `labels`, or if the decoder of the
     clip cannot be used.
     """
@@ -59,9 +61,13 @@ def train_loader(
     for name in chain.from_iterable(pixels.flip_pairs):
         if name not in labels:
             raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
+    flip_pairs = [*pixels.flip_pairs]
+    if any(video.direction for video in videos):
+        backwards = [(one + BACKWARDS, other + BACKWARDS) for one, other in flip_pairs]
+        flip_pairs += [pair for pair in backwards if {*pair} <= {*labels}]
     flipped = {
         labels.index(before): labels.index(after)
-        for pair in pixels.flip_pairs
+        for pair in flip_pairs
         for before, after in (pair, pair[::-1])
     }
     samples = _TrainSamples(
@@ -151,16 +157,23 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
         video = self.videos[index]
         rng = Random(f"{self.seed}/{epoch}/{index}")
         short_side = round(self.size * _RESIZED)
+        # Distances between frames must not tell the direction. A short video repeats some frames,
+        # and where it does depends on the end from which frames are counted.
+        is_mirrored = video.direction is not None and rng.random() < 0.5
+
+        def choose(num_frames: int) -> list[int]:
+            (indices,) = clip_indices(num_frames, self.clip, rng=rng)
+            return from_the_end(indices, num_frames) if is_mirrored else indices
+
         try:
-            frames = read_clip(
-                video.path,
-                lambda num_frames: clip_indices(num_frames, self.clip, rng=rng)[0],
-                short_side=short_side,
-                decoder=self.clip.decoder,
-            )
+            frames = read_clip(video.path, choose, short_side=short_side, decoder=self.clip.decoder)
         except VideoError as error:
             return error
+        if video.direction is not None:
+            frames = blurred(frames, random_deviations(len(frames), rng))
         pixels, is_flipped = train_pixels(frames, self.size, self.pixels, rng)
+        if video.direction == "backwards":
+            pixels = pixels.flip(0)
         labels = (self.flipped.get(label, label) if is_flipped else label for label in video.labels)
         return pixels, targets(labels, self.class_count)
 
@@ -251,8 +264,13 @@ class _ViewSamples(Dataset[tuple[int, Tensor | VideoError]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | VideoError]:
         try:
+            video = self.videos[index]
             return index, read_views(
-                self.videos[index].path, clip=self.clip, views=self.views, size=self.size
+                video.path,
+                clip=self.clip,
+                views=self.views,
+                size=self.size,
+                direction=video.direction,
             )
         except VideoError as error:
             return index, error

@@ -26,7 +26,7 @@ from zeroi2v.data.encode import write_frames
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
 from zeroi2v.data.output_folder import require_outside
 from zeroi2v.data.workers import worker_loader
-from zeroi2v.errors import DatasetError, VideoError
+from zeroi2v.errors import ConfigError, DatasetError, VideoError
 from zeroi2v.files import claimed, is_partial, write_text
 
 MANIFEST_FILE: Final = "manifest.csv"
@@ -41,8 +41,14 @@ def reencode(
     The manifest of the copies is written at the end. A video that has a copy is not copied again.
     VideoError, with the path of the copy, if a copy cannot be written, for instance on a full
     disk. DatasetError if OUT holds something else, or if two videos would have one name.
-    ConfigError if another process is copying into OUT now.
+    ConfigError if another process is copying into OUT now, or if the data set has videos played
+    backwards.
     """
+    if dataset.directions:
+        raise ConfigError(
+            "data.directions: a copy is neither blurred nor played backwards; copy the videos "
+            "without the setting, and train on the copies with it"
+        )
     copies = _copies(dataset, out)
     with claimed(out, "another copying"):
         yield from _copy_all(dataset, copies, out, settings, workers)

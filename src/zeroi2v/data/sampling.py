@@ -33,6 +33,11 @@ def frames_of_clips(num_frames: int, clip: ClipConfig, clips: int) -> list[int]:
     return [*chain.from_iterable(clip_indices(num_frames, clip, clips=clips))]
 
 
+def from_the_end(indices: list[int], num_frames: int) -> list[int]:
+    """The frames that the same choice takes where frames are counted from the end, in order."""
+    return [num_frames - 1 - index for index in reversed(indices)]
+
+
 def segment_indices(
     num_frames: int, frames: int, *, clip: int = 0, clips: int = 1, rng: Random | None = None
 ) -> list[int]:

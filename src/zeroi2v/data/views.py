@@ -14,19 +14,31 @@ from torch import Tensor
 
 from zeroi2v.config import ClipConfig, ViewsConfig
 from zeroi2v.data.decode import read_clip
+from zeroi2v.data.directions import Direction, blurred_alike
 from zeroi2v.data.display import scaled_size
 from zeroi2v.data.sampling import frames_of_clips
 
 
-def read_views(path: Path, *, clip: ClipConfig, views: ViewsConfig, size: int) -> Tensor:
+def read_views(
+    path: Path,
+    *,
+    clip: ClipConfig,
+    views: ViewsConfig,
+    size: int,
+    direction: Direction | None = None,
+) -> Tensor:
     """The views of one video: uint8 (V, T, 3, S, S), the crops of the first clip first.
 
-    VideoError if the video cannot be read.
+    With a `direction` the frames are blurred (`data/directions.py`). Backwards the views have the
+    same frames in reverse order. VideoError if the video cannot be read.
     """
     choose = partial(frames_of_clips, clip=clip, clips=views.clips)
     frames = read_clip(path, choose, short_side=size, decoder=clip.decoder)
+    if direction is not None:
+        frames = blurred_alike(frames)
     crops = view_pixels(frames, size, views.crops)  # (crops, clips * T, 3, S, S)
-    return torch.cat(crops.split(clip.frames, dim=1)).contiguous()
+    cut = torch.cat(crops.split(clip.frames, dim=1)).contiguous()
+    return cut.flip(1) if direction == "backwards" else cut
 
 
 def view_pixels(frames: Tensor, size: int, crops: int) -> Tensor:

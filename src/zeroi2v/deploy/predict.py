@@ -96,7 +96,13 @@ class Predictor:
         if not os.fspath(video):
             raise VideoError("''", "an empty path; give a video file or a folder of frames")
         spec = self.model.spec
-        return read_views(Path(video), clip=spec.clip, views=spec.views, size=spec.image_size)
+        return read_views(
+            Path(video),
+            clip=spec.clip,
+            views=spec.views,
+            size=spec.image_size,
+            direction="forwards" if spec.directions else None,
+        )
 
     def _best(self, scores: Tensor, top_k: int) -> list[Prediction]:
         """The `top_k` labels with the highest scores (K), best first."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from zeroi2v.config import REAL_TOWERS, Recipe
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
-from zeroi2v.data.flip_pairs import point_out_mirror_names
+from zeroi2v.data.flip_pairs import point_out_mirror_names, point_out_reversals
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.engine.captured import CapturedSteps, can_capture, uncaptured_reason
 from zeroi2v.engine.cast import cast_weights
@@ -30,7 +30,7 @@ from zeroi2v.engine.resume import Position, TrainingState, data_key, require_fin
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, Step, take_step
-from zeroi2v.errors import DatasetError, ZeroI2VError, how_many
+from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError, how_many
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
@@ -87,6 +87,12 @@ def train(
     processes = processes or Processes(best_device())
     log = (log or Log(quiet=True)) if processes.is_first else Log(silent=True)
     recipe = absolute_paths(recipe)
+    if recipe.data.directions != dataset.directions:
+        raise ConfigError(
+            f"data.directions is {str(recipe.data.directions).lower()} in the recipe, and "
+            f"{str(dataset.directions).lower()} where {dataset.source} was opened; "
+            "give open_dataset the recipe's [data]"
+        )
     folder = RunFolder(out, writes=processes.is_first)
     if not resume:
         folder.require_free()
@@ -161,6 +167,7 @@ class Training:
             clip=recipe.clip,
             views=recipe.views,
             multi_label=recipe.data.multi_label,
+            directions=recipe.data.directions,
         )
         if not self.resumes and start is not None:
             start_from(model, start)
@@ -208,16 +215,20 @@ class Training:
         """Say what is trained, and warn of settings whose effect may surprise."""
         settings, dataset, model = self.recipe.train, self.dataset, self.recipe.model
         facts = self.model.stored().facts
+        versions, both = (2, "each forwards and backwards, ") if dataset.directions else (1, "")
         self.log.say(
-            f"{how_many(len(dataset.train), 'training video')}, "
-            f"{how_many(len(dataset.val), 'validation video')}, "
+            f"{how_many(len(dataset.train) // versions, 'training video')}, "
+            f"{how_many(len(dataset.val) // versions, 'validation video')}, {both}"
             f"{how_many(len(dataset.classes), 'class', 'classes')}; {model.tower}, "
             f"{model.strategy}: "
             f"{facts.trained:,} of {facts.parameters:,} parameters train"
         )
         if model.tower == TINY_NAME:
             self.log.say(TOY_NOTE)
-        point_out_mirror_names(dataset.classes, self.recipe.pixels, self.log)
+        names = dataset.classes[::versions]  # without the classes of clips played backwards
+        point_out_mirror_names(names, self.recipe.pixels, self.log)
+        if dataset.directions:
+            point_out_reversals(names, self.recipe.data, self.log)
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
                 f"the warm-up (train.warmup_epochs = {settings.warmup_epochs:g}) is not shorter "
@@ -396,7 +407,7 @@ class Training:
             entry["skipped_steps"] = position.skipped
         validation = self.validate()
         if validation:
-            entry |= validation.figures
+            entry |= validation.figures | validation.direction_answer()
         if self.is_best(validation):
             self.folder.write_best(self.model, card_figures(validation, epoch), epoch=epoch)
             position.best_epoch = epoch
@@ -466,8 +477,10 @@ class Training:
         """Say in one line how the epoch in progress went."""
         position, text = self.position, ""
         if validation:
-            name, figure = next(iter(validation.figures.items()))
-            text = f", validation {FIGURE_NAMES[name]} {figure:.1%}"
+            name, *further = (name for name in validation.figures if name != "top5")
+            text = f", validation {FIGURE_NAMES[name]} {validation.figures[name]:.1%}"
+            for name in further:
+                text += f", {FIGURE_NAMES[name]} {validation.figures[name]:.1%}"
         if position.skipped:
             steps = how_many(position.batch, "step")
             text += f", {position.skipped} of {steps} skipped (fp16 overflow)"
@@ -485,4 +498,4 @@ def card_figures(validation: Evaluation | None, epoch: int) -> dict[str, float]:
     figures = {
         f"validation {FIGURE_NAMES[name]}": value for name, value in validation.figures.items()
     }
-    return {**figures, "validation videos": len(validation.videos), "epoch": epoch}
+    return {**figures, "validation videos": validation.video_count, "epoch": epoch}

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.inference.evaluate import evaluate
+from zeroi2v.inference.linear import logistic_regression
 from zeroi2v.log import Log
 from zeroi2v.models.video import VideoClassifier
 
@@ -46,26 +46,3 @@ def fit_probe(
     with torch.no_grad():
         classes.weight.copy_(weight / deviation)
         classes.bias.copy_(bias - (weight / deviation) @ mean)
-
-
-def logistic_regression(
-    inputs: Tensor, labels: Tensor, classes: int, penalty: float
-) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K) that minimise cross-entropy + penalty * |weight|^2.
-
-    The inputs are (n, D) in float64. The minimiser is L-BFGS.
-    """
-    weight = torch.zeros(
-        classes, inputs.shape[1], dtype=inputs.dtype, device=inputs.device, requires_grad=True
-    )
-    bias = torch.zeros(classes, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(inputs @ weight.T + bias, labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weight.detach(), bias.detach()

@@ -62,7 +62,13 @@ def show(
     if label is not None and label not in model.labels:
         raise ConfigError(f"no class is called {label!r}{nearest(label, model.labels)}")
     # (1, F, 3, S, S)
-    clip = read_views(video, clip=model.clip, views=ViewsConfig(), size=model.image_size)
+    clip = read_views(
+        video,
+        clip=model.clip,
+        views=ViewsConfig(),
+        size=model.image_size,
+        direction="forwards" if model.spec.directions else None,
+    )
     pixels = normalise(clip.to(model.classifier.weight.device), *model.normalisation)
     watched = watch(model, pixels, number - 1)
     answer = _answer(model, watched, label)

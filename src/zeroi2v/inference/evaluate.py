@@ -15,14 +15,23 @@ from torch import Tensor
 
 from zeroi2v.config import ClipConfig, DataConfig, ViewsConfig
 from zeroi2v.data.datasets import Video
+from zeroi2v.data.directions import sharpness
 from zeroi2v.data.loader import targets, view_loader
 from zeroi2v.errors import ConfigError, DatasetError, VideoError, how_many
+from zeroi2v.inference.directions import direction_by_sharpness, reading, right_within_pairs
 from zeroi2v.inference.scores import BATCH, average_precision, clip_logits, view_scores
 from zeroi2v.log import Log
 from zeroi2v.machine import from_all, rank_and_size
 from zeroi2v.models.video import VideoClassifier
 
-FIGURE_NAMES: Final = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # key -> text
+# key -> text
+FIGURE_NAMES: Final = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mAP": "mAP",
+    "within_pairs": "within pairs",
+    "sharpness": "by sharpness alone",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,16 @@ class Evaluation:
     # (n,) int64; (n, K) float32 if a video may have several labels: 1 for each label of the video
     labels: Tensor
     videos: tuple[Video, ...]  # n videos, in the order in which they were given
-    skipped: tuple[VideoError, ...]
+    skipped: tuple[VideoError, ...]  # an error for each video, in the same order
+    # (n, T) float64: `sharpness` of each frame, mean over views. None if no video is there twice,
+    # forwards and backwards.
+    sharpness: Tensor | None = None
+
+    @property
+    def video_count(self) -> int:
+        """How many videos could be read. A video in both directions counts once."""
+        is_doubled = self.sharpness is not None
+        return len({video.path for video in self.videos} if is_doubled else self.videos)
 
     @property
     def multi_label(self) -> bool:
@@ -49,12 +67,43 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """The figures of the model, from 0 to 1, by their keys in FIGURE_NAMES.
 
-        Training compares epochs by the first figure.
+        Training compares epochs by the first figure. Where every video is there forwards and
+        backwards, two figures more say how well the direction is told: "within_pairs" by the model
+        (`right_within_pairs`), "sharpness" by a reader that sees no motion
+        (`direction_by_sharpness`), if there are enough videos.
         """
         if self.multi_label:
             known = [precision for precision in self.per_class() if precision is not None]
             return {"mAP": sum(known) / len(known)}
-        return {"top1": self.top(1), "top5": self.top(5)}
+        return {"top1": self.top(1), "top5": self.top(5), **self._direction_figures()}
+
+    def _direction_figures(self) -> dict[str, float]:
+        if self.sharpness is None:
+            return {}
+        figures = {"within_pairs": right_within_pairs(self.logits, self.labels).mean().item()}
+        paths = [video.path for video in self.videos]
+        by_sharpness = direction_by_sharpness(self.sharpness, self.labels, paths)
+        return figures if by_sharpness is None else {**figures, "sharpness": by_sharpness}
+
+    def within_pairs_per_class(self) -> list[float | None]:
+        """`right_within_pairs` of the videos of each class that is not played backwards.
+
+        A class has the mean of its videos in both directions; None for a class without videos.
+        """
+        right = right_within_pairs(self.logits, self.labels)
+        of_class = (right[self.labels // 2 == label] for label in range(self.scores.shape[1] // 2))
+        return [answers.mean().item() if len(answers) else None for answers in of_class]
+
+    def direction_answer(self) -> dict[str, Any]:
+        """How many videos are judged in both directions, and how to read the accuracies.
+
+        Empty if the videos are judged as they are.
+        """
+        if self.sharpness is None:
+            return {}
+        figures, pairs = self.figures, self.video_count
+        sentence = reading(figures["within_pairs"], figures.get("sharpness"), pairs)
+        return {"pairs": pairs, "reading": sentence}
 
     def top(self, k: int) -> float:
         """The share of the videos whose label is among the k highest scores.
@@ -99,7 +148,8 @@ class Evaluation:
         `zeroi2v eval --json` prints them.
         """
         skipped = [{"video": error.path, "error": error.reason} for error in self.skipped]
-        return {**self.figures, "videos": len(self.videos), "skipped": skipped}
+        videos = {"videos": self.video_count, "skipped": skipped}
+        return {**self.figures, **self.direction_answer(), **videos}
 
 
 def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -118,16 +168,23 @@ def mean_figures(figures_of_models: Sequence[Mapping[str, float]]) -> dict[str, 
 
 
 def data_for(model: VideoClassifier, config: DataConfig) -> DataConfig:
-    """The settings by which to open videos for a model: `multi_label` as in the model's training.
+    """The settings by which to open videos for a model.
 
-    ConfigError if the settings ask for several labels and the model gives a video one label.
+    `multi_label` and `directions` are as in the model's training. ConfigError if the settings ask
+    for one of the two, and the model was trained without it.
     """
     if config.multi_label and not model.spec.multi_label:
         raise ConfigError(
             "data.multi_label: the model was trained with one label a video; leave "
             "data.multi_label out"
         )
-    return replace(config, multi_label=model.spec.multi_label)
+    if config.directions and not model.spec.directions:
+        raise ConfigError(
+            "data.directions: the model knows no label of clips played backwards; train a model "
+            "with data.directions, or leave the setting out"
+        )
+    spec = model.spec
+    return replace(config, multi_label=spec.multi_label, directions=spec.directions)
 
 
 def evaluate(
@@ -150,6 +207,8 @@ def evaluate(
     clip, views = clip or model.clip, views or model.views
     log = log or Log(quiet=True)
     logits: dict[int, Tensor] = {}
+    sharp: dict[int, Tensor] = {}
+    has_directions = any(video.direction for video in videos)
     broken: dict[int, VideoError] = {}
     videos_per_batch = max(1, batch_size // (views.clips * views.crops))
     loader = view_loader(
@@ -169,20 +228,31 @@ def evaluate(
             views_of_videos = clip_logits(model, batch.clips.flatten(0, 1), batch_size=batch_size)
             by_video = views_of_videos.unflatten(0, batch.clips.shape[:2])
             logits |= dict(zip(batch.indices, by_video, strict=True))
-    for logits_of_process, broken_of_process in from_all([(logits, broken)]):
+            if has_directions:
+                of_frames = sharpness(batch.clips).mean(1)
+                sharp |= dict(zip(batch.indices, of_frames, strict=True))
+    for logits_of_process, sharp_of_process, broken_of_process in from_all(
+        [(logits, sharp, broken)]
+    ):
         logits |= logits_of_process
+        sharp |= sharp_of_process
         broken |= broken_of_process
-    return _evaluation(model, videos, logits, broken)
+    return _evaluation(model, videos, logits, sharp, broken)
 
 
 def _evaluation(
     model: VideoClassifier,
     videos: Sequence[Video],
     logits: Mapping[int, Tensor],
+    sharp: Mapping[int, Tensor],
     broken: Mapping[int, VideoError],
 ) -> Evaluation:
-    """The evaluation of all videos. `logits` and `broken` are by the number of the video."""
-    skipped = [broken[index] for index in sorted(broken)]
+    """The evaluation of all videos. `logits`, `sharp` and `broken` are by a video's number.
+
+    `sharp` is empty if no video is there forwards and backwards.
+    """
+    # A video that is there forwards and backwards is listed once.
+    skipped = [*{broken[index].path: broken[index] for index in sorted(broken)}.values()]
     if not logits:
         first = f"; the first error: {skipped[0]}" if skipped else ""
         raise DatasetError(
@@ -195,4 +265,5 @@ def _evaluation(
         labels=torch.stack([targets(videos[index].labels, class_count) for index in order]),
         videos=tuple(videos[index] for index in order),
         skipped=tuple(skipped),
+        sharpness=torch.stack([sharp[index] for index in order]) if sharp else None,
     )

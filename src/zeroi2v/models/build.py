@@ -78,6 +78,7 @@ def build_model(
     clip: ClipConfig,
     views: ViewsConfig | None = None,
     multi_label: bool = False,
+    directions: bool = False,
 ) -> VideoClassifier:
     """The model of a configuration, for classes of these names and for clips of this kind."""
     strategy_of(config)  # refuses a wrong strategy before any weights are fetched
@@ -102,6 +103,7 @@ def build_model(
         clip=clip,
         views=views or ViewsConfig(),
         multi_label=multi_label,
+        directions=directions,
     )
     return model
 

@@ -68,6 +68,8 @@ def _facts(spec: Spec, facts: CardFacts) -> dict[str, str]:
     scores = "softmax, a video has one label"
     if spec.multi_label:
         scores = "sigmoid, a video may have several labels"
+    if spec.directions:
+        scores += "; clips are judged forwards and backwards, each frame blurred at random"
     rows = {
         "tower": f"`{config.tower}`, its weights {tower_weights}",
         "strategy": config.strategy,

@@ -79,6 +79,7 @@ def _untrained(saved: SavedModel) -> VideoClassifier:
             clip=recipe.clip,
             views=recipe.views,
             multi_label=bool(config.get("multi_label", False)),
+            directions=bool(config.get("directions", False)),
         )
         results = {str(name): float(value) for name, value in config["results"].items()}
         model.spec = dataclasses.replace(model.spec, results=results)

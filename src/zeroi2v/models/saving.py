@@ -126,6 +126,7 @@ def _config(spec: Spec, stored: Stored) -> dict[str, Any]:
         "merged": spec.merged,
         "labels": list(spec.labels),
         "multi_label": spec.multi_label,
+        "directions": spec.directions,
         "results": dict(spec.results),
         # A machine that loads the model may lack other decoders, and PyAV gives the same frames.
         "clip": to_dict(dataclasses.replace(spec.clip, decoder="pyav")),

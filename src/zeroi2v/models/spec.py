@@ -27,6 +27,9 @@ class Spec:
     mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]
     multi_label: bool = False  # a video may have several labels: scores are sigmoid, not softmax
+    directions: bool = (
+        False  # label 2k + 1 is label 2k of clips played backwards; clips are blurred
+    )
     merged: bool = False  # whether the linears of the tower have absorbed the adapters
     # Measured results that the model card shows, by name.
     results: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +40,11 @@ class Spec:
         if repeated:
             raise ConfigError(
                 f"labels: {repeated[0]!r} names two classes; give each class a name of its own"
+            )
+        if self.directions and len(self.labels) % 2:
+            raise ConfigError(
+                f"directions: labels come in pairs, got {how_many(len(self.labels), 'label')}; "
+                "give each label a label of the clips played backwards"
             )
 
     def with_labels(self, labels: Sequence[str]) -> Spec:
