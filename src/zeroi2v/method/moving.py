@@ -191,13 +191,17 @@ def _table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
         for frame in range(frames)
         if 0 <= frame + offset < frames
     ]
-    table = torch.tensor(entries, dtype=torch.int64, device="cpu").reshape(-1, 3).T.contiguous()
-    return table.to(device)
+    columns = list(zip(*entries, strict=True)) or [()] * 3
+    return torch.tensor(columns, dtype=torch.int64, device="cpu").to(device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # PyTorch's
-@functools.lru_cache(maxsize=256)
 def _kept_table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
     """`_table`, made once. A copy to a GPU in every call would make the host wait."""
+    return _made_once(runs, frames, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _made_once(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a training may use the table later
         return _table(runs, frames, device)

@@ -179,6 +179,10 @@ class Relocation:
         """How a call on a CPU moves, for the clips, frames and shapes of earlier calls."""
         return {}
 
+    def work_out(self) -> None:
+        """Work out now what calls of every shape need; otherwise the first call does."""
+        self.moving_runs  # noqa: B018  a property that is kept
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle works out for itself what calls need."""
         return {name: value for name, value in vars(self).items() if name != "_kept"}
@@ -394,6 +398,7 @@ class TemporalHeads:
         if kernels.MOVES:
             for name, table in kernels.run_tables(self.relocation.offsets).items():
                 projection.register_buffer(name, table, persistent=False)
+        self.relocation.work_out()
         projection.register_forward_hook(self)
 
     def __call__(
