@@ -75,9 +75,9 @@ def _scaled(gradient: Tensor, scale: float) -> Tensor:
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     """x + scale * linear(z), for x (..., m) and z (..., r)."""
-    weight = linear.weight
+    weight, device = linear.weight, x.device.type
     mixes_dtypes = x.dtype != weight.dtype or (
-        x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+        device != "meta" and torch.is_autocast_enabled(device)
     )
     if mixes_dtypes or follows_operations():
         return torch.add(x, linear(z), alpha=scale)  # torch's own operators cast as autocast says

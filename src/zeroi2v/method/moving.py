@@ -27,6 +27,7 @@ Run: TypeAlias = tuple[int, int]
 # More than so many rows, or numbers in them, `make_copies` moves at least as fast on a CPU.
 MOST_ROWS: Final = 2**12
 MOST_NUMBERS: Final = 2**15
+MOST_SINGLE: Final = 2**11  # so few numbers move sooner one by one, without a view
 WORD: Final = 8  # bytes of the largest element that an index moves at once
 
 
@@ -111,6 +112,12 @@ def rows_of(
         offset * frame for _, offset in runs for _ in range(clips * (frames - abs(offset)) * tokens)
     ]
     source = list(map(operator.add, target, distances))
+    if count * width <= MOST_SINGLE:
+        target, source = (
+            [row * width + number for row in rows for number in range(width)]
+            for rows in (target, source)
+        )
+        width = 1
     with torch.inference_mode(False):  # a training may use the tables later
         return Rows(width, *(torch.tensor(rows, device="cpu") for rows in (target, source)))
 
@@ -118,6 +125,9 @@ def rows_of(
 def move_rows(projected: Tensor, rows: Rows) -> None:
     """Make all moves in place: gather the rows that move, and put them back."""
     width, target, source = rows
+    if width == 1:
+        projected.put_(target, projected.take(source))
+        return
     by_row = projected.view(-1, width)
     by_row.index_copy_(0, target, by_row.index_select(0, source))
 

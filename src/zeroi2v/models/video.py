@@ -237,13 +237,12 @@ class VideoClassifier(nn.Module):
         clips, clip_frames = clip.shape[:2]
         tubelet, whole_frames = self.plan.config.tubelet, self.plan.frames
         is_whole = clip_frames == self.frames
-        adapters: Any = self.adapters
         call = Call(
             clips=clips,
             frames=whole_frames if is_whole else frames_seen(clip_frames, tubelet),
             whole_frames=whole_frames,
             # as plain mappings, where a hook finds an adapter soonest
-            adapters=() if self.spec.merged else [dict(block.items()) for block in adapters],
+            adapters=() if self.spec.merged else self._adapters_of_blocks(),
             temporal_embedding=self.temporal_embedding,
             # The kernel has no gradient, and its offsets are those of a whole clip.
             attention_reads=self.attention_reads
@@ -254,6 +253,11 @@ class VideoClassifier(nn.Module):
             changes_in_place=not (self.moves_by_index or kernels.MOVES or follows_operations()),
         )
         return pictures_of(clip, tubelet), call
+
+    def _adapters_of_blocks(self) -> list[dict[str, nn.Module]]:
+        """The adapters of each block by name, as plain dicts: many hooks look for an adapter."""
+        blocks: Any = self.adapters
+        return [dict(block.items()) for block in blocks]
 
     def _check_clip(self, clip: Tensor, *, fewer_frames: bool) -> None:
         """ConfigError if a clip has another shape than the model takes."""
