@@ -1,11 +1,10 @@
 """Which kernels does a call start on a GPU, and what do they move and multiply?
 
 No GPU is needed: the tensors of a counted call have shapes and no values (`pretended`), so nothing
-is computed. An operation that makes a view, allocates memory or copies from the host starts no
-kernel; every other operation starts one. A kernel reads its inputs and writes its outputs once. An
-operation registered with torch.library is one kernel like PyTorch's own operations, whatever its
-body does; its author states its multiply-adds with
-`torch.utils.flop_counter.register_flop_formula`.
+is computed. An operation that makes a view or allocates memory starts no kernel; every other
+operation starts one. A kernel reads its inputs and writes its outputs once. An operation registered
+with torch.library is one kernel like PyTorch's own operations, whatever its body does; its author
+states its multiply-adds with `torch.utils.flop_counter.register_flop_formula`.
 
 A count cannot see the time that Python takes between two kernels.
 
@@ -45,9 +44,9 @@ ALLOCATIONS: Final = frozenset(
 OVERWRITING: Final = frozenset({aten.copy_, aten.fill_, aten.zero_})
 # These operations read as many elements of their first input as they write, at places that an index
 # names.
+GATHERING: Final = frozenset({aten.index, aten.index_select, aten.gather, aten.embedding})
 # These operations write elements of their first input at places that an index names, and read none.
 SCATTERING: Final = frozenset({aten.index_put_, aten.index_copy_})
-GATHERING: Final = frozenset({aten.index, aten.index_select, aten.gather, aten.embedding})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +141,6 @@ class _KernelCounter(TorchDispatchMode):
         changes_tensors = bool(_tensors(outputs)) or operation._schema.is_mutable
         if not changes_tensors or operation.is_view or packet in ALLOCATIONS:
             return outputs
-        if packet is aten._to_copy and _from_host(arguments[0], outputs):
-            return outputs
         macs = 0
         if packet in flop_registry:
             macs = flop_registry[packet](*arguments, **settings, out_val=outputs) // 2
@@ -183,11 +180,6 @@ def _moved(
     if packet in GATHERING:
         read += written - _touched(arguments[0])
     return read + written
-
-
-def _from_host(source: Tensor, copied: Tensor) -> bool:
-    """Whether a copy goes from the memory of the host to a GPU. Such a copy starts no kernel."""
-    return source.device.type == "cpu" and copied.device.type != "cpu"
 
 
 def _touched(tensor: Tensor) -> int:

@@ -171,9 +171,10 @@ def move_by_index(
     `runs`, of `width` channels, are the runs that move.
     """
     compiles = torch.compiler.is_compiling()
-    # The table of a tensor without memory, such as a FakeTensor, has no memory and is not kept.
-    keeps = compiles or type(projected) is Tensor
-    table = (_kept_table if keeps else _table)(runs, frames, projected.device)
+    if compiles or type(projected) is Tensor:
+        table = _kept_table(runs, frames, projected.device)
+    else:  # a tensor without memory, such as a FakeTensor, takes a table on any device
+        table = _table(runs, frames)
     if not table.shape[1]:
         return
     if not compiles and _has_words(projected, width):
@@ -190,7 +191,7 @@ def _has_words(projected: Tensor, width: int) -> bool:
     return size < WORD and not (width * size % WORD or projected.storage_offset() * size % WORD)
 
 
-def _table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
+def _table(runs: tuple[Run, ...], frames: int) -> Tensor:
     """The frame that is written, the frame that is read, and the run, for all moves: (3, M) int64.
 
     Frames that stay as they are are left out.
@@ -202,16 +203,16 @@ def _table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
         if 0 <= frame + offset < frames
     ]
     columns = list(zip(*entries, strict=True)) or [()] * 3
-    return torch.tensor(columns, dtype=torch.int64, device="cpu").to(device)
+    return torch.tensor(columns, dtype=torch.int64, device="cpu")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # PyTorch's
 def _kept_table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
-    """`_table`, made once. A copy to a GPU in every call would make the host wait."""
+    """`_table` on a device, made once. A copy in every call would make the host wait for a GPU."""
     return _made_once(runs, frames, device)
 
 
 @functools.lru_cache(maxsize=256)
 def _made_once(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a training may use the table later
-        return _table(runs, frames, device)
+        return _table(runs, frames).to(device)
