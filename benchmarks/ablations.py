@@ -383,6 +383,9 @@ Data, tower and budget are small here. The miniature also differs from the paper
 - **Training** is short, 800 steps, and nothing is tuned for a row. A row that learns faster here
   stands higher. All rows have one learning rate; full fine-tuning has a tenth of it, as in the
   paper.
+- **Rows that are out of date.** Both rows of ST-Adapter were measured before ST-Adapter started as
+  its authors' code does, and full fine-tuning when its classifier had a tenth of the learning rate
+  too.
 - **Names of rows.** In Table 1a, HR is head relocation: whole heads read another frame. HR KV
   relocates the heads of K and V, which is STDHA, the operator of the paper's method. HR QKV
   relocates the heads of Q too. Channel shift relocates a share of the channels of every head. The

@@ -19,6 +19,9 @@ from zeroi2v import VideoClassifier
 from zeroi2v.errors import ConfigError
 from zeroi2v.models import compiled
 
+# PyTorch 2.10 warns of its own code when it loads its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
+
 
 @pytest.mark.slow
 def test_on_a_cpu_torch_compile_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:

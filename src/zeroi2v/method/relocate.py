@@ -61,8 +61,9 @@ class Move(NamedTuple):
         A share that is no whole number of channels is rounded down, as in the authors' code. So
         equal shares have equally many channels, and the channels that remain read their own frame.
         """
-        first = int(self.start * width)
-        stop = first + int((self.stop - self.start) * width)
+        # torch.compile of PyTorch 2.10 follows a floor division of fractions, and int() not.
+        first = self.start * width // 1
+        stop = first + (self.stop - self.start) * width // 1
         return slice(self.first_head, self.stop_head), slice(first, stop)
 
 
@@ -448,7 +449,7 @@ class ClassTokenShift:
         if call is None or call.frames == 1:
             return inputs
         class_token = tokens[:, :1].unflatten(0, (-1, call.frames))  # (B, T, 1, C)
-        half = int(self.half * tokens.shape[-1])  # rounded down, as in `Move.slices`
+        half = self.half * tokens.shape[-1] // 1  # rounded down, as in `Move.slices`
         parts = [
             moved_frames(class_token[..., :half], -1),
             moved_frames(class_token[..., half : 2 * half], 1),
