@@ -38,8 +38,10 @@ def _added(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: flo
         if bias is None
         else torch.add(x.contiguous(), bias, alpha=scale)
     )
-    width, outputs = weight.shape[1], weight.shape[0]
-    total.view(-1, outputs).addmm_(z.reshape(-1, width), weight.t(), alpha=scale)
+    outputs, width = weight.shape
+    rows = total.view(-1, outputs)
+    # PyTorch's counters of operations know `addmm`, and do not know `addmm_`.
+    torch.addmm(rows, z.reshape(-1, width), weight.t(), alpha=scale, out=rows)
     return total
 
 
