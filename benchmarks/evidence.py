@@ -37,7 +37,7 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.evidence_clips import direction_test, labels_test, pack, shortcuts, tests_of, unpack
+from benchmarks.evidence_clips import pack, shortcuts, tests_of, unpack
 from benchmarks.evidence_training import Inputs, Regime, train
 from zeroi2v.files import append_json, read_json_lines, write_json
 from zeroi2v.machine import provenance
@@ -212,7 +212,7 @@ def main() -> None:
     for folder in arguments.folders:
         pack(folder, arguments.work)
         clips = unpack(arguments.work / f"{folder.name}.npz")
-        for test in (labels_test(clips), direction_test(clips)):
+        for test in tests_of([clips]).values():
             found[test.name] = {"samples": len(test.labels), "shortcuts": shortcuts(test)}
     write_json(RESULTS / "evidence-shortcuts.json", {**provenance(), "seeds": [0], "tests": found})
 

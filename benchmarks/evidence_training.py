@@ -34,6 +34,7 @@ from zeroi2v.engine.optim import (
     summed_loss,
 )
 from zeroi2v.engine.spare import spared
+from zeroi2v.errors import MergeError
 from zeroi2v.inference.scores import normalise
 
 TOWER: Final = "vit_small_patch14_dinov2"
@@ -87,40 +88,35 @@ class Regime:
     @cached_property
     def tower(self) -> nn.Module:
         """The frozen image tower, which also gives the weights of every row."""
-        return self._model({}, 1, 12).tower.to(self.device).eval()
+        tower: nn.Module = create_model(
+            TOWER,
+            num_classes=1,
+            weights=self.weights,
+            tower_options={"img_size": self.size},
+        ).tower
+        return tower.to(self.device).eval()
 
     def model(self, row: str, class_count: int) -> VideoClassifier:
         """The model of a row. In the regime `upper` its tower takes tokens instead of pictures."""
-        model = self._model(ROWS[row], class_count, self.blocks)
-        if not self.is_whole:
-            tower: Any = model.tower
-            tower.patch_embed, tower.pos_embed = _Tokens(), None  # the tokens have a position
-        return model.to(self.device)
-
-    def _model(self, row: Mapping[str, Any], class_count: int, blocks: int) -> VideoClassifier:
-        from safetensors.torch import load_file
-
-        settings = {"heads": [], **row} if "operator" not in row else dict(row)
         model = create_model(
             TOWER,
             num_classes=class_count,
             frames=FRAMES,
             pretrained=False,
-            tower_options={"img_size": self.size, "depth": blocks},
-            **settings,
+            tower_options={"img_size": self.size, "depth": self.blocks},
+            **ROWS[row],
         )
         tower: Any = model.tower
-        tensors = {name: tensor.float() for name, tensor in load_file(self.weights).items()}
-        first = 12 - blocks
-        kept = {_renumbered(name, first): tensor for name, tensor in tensors.items()}
-        own = tower.state_dict()
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        fitted = checkpoint_filter_fn(
-            {name: tensor for name, tensor in kept.items() if name in own}, tower
-        )
-        tower.load_state_dict(fitted)  # every tensor of the tower, and no other
-        return model
+        weights = {
+            _renumbered(name, 12 - self.blocks): tensor
+            for name, tensor in self.tower.state_dict().items()
+        }
+        own = tower.state_dict().keys()
+        tower.load_state_dict({name: weights[name] for name in own})
+        if not self.is_whole:
+            # The tokens have a position, and the class token is among them.
+            tower.patch_embed, tower.pos_embed, tower.cls_token = _Tokens(), None, None
+        return model.to(self.device)
 
 
 def _renumbered(name: str, first: int) -> str:
@@ -264,21 +260,26 @@ def train(
             losses.append(loss.detach())
     seconds = time.monotonic() - began
     model.eval()
+    try:
+        merged = model.merge()
+    except MergeError:  # the adapters of the row are not linear
+        merged = None
     return {
         "steps": steps,
         "seconds": round(seconds, 1),
         "training_loss": round(torch.stack(losses[-steps // 10 :]).mean().item(), 5),
-        "device": str(regime.device.type),
-        "folds": {fold: answers(model, inputs, fold) for fold in held_out},
+        "device": regime.device.type,
+        "folds": {fold: answers(model, merged, inputs, fold) for fold in held_out},
     }
 
 
 @torch.no_grad()
-def answers(model: VideoClassifier, inputs: Inputs, fold: int) -> dict[str, Any]:
-    """The answers of a trained model to the samples of a fold, in float32."""
+def answers(
+    model: VideoClassifier, merged: VideoClassifier | None, inputs: Inputs, fold: int
+) -> dict[str, Any]:
+    """The answers of a trained model, and of its merged copy, to a fold's samples, in float32."""
     test = inputs.test
     samples = (test.folds == fold).nonzero()[:, 0]
-    merged = model.merge() if model.plan.strategy.adapter not in ("gelu", "st") else None
     order = torch.Generator().manual_seed(0)
     logits, shuffled, by_merged = [], [], []
     for part in samples.split(BATCH):

@@ -28,7 +28,7 @@ MODEL_PARTS: Final = ("tower", "adapters", "temporal_embedding", "classifier")
 CHANGED_STRATEGIES: Final = ("full", "joint", "st_adapter", "evl", "aim", "st_adapter_published")
 Operator = Literal["stdha", "hr_v", "hr_qkv", "shift_kv", "shift_v", "shift_qkv", "cls_shift"]
 # The operators that move whole heads, or parts of heads, as a head layout says.
-HEAD_OPERATORS = ("stdha", "hr_v", "hr_qkv")
+HEAD_OPERATORS: Final = ("stdha", "hr_v", "hr_qkv")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import evidence as script
 from benchmarks.evidence_clips import FOLDS, Clips, direction_test, labels_test
-from benchmarks.evidence_training import _renumbered
+from benchmarks.evidence_training import TOWER, Inputs, Regime, _renumbered
 
 
 def finished(job: script.Job, loss: float) -> dict[str, Any]:
@@ -98,3 +101,20 @@ def test_the_upper_blocks_take_the_weights_of_the_last_blocks() -> None:
     assert _renumbered("blocks.8.attn.qkv.weight", 8) == "blocks.0.attn.qkv.weight"
     assert _renumbered("blocks.3.norm1.bias", 8) == "blocks.-5.norm1.bias", "no tensor of the tower"
     assert _renumbered("norm.weight", 8) == "norm.weight"
+
+
+def test_the_upper_blocks_on_kept_tokens_are_the_whole_tower(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = timm.create_model(TOWER, num_classes=0, img_size=28, pretrained=False)
+    for weight in tower.parameters():  # layer scales and class tokens start near zero
+        torch.nn.init.normal_(weight, std=0.05)
+    save_file(tower.state_dict(), tmp_path / "tower.safetensors")
+    test, cpu = labels_test(small_clips()), torch.device("cpu")
+    features = []
+    for blocks in (4, 12):
+        regime = Regime(tmp_path / "tower.safetensors", blocks, 28, 1, cpu)
+        model = regime.model("no time", test.class_count).eval()
+        with torch.no_grad():
+            features.append(model.features(Inputs(test, regime).testing(torch.arange(3))))
+    distance = (features[0] - features[1]).norm() / features[1].norm()
+    assert distance < 0.02, "the kept tokens are bfloat16"

@@ -61,7 +61,7 @@ class Move(NamedTuple):
         A share that is no whole number of channels is rounded down, as in the authors' code. So
         equal shares have equally many channels, and the channels that remain read their own frame.
         """
-        # torch.compile of PyTorch 2.10 follows a floor division of fractions, and int() not.
+        # Not int(): torch.compile of PyTorch 2.10 cannot follow int() of a fraction.
         first = self.start * width // 1
         stop = first + (self.stop - self.start) * width // 1
         return slice(self.first_head, self.stop_head), slice(first, stop)
