@@ -11,12 +11,12 @@ The parts, in this order, with the most minutes that each may take:
 
     inference   (2) ViT-B/16, 8 frames, bf16: the plain image transformer beside the merged model,
                 in each form of relocation, eager and captured, 1 clip and 32 clips
-    training    (5) the training step of the paper's plain graph and of this library, 8 and 32 clips
+    compiled    (2) the models of `inference` after torch.compile, with and without capturing
+    training    (4) the training step of the paper's plain graph and of this library, 8 and 32 clips
     tests       (3) pytest -m gpu: the kernels against slow loops
     evidence    (5) `benchmarks.evidence confirm`, where --work and --tower are given
     peers       (3) ST-Adapter, EVL and AIM, compiled and not
     others      (3) as `inference`, for other dtypes and towers
-    compiled    (2) the models of `inference` after torch.compile, with and without capturing
     agreement   (1) how far logits lie from logits in float64, for each form of relocation
     moves       (1) all moves of a block alone, in each form
     tiles       (1) the attention kernel with different tiles, beside PyTorch's own attention
@@ -103,11 +103,11 @@ def _test(place: Place, name: str) -> Iterator[Row]:
 
 PARTS: Final[Mapping[str, tuple[float, Callable[[Place], Iterator[Case]]]]] = {
     "inference": (2, gpu_inference.inference),
-    "training": (5, training),
+    "compiled": (2, gpu_inference.compiled),
+    "training": (4, training),
     "tests": (3, tests),
     "peers": (3, gpu_inference.peers),
     "others": (3, gpu_inference.others),
-    "compiled": (2, gpu_inference.compiled),
     "agreement": (1, gpu_inference.agreement),
     "moves": (1, moves),
     "tiles": (1, tiles),

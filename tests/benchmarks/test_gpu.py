@@ -28,7 +28,7 @@ def test_the_parts_come_in_the_order_of_the_page() -> None:
     page = [line.split()[0] for line in (gpu.__doc__ or "").splitlines() if " (" in line[:20]]
     names = [name for name, _, _ in gpu.commands(arguments(work=Path("w"), tower=Path("t")))]
     assert names == page
-    assert names[:4] == ["inference", "training", "tests", "evidence"]
+    assert names[:5] == ["inference", "compiled", "training", "tests", "evidence"]
     assert [name for name, _, _ in gpu.commands(arguments(parts=["moves"]))] == ["moves"]
 
 

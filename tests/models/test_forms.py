@@ -16,6 +16,7 @@ from tests.towers_for_tests import random_clip
 from zeroi2v import VideoClassifier, create_model
 from zeroi2v.measure.count import KernelCount, count_kernels
 from zeroi2v.measure.pretended import pretended
+from zeroi2v.method import kernels
 
 TOWERS = ["zeroi2v_tiny", "vit_small_plus_patch16_dinov3_qkvb", *WINDOWED]
 HALVES = "-1*1, 1*1/2"
@@ -63,6 +64,17 @@ def test_attention_that_reads_other_frames_adds_nothing() -> None:
     assert len(temporal.kernels) == len(still.kernels)
     offsets = 12 * 12 * 4  # bytes
     assert temporal.moved - still.moved == offsets
+
+
+def test_our_kernel_makes_all_moves_of_a_block_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    still = counted([])
+    monkeypatch.setattr(kernels, "MOVES", True)
+    temporal = counted("-1*1, 1*1/2, -2*1/4")
+    assert len(temporal.kernels) - len(still.kernels) == 12
+    moved_bytes = 4 * 8 * 197 * 2 * (64 + 32 + 16) * 4  # keys and values of four clips, in fp32
+    difference = (temporal.moved - still.moved) / 12
+    assert 2 * moved_bytes <= difference <= 2 * moved_bytes * 1.001  # the table is small
 
 
 @pytest.mark.parametrize("tower", TOWERS)
