@@ -23,7 +23,7 @@ slow: .venv/installed-dev ## run the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 gpu: .venv/installed-dev ## check and time everything that needs a CUDA device
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 oldest: ## run the fast tests with the oldest versions that pyproject.toml allows; needs uv
 	$(call test_with,oldest,lowest-direct)

@@ -23,11 +23,13 @@ reference, as a share of the largest entry of the reference's gradient.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,21 +181,31 @@ def build(arguments: argparse.Namespace, **settings: Any) -> VideoClassifier:
     return moved
 
 
-def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, Step]:
-    """Every way that is compared, the reference first. The models train until `training` ends."""
+# Long: every row of the comparison is a line or two.
+def ways_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, Callable[[], Step]]:
+    """Every way that is compared, the reference first, each built when it is called.
+
+    The models train until `training` ends.
+    """
 
     def in_training(model: VideoClassifier, **settings: Any) -> VideoClassifier:
         training.enter_context(spared(model, TrainConfig(**settings)))
         return model
 
-    model = in_training(build(arguments))
-    size = (arguments.clips, FRAMES, 3, model.image_size, model.image_size)
-    clips = torch.randint(256, size, dtype=torch.uint8).to(arguments.device)
-    upper_half = build(arguments, adapted_blocks=max(1, len(model.heads) // 2))
+    @functools.cache
+    def shared() -> VideoClassifier:
+        """The model of most rows."""
+        return in_training(build(arguments))
+
+    @functools.cache
+    def clips() -> Tensor:
+        spec = shared().spec
+        size = (arguments.clips, FRAMES, 3, spec.image_size, spec.image_size)
+        return torch.randint(256, size, dtype=torch.uint8).to(arguments.device)
 
     def step(
-        trained: nn.Module,
-        clips: Tensor = clips,
+        trained: nn.Module | None = None,
+        pixels: Tensor | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         *,
         cast: bool = False,
@@ -201,59 +213,78 @@ def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, St
         compiles: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Step:
+        pixels = clips() if pixels is None else pixels
+        trained = shared() if trained is None else trained
         learner = Learner(
-            processes=Processes(clips.device),
+            processes=Processes(pixels.device),
             model=trained,
-            spec=model.spec,
+            spec=shared().spec,
             optimizer=optimizer or NoOptimizer(trained.parameters(), {"lr": 0.0}),
-            scaler=torch.amp.GradScaler(clips.device.type, enabled=False),
-            settings=TrainConfig(precision=precision, batch_size=len(clips), compile=captured),
-            cast=cast_weights(trained, torch.bfloat16, clips.shape[1:]) if cast else None,
+            scaler=torch.amp.GradScaler(pixels.device.type, enabled=False),
+            settings=TrainConfig(precision=precision, batch_size=len(pixels), compile=captured),
+            cast=cast_weights(trained, torch.bfloat16, pixels.shape[1:]) if cast else None,
         )
-        replayed = CapturedSteps(learner, Log(), compiles=compiles) if captured else None
-        return Step(learner, clips, replayed)
+        # a CPU has no CUDA graphs
+        captures = captured and pixels.device.type == "cuda"
+        replayed = CapturedSteps(learner, Log(), compiles=compiles) if captures else None
+        return Step(learner, pixels, replayed)
 
-    steps = {
-        "reference": step(Reference(model)),
-        "reference, fused attention": step(Reference(model, fused=True)),
-        "reference in bf16": step(Reference(model), precision="bf16"),
-        "reference in bf16, fused attention": step(Reference(model, fused=True), precision="bf16"),
-        "fp32": step(model),
-        "checkpointing": step(in_training(build(arguments), checkpointing=True)),
-        "bf16": step(model, precision="bf16"),
-        "half of the patches": step(in_training(build(arguments), token_share=0.5)),
-        "adapters in the upper half": step(in_training(upper_half)),
-        "half of the frames": step(model, clips[:, ::2]),
-    }
-    if arguments.device == "cuda":
-        bf16: dict[str, Any] = {"precision": "bf16", "captured": True}
+    def reference_step(*, fused: bool = False, **options: Any) -> Step:
+        return step(Reference(shared(), fused=fused), **options)
+
+    def upper_half() -> Step:
+        count = max(1, len(shared().heads) // 2)
+        return step(in_training(build(arguments, adapted_blocks=count)))
+
+    def with_adamw(**options: Any) -> Step:
         moved = in_training(build(arguments))
-        adamw = build_optimizer(moved, learning_rate=0.0, weight_decay=0.0)
-        steps |= {
-            "reference in bf16, captured": step(Reference(model), **bf16),
-            "reference in bf16, fused attention, captured": step(
-                Reference(model, fused=True), **bf16
-            ),
-            "bf16, weights cast once a step": step(model, precision="bf16", cast=True),
-            "fp32, captured": step(model, captured=True),
-            "bf16, captured": step(model, **bf16),
-            "bf16, weights cast once a step, captured": step(model, cast=True, **bf16),
-            "bf16, weights cast once a step, captured, with AdamW": step(
-                moved, cast=True, optimizer=adamw, **bf16
-            ),
-        }
-        if arguments.compile:
-            steps |= {
-                "reference in bf16, fused attention, compiled and captured": step(
-                    Reference(model, fused=True), compiles=True, **bf16
-                ),
-                "bf16, compiled and captured": step(model, cast=True, compiles=True, **bf16),
-            }
+        optimizer = build_optimizer(moved, learning_rate=0.0, weight_decay=0.0)
+        return step(moved, optimizer=optimizer, **options)
+
+    def changed(**settings: Any) -> Step:
+        return step(in_training(build(arguments), **settings))
+
+    ways: dict[str, Callable[[], Step]] = {
+        "reference": reference_step,
+        "reference, fused attention": partial(reference_step, fused=True),
+        "reference in bf16": partial(reference_step, precision="bf16"),
+        "reference in bf16, fused attention": partial(reference_step, fused=True, precision="bf16"),
+        "fp32": step,
+        "checkpointing": partial(changed, checkpointing=True),
+        "bf16": partial(step, precision="bf16"),
+        "half of the patches": partial(changed, token_share=0.5),
+        "adapters in the upper half": upper_half,
+        "half of the frames": lambda: step(pixels=clips()[:, ::2]),
+    }
+    if not arguments.captured:
+        return ways
+    bf16: dict[str, Any] = {"precision": "bf16", "captured": True}
+    ways |= {
+        "reference in bf16, captured": partial(reference_step, **bf16),
+        "reference in bf16, fused attention, captured": partial(reference_step, fused=True, **bf16),
+        "bf16, weights cast once a step": partial(step, precision="bf16", cast=True),
+        "fp32, captured": partial(step, captured=True),
+        "bf16, captured": partial(step, **bf16),
+        "bf16, weights cast once a step, captured": partial(step, cast=True, **bf16),
+        "bf16, weights cast once a step, captured, with AdamW": partial(
+            with_adamw, cast=True, **bf16
+        ),
+        "reference in bf16, fused attention, compiled and captured": partial(
+            reference_step, fused=True, compiles=True, **bf16
+        ),
+        "bf16, compiled and captured": partial(step, cast=True, compiles=True, **bf16),
+    }
+    return ways
+
+
+def steps_of(arguments: argparse.Namespace, training: ExitStack) -> dict[str, Step]:
+    """The ways that the arguments name, built, the reference first."""
     only = arguments.only or [""]
     return {
-        name: way
-        for name, way in steps.items()
-        if name == "reference" or any(part in name for part in only)
+        name: way()
+        for name, way in ways_of(arguments, training).items()
+        if name == "reference"
+        or (any(part in name for part in only) and (arguments.compile or "compiled" not in name))
     }
 
 
@@ -286,6 +317,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the result's file (default: the device's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     arguments = parser.parse_args()
+    arguments.captured = arguments.device == "cuda"
     with ExitStack() as training:
         measured = measure(arguments, steps_of(arguments, training))
     settings = {

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +17,12 @@ from torch.utils._pytree import tree_leaves
 from tests.models.test_calls import SETTINGS, WINDOWED, model_of
 from tests.towers_for_tests import noisy, random_clip, small_model
 from zeroi2v import VideoClassifier, create_model
-from zeroi2v.config import TrainConfig
+from zeroi2v.config import ClipConfig, Recipe, TrainConfig
+from zeroi2v.data.datasets import open_dataset
+from zeroi2v.engine import run
 from zeroi2v.engine.captured import CapturedSteps, can_capture
 from zeroi2v.engine.cast import CastWeights, cast_weights
+from zeroi2v.engine.folder import RunFolder
 from zeroi2v.engine.optim import build_optimizer
 from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.spare import spared
@@ -181,6 +187,7 @@ def test_a_step_in_bfloat16_is_a_thousand_kernels(
             "vit_base_patch16_clip_quickgelu_224", num_classes=400, frames=8, heads=[-1, 1]
         ).train()
     with pretended(model, "cpu") as counted, spared(counted, TrainConfig()):
+        counted.moves_by_index = True  # as on a GPU, for which autograd pretends no backward pass
         weights = CastWeights(counted, torch.bfloat16)
         pixels = torch.empty(8, 8, 3, 224, 224, dtype=torch.uint8)
         labels = torch.zeros(8, dtype=torch.long)
@@ -224,6 +231,37 @@ def test_only_one_process_on_a_gpu_captures() -> None:
     learner = learner_of(small_model("zeroi2v_tiny"), "cpu")
     assert not can_capture(learner)
     assert learner.cast is None
+
+
+def test_a_failed_capture_frees_the_cast_weights(
+    motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is here: that steps can be captured is pretended, and that the capture fails."""
+    monkeypatch.setattr(run, "can_capture", lambda _: True)
+    cast = CastWeights(small_model("zeroi2v_tiny"), torch.bfloat16)
+    held = weakref.ref(cast)
+    made = [cast]
+    monkeypatch.setattr(run, "cast_weights", lambda *_: made.pop())
+    del cast
+    recipe = Recipe(clip=ClipConfig(frames=4), train=TrainConfig(workers=0))
+    training = run.Training(
+        recipe=recipe,
+        dataset=open_dataset(motion_videos),
+        excluded=(),
+        folder=RunFolder(tmp_path, writes=True),
+        resumes=False,
+        processes=Processes(torch.device("cpu")),
+        log=Log(silent=True),
+    )
+    training.speed_up()
+    gc.collect()
+    captured = training.captured
+    assert captured is not None
+    assert held() is captured.learner.cast is not None
+    captured.give_up(RuntimeError("out of memory"))
+    gc.collect()
+    assert captured.failed
+    assert held() is None
 
 
 @pytest.mark.gpu

@@ -88,6 +88,9 @@ def test_a_chain_of_layers_is_counted_as_by_hand() -> None:
         (lambda x: F.layer_norm(x, (10,)), [220]),
         (lambda x: x.index_select(0, x.new_empty(2, dtype=torch.int32)), [42]),
         (lambda x: x[x.new_empty(3, dtype=torch.int64)], [66]),
+        (lambda x: x.index_copy_(0, x.new_empty(3, dtype=torch.int64), x[:3]), [66]),
+        (lambda x: x.index_put_((x.new_empty(3, dtype=torch.int64),), x[:3]), [66]),
+        (lambda x: x.index_put_((x.new_empty(3, dtype=torch.int64),), x[0, 0]), [37]),
     ],
 )
 def test_a_kernel_reads_its_inputs_and_writes_its_outputs_once(

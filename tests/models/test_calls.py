@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,25 @@ def test_other_labels_make_a_model_of_its_own() -> None:
 def test_a_merged_model_is_merged_once() -> None:
     with pytest.raises(MergeError, match="merged already"):
         model_of("zeroi2v_tiny").merge().merge()
+
+
+@pytest.mark.parametrize("name", ["zeroi2v", "parts", "temporal_heads", "cls_shift"])
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of attention
+def test_torch_func_gives_the_gradient_of_every_clip(name: str) -> None:
+    model = model_of("zeroi2v_tiny", **SETTINGS[name])
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    clips = random_clip(model, clips=3)
+
+    def loss(weights: Mapping[str, Tensor], clip: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, dict(weights), (clip[None],))
+        return logits.square().sum()
+
+    detached = {key: value.detach() for key, value in trained.items()}
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(detached, clips)
+    for number, clip in enumerate(clips):
+        expected = torch.autograd.grad(loss(trained, clip), list(trained.values()))
+        for gradients, gradient in zip(each.values(), expected, strict=True):
+            torch.testing.assert_close(gradients[number], gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("tower", KINDS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from zeroi2v.data.views import read_views
 from zeroi2v.errors import ConfigError, VideoError
 from zeroi2v.inference.scores import BATCH, video_scores
 from zeroi2v.machine import best_device
+from zeroi2v.models.compiled import compiled as compiled_model
 from zeroi2v.models.compiled import dtype_of
 from zeroi2v.models.loading import load
 
@@ -43,7 +44,8 @@ class Predictor:
     `dtype`, "fp32", "bf16" or "fp16", is the precision of weights and arithmetic; scores stay in
     full precision. With `compiled`, the model is compiled for the views of a video when the
     predictor is made (`VideoClassifier.compiled`): that takes time once, and less time for each
-    video. Several threads may use one predictor. ConfigError for an unknown `dtype`.
+    video. The compiled model uses the weights of `model`, which must then stay as they are. Several
+    threads may use one predictor. ConfigError for an unknown `dtype`.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class Predictor:
     ) -> None:
         weight_dtype = dtype_of(dtype)  # before the folder is read
         self.device = best_device() if device is None else torch.device(device)
-        self.model = load(os.fspath(folder)).to(self.device, weight_dtype)
-        views = self.model.views.clips * self.model.views.crops
-        self._compiled = (
-            self.model.compiled(batch=min(views, BATCH), dtype=dtype) if compiled else None
-        )
+        self.model = load(os.fspath(folder)).to(self.device, weight_dtype).eval()
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if compiled:
+            model = self.model.requires_grad_(False)
+            views = model.views.clips * model.views.crops
+            self._compiled = compiled_model(model, model.blank_clips(min(views, BATCH)))
 
     def predict(self, video: VideoPath, *, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most likely labels, best first. VideoError if the video cannot be read."""

@@ -111,14 +111,21 @@ class CapturedSteps:
                     loss = self._step(clips, labels)
             self.captured = _Graph(graph, clips, labels, loss)
         except RuntimeError as error:
-            self.failed = True
-            self.learner = dataclasses.replace(learner, cast=None)  # pays off only where captured
-            self.log.warn(
-                f"steps are computed operation by operation, because a CUDA graph cannot hold "
-                f"them: {one_line(error)}"
-            )
+            self.give_up(error)
         finally:
             kept.restore()
+
+    def give_up(self, error: RuntimeError) -> None:
+        """Take all steps operation by operation from now on, without cast weights.
+
+        Cast weights pay off only in captured steps.
+        """
+        self.failed = True
+        self.learner = dataclasses.replace(self.learner, cast=None)
+        self.log.warn(
+            f"steps are computed operation by operation, because a CUDA graph cannot hold "
+            f"them: {one_line(error)}"
+        )
 
     def _compiled(self) -> AbstractContextManager[None]:
         """Within the block torch.compile compiles the model, if the steps are to be compiled."""

@@ -301,13 +301,13 @@ class Training:
         if can_capture(learner):
             size = self.model.image_size
             cast = cast_weights(learner.model, learner.dtype, (self.model.frames, 3, size, size))
-            self.learner = learner = dataclasses.replace(learner, cast=cast)
             if cast is None and learner.dtype == torch.bfloat16:
                 self.log.say(
                     "train.compile: weights are not cast once a step, because the tower cannot "
                     "compute in bf16 without autocast; steps use autocast"
                 )
-            self.captured = CapturedSteps(learner, self.log)
+            # Nobody else holds the cast weights, so they leave the memory if a capture fails.
+            self.captured = CapturedSteps(dataclasses.replace(learner, cast=cast), self.log)
         elif learner.settings.compile and reason is not None:
             self.log.say(f"train.compile: steps are computed operation by operation: {reason}")
 

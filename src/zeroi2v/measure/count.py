@@ -45,6 +45,8 @@ OVERWRITING: Final = frozenset({aten.copy_, aten.fill_, aten.zero_})
 # These operations read as many elements of their first input as they write, at places that an index
 # names.
 GATHERING: Final = frozenset({aten.index, aten.index_select, aten.gather, aten.embedding})
+# These operations write elements of their first input at places that an index names, and read none.
+SCATTERING: Final = frozenset({aten.index_put_, aten.index_copy_})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,15 @@ def _moved(
     A tensor that the operation changes is read and written; a tensor that the operation only fills
     is written.
     """
+    if str(packet) == "zeroi2v.move_":  # method/kernels/move.py; Triton need not be installed
+        projected, runs, width = arguments[:3]
+        share = runs.shape[1] * width / projected.shape[-1]  # of the channels
+        return _touched(runs) + round(2 * share * _touched(projected))
+    if packet in SCATTERING:
+        others = _tensors(arguments)[1:]  # indices and values
+        # the values of `index_put_` may be broadcast
+        written = aten.index(*arguments[:2]) if packet is aten.index_put_ else others[-1]
+        return sum(map(_touched, others)) + _touched(written)
     read = written = 0
     returned = {id(tensor) for tensor in _tensors(outputs)}
     for number, parameter in enumerate(operation._schema.arguments):

@@ -42,7 +42,10 @@ class _Bottleneck(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """dropout(D(x)), the input of U: (..., r)."""
-        with keep_norm_input(x):
+        if torch.is_grad_enabled():
+            with keep_norm_input(x):
+                narrow = self.down(x)
+        else:
             narrow = self.down(x)
         narrow = self.activate(narrow)
         return self.dropout(narrow) if self.training else narrow

@@ -10,7 +10,7 @@ Shapes: B clips, T frames as attention sees them, D channels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,11 +29,16 @@ class Call:
     frames: int  # T
     # T of a whole clip. The offsets hold for whole clips. Training may begin with shorter clips.
     whole_frames: int
-    adapters: Any  # adapters[block][name]: an adapter of a block, by name; blocks count from 0
+    # adapters[block][name]: an adapter of a block, by name; blocks count from 0.
+    adapters: Sequence[Mapping[str, Any]]
     temporal_embedding: Tensor  # (T, D)
     # Whether attention modules that can read other frames by themselves do so in this call. The
     # hooks of these modules then move nothing.
     attention_reads: bool = False
+    moves_by_index: bool = False  # whether hooks move keys and values by an index (moving.py)
+    # Whether hooks may change a tensor in place at once: nobody follows the operations, and neither
+    # an index nor a kernel is in use. Hooks find this out once a call.
+    changes_in_place: bool = False
     # Tensors that a hook keeps for a later hook.
     kept: dict[Hashable, Tensor] = field(default_factory=dict)
 

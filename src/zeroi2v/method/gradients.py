@@ -19,6 +19,15 @@ from torch.autograd.graph import saved_tensors_hooks
 _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
+def follows_operations() -> bool:
+    """Whether PyTorch follows the operations of this call one by one, to make something of them.
+
+    torch.compile and torch.export make a graph, torch.func makes a gradient or a batch.
+    """
+    # no public function says that torch.func is at work
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def _added(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """x + s (U z + b).
 
@@ -29,8 +38,10 @@ def _added(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, scale: flo
         if bias is None
         else torch.add(x.contiguous(), bias, alpha=scale)
     )
-    rows = total.view(-1, total.shape[-1])
-    torch.addmm(rows, z.reshape(-1, z.shape[-1]), weight.T, alpha=scale, out=rows)
+    outputs, width = weight.shape
+    rows = total.view(-1, outputs)
+    # PyTorch's counters of operations know `addmm`, and do not know `addmm_`.
+    torch.addmm(rows, z.reshape(-1, width), weight.t(), alpha=scale, out=rows)
     return total
 
 
@@ -66,14 +77,15 @@ def _scaled(gradient: Tensor, scale: float) -> Tensor:
 
 def add_linear(x: Tensor, z: Tensor, linear: nn.Linear, scale: float) -> Tensor:
     """x + scale * linear(z), for x (..., m) and z (..., r)."""
-    mixes_dtypes = x.dtype != linear.weight.dtype or (
-        x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    weight, device = linear.weight, x.device.type
+    mixes_dtypes = x.dtype != weight.dtype or (
+        device != "meta" and torch.is_autocast_enabled(device)
     )
-    if mixes_dtypes or torch.compiler.is_compiling():
+    if mixes_dtypes or follows_operations():
         return torch.add(x, linear(z), alpha=scale)  # torch's own operators cast as autocast says
     if not torch.is_grad_enabled():
-        return _added(x, z, linear.weight, linear.bias, scale)
-    total: Tensor = _AddLinear.apply(x, z, linear.weight, linear.bias, scale)
+        return _added(x, z, weight, linear.bias, scale)
+    total: Tensor = _AddLinear.apply(x, z, weight, linear.bias, scale)
     return total
 
 
@@ -98,7 +110,7 @@ class _QuickGELU(torch.autograd.Function):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """QuickGELU: x * sigmoid(1.702 x)."""
-    if not x.requires_grad or torch.compiler.is_compiling():
+    if not x.requires_grad or follows_operations():
         return x * torch.sigmoid(_STEEPNESS * x)
     activated: Tensor = _QuickGELU.apply(x)
     return activated
@@ -110,7 +122,7 @@ def remember_norm_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Ten
     A training step keeps the input of a norm in any case. From its input the norm can compute its
     output again, so the step need not keep the output as well.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not follows_operations():
         origin = (norm, output._version, inputs[0], inputs[0]._version)
         output.normalised_from = origin  # type: ignore[attr-defined]  # for keep_norm_input
 

@@ -12,24 +12,38 @@ D channels each, C channels of the fused projection's output.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from zeroi2v.method import kernels
-from zeroi2v.method.call import call_in_progress
+from zeroi2v.method.call import Call, call_in_progress
+from zeroi2v.method.gradients import follows_operations
 from zeroi2v.method.heads import HeadLayout, shares
+from zeroi2v.method.moving import (
+    Block,
+    Copy,
+    Rows,
+    Run,
+    copies_of,
+    equal_runs,
+    make_copies,
+    move_by_index,
+    move_rows,
+    rows_of,
+    shift_gradient,
+)
 
 # The parts of the fused projection's output that move with a temporal head.
 MovedParts: TypeAlias = Literal["kv", "v", "qkv"]
+MOST_SHAPES: Final = 64  # shapes of calls for which a relocation keeps what it worked out
 
 
 class Move(NamedTuple):
@@ -134,40 +148,6 @@ class FusedLayout:
         return torch.cat([part.flatten(-3) for part in parts], -1)
 
 
-class Block(NamedTuple):
-    """The channels of the fused projection's output that one move changes, as a strided block."""
-
-    first: int  # channel
-    shape: tuple[int, ...]  # parts, heads, channels of a head
-    strides: tuple[int, ...]  # from part to part, head to head, channel to channel
-    offset: int  # in frames
-
-    def of(self, projected: Tensor, clips: int, frames: int) -> Tensor:
-        """The block of `projected` (B*T*W, ..., C) as a view (B, T, W*N, parts, heads, channels).
-
-        `projected` is contiguous.
-        """
-        shape, strides, first, _ = _ends(
-            self._replace(offset=0), clips, frames, projected.numel(), projected.shape[-1]
-        )
-        return projected.as_strided(shape, strides, projected.storage_offset() + first)
-
-
-@functools.lru_cache(maxsize=4096)
-def _ends(
-    block: Block, clips: int, frames: int, elements: int, width: int
-) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
-    """Shape and strides of the frames that a move changes, and where they and their sources begin.
-
-    `elements` and `width` are the elements and channels of the fused projection's output.
-    """
-    frame, distance = elements // (clips * frames), abs(block.offset)
-    shape = (clips, frames - distance, frame // width, *block.shape)
-    strides = (frames * frame, frame, width, *block.strides)
-    earlier, later = block.first, block.first + distance * frame
-    return (shape, strides, *((earlier, later) if block.offset > 0 else (later, earlier)))
-
-
 @dataclass(frozen=True)
 class Relocation:
     """Equation 8 for one attention block: which channels read which frames, worked out once."""
@@ -194,23 +174,78 @@ class Relocation:
                     blocks.append(Block(int(moved.storage_offset()), shape, strides, move.offset))
         return tuple(blocks)
 
-    def __call__(self, projected: Tensor, *, clips: int, frames: int) -> Tensor:
+    @cached_property
+    def moving_runs(self) -> tuple[int, tuple[Run, ...]]:
+        """The channels that move, as runs of one width: the width, and the runs."""
+        width, runs = equal_runs(self.offsets)
+        return width, tuple(run for run in runs if run[1])
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, int, torch.Size], Rows | tuple[Copy, ...]]:
+        """How a call on a CPU moves, for the clips, frames and shapes of earlier calls."""
+        return {}
+
+    def work_out(self) -> None:
+        """Work out now what calls of every shape need; otherwise the first call does."""
+        self.moving_runs  # noqa: B018  a property that is kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle works out for itself what calls need."""
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+    def __call__(
+        self, projected: Tensor, *, clips: int, frames: int, by_index: bool = False
+    ) -> Tensor:
         """`relocate` with the layout and the moves of this relocation."""
-        if torch.compiler.is_compiling():  # also true while torch exports a graph
-            # An offset of T frames or more leads out of the clip from every frame: nothing moves.
-            moves = [move for move in self.moves if abs(move.offset) < frames]
-            if not moves:
-                return projected
-            by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
-            copied = _relocated_copy(by_frame, self.layout, moves, self.parts)
-            return copied.flatten(0, 2)
+        if follows_operations():
+            changes = by_index and torch.compiler.is_compiling() and not projected.requires_grad
+            if not changes or torch.compiler.is_exporting():
+                return self._copied(projected, clips, frames)
         projected = projected.contiguous()
         if projected.requires_grad:
-            relocated: Tensor = _Relocate.apply(projected, self.blocks, clips, frames)
+            relocated: Tensor = _Relocate.apply(projected, self, clips, frames, by_index)
             return relocated
-        for block in self.blocks:
-            _shift(projected, block, clips, frames)
+        self.move(projected, clips, frames, by_index=by_index)
         return projected
+
+    def move(self, projected: Tensor, clips: int, frames: int, *, by_index: bool = False) -> None:
+        """Make all moves in place, in a contiguous tensor that needs no gradient."""
+        if by_index:
+            width, runs = self.moving_runs
+            move_by_index(projected, runs, width, clips=clips, frames=frames)
+            return
+        key = clips, frames, projected.shape
+        how = self._kept.get(key)
+        if how is None:
+            how = self._work_out(key, projected)
+        if isinstance(how, Rows):
+            move_rows(projected, how)
+        else:
+            make_copies(projected, how)
+
+    def _work_out(
+        self, key: tuple[int, int, torch.Size], projected: Tensor
+    ) -> Rows | tuple[Copy, ...]:
+        """How calls with these clips, frames and shape of the projection's output move."""
+        # A tensor without memory, such as a FakeTensor, takes no tables.
+        in_memory = type(projected) is Tensor and projected.device.type == "cpu"
+        width, runs = self.moving_runs
+        rows = rows_of(runs, width, *key) if in_memory else None
+        how = rows or copies_of(self.blocks, *key)
+        if len(self._kept) == MOST_SHAPES:
+            self._kept.clear()
+        if in_memory:
+            self._kept[key] = how
+        return how
+
+    def _copied(self, projected: Tensor, clips: int, frames: int) -> Tensor:
+        """The result as a new tensor, by operations that PyTorch follows."""
+        # An offset of T frames or more leads out of the clip from every frame: nothing moves.
+        moves = [move for move in self.moves if abs(move.offset) < frames]
+        if not moves:
+            return projected
+        by_frame = projected.view(clips, frames, -1, *projected.shape[1:])
+        return _relocated_copy(by_frame, self.layout, moves, self.parts).flatten(0, 2)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -304,18 +339,17 @@ class _Relocate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, blocks: tuple[Block, ...], clips: int, frames: int
+        ctx: Any, projected: Tensor, relocation: Relocation, clips: int, frames: int, by_index: bool
     ) -> Tensor:
-        ctx.moved = blocks, clips, frames
+        ctx.moved = relocation.blocks, clips, frames
         # The output of a linear layer is a view. Autograd would copy the gradient for an operation
         # that changes a view; so this operation returns another tensor of the same memory.
         relocated = projected.detach()
-        for block in blocks:
-            _shift(relocated, block, clips, frames)
+        relocation.move(relocated, clips, frames, by_index=by_index)
         return relocated
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         blocks, clips, frames = ctx.moved
         gradient = gradient.contiguous()
         input_gradient = gradient.clone()
@@ -323,44 +357,8 @@ class _Relocate(torch.autograd.Function):
             of_output, of_input = (
                 block.of(tensor, clips, frames) for tensor in (gradient, input_gradient)
             )
-            _shift_gradient(of_output, of_input, block.offset)
-        return input_gradient, None, None, None
-
-
-def _shift(projected: Tensor, block: Block, clips: int, frames: int) -> None:
-    """Write frame t + offset of a block into frame t, in place.
-
-    Frames t for which frame t + offset lies outside the clip stay as they are (edge rule).
-    """
-    if abs(block.offset) >= frames:
-        return
-    shape, strides, target, source = _ends(
-        block, clips, frames, projected.numel(), projected.shape[-1]
-    )
-    start = projected.storage_offset()
-    # a copy, because the frames that are read and the frames that are written overlap
-    moved = projected.as_strided(shape, strides, start + source).clone()
-    projected.as_strided(shape, strides, start + target).copy_(moved)
-
-
-def _shift_gradient(of_output: Tensor, of_input: Tensor, offset: int) -> None:
-    """Write the gradient of the input of `_shift`, from the gradient of its output.
-
-    Both are blocks (B, T, ...), and equal before the call. The gradient of a frame of the input is
-    the sum of the gradients of all frames of the output that hold this frame, zero if none does.
-    """
-    frames, distance = of_input.shape[1], abs(offset)
-    if distance >= frames:
-        return
-    changed = frames - distance
-    if offset > 0:
-        of_input[:, distance:] = of_output[:, :changed]
-        of_input[:, :distance].zero_()
-        of_input[:, changed:] += of_output[:, changed:]  # edge rule: these frames hold themselves
-    else:
-        of_input[:, :changed] = of_output[:, distance:]
-        of_input[:, changed:].zero_()
-        of_input[:, :distance] += of_output[:, :distance]
+            shift_gradient(of_output, of_input, block.offset)
+        return input_gradient, None, None, None, None
 
 
 def frames_read(layout: FusedLayout, moves: Iterable[Move], frames: int) -> Tensor:
@@ -394,6 +392,8 @@ class TemporalHeads:
         exchanged: bool = False,
     ) -> None:
         self.relocation, self.exchanged = Relocation(layout, tuple(moves), parts), exchanged
+        # For clips of fewer frames: by their frames, and the frames of a whole clip.
+        self._shorter: dict[tuple[int, int], Relocation] = {}
 
     def install(self, projection: nn.Module) -> None:
         """Make this the hook of a fused projection.
@@ -404,6 +404,7 @@ class TemporalHeads:
         if kernels.MOVES:
             for name, table in kernels.run_tables(self.relocation.offsets).items():
                 projection.register_buffer(name, table, persistent=False)
+        self.relocation.work_out()
         projection.register_forward_hook(self)
 
     def __call__(
@@ -412,17 +413,29 @@ class TemporalHeads:
         call = call_in_progress()
         if call is None or (self.exchanged and call.attention_reads):
             return projected
-        relocation = self.relocation
-        if call.frames == call.whole_frames and kernels.moves(projection, projected):
+        clips, frames = call.clips, call.frames
+        relocation = self.relocation if frames == call.whole_frames else self._shortened(call)
+        if call.changes_in_place and not projected.requires_grad:
+            projected = projected.contiguous()
+            relocation.move(projected, clips, frames)
+            return projected
+        if kernels.MOVES and frames == call.whole_frames and kernels.moves(projection, projected):
             from zeroi2v.method.kernels.move import move  # Triton is not everywhere
 
             tables: Any = projection
             runs = (tables.moving_runs, tables.every_run)
-            return move(projected, *runs, clips=call.clips, frames=call.frames)
-        if call.frames != call.whole_frames:
-            moves = [move._replace(offset=call.scaled(move.offset)) for move in relocation.moves]
-            relocation = Relocation(relocation.layout, tuple(moves), relocation.parts)
-        return relocation(projected, clips=call.clips, frames=call.frames)
+            return move(projected, *runs, clips=clips, frames=frames)
+        return relocation(projected, clips=clips, frames=frames, by_index=call.moves_by_index)
+
+    def _shortened(self, call: Call) -> Relocation:
+        """The relocation of a call whose clips have fewer frames than a whole clip."""
+        key = call.frames, call.whole_frames
+        relocation = self._shorter.get(key)
+        if relocation is None:
+            whole = self.relocation
+            moves = tuple(move._replace(offset=call.scaled(move.offset)) for move in whole.moves)
+            relocation = self._shorter[key] = Relocation(whole.layout, moves, whole.parts)
+        return relocation
 
 
 class ClassTokenShift:

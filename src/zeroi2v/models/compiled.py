@@ -1,8 +1,9 @@
 """How does a model run with the least work between its kernels? Captured, or compiled.
 
 On a CUDA device the kernels of a forward pass are captured once for each size of a batch, as a CUDA
-graph. A replay starts all kernels at once, so Python takes no time between two kernels. On a CPU
-the model is compiled by torch.compile instead, if a trial shows that the compiled model is faster.
+graph. A replay starts all kernels at once, so Python takes no time between two kernels. The kernels
+are those of the model, or those that torch.compile makes of the model; a trial chooses. On a CPU
+the model is compiled by torch.compile alone, if a trial shows that the compiled model is faster.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from torch import Tensor, nn
 from zeroi2v.errors import ConfigError, nearest, one_line
 
 Model = TypeVar("Model", bound=nn.Module)
+Form = TypeVar("Form", bound=Callable[[Tensor], Tensor])
 logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARMUP: Final = 3  # calls before a capture: they choose algorithms and load libraries
 TRIAL: Final = 5  # calls that are timed to choose between two forms
+# The largest difference of logits, as a share of the largest logit, that rounding explains.
+ROUNDING: Final = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+COMPILER_ERRORS: Final = (RuntimeError, torch._dynamo.exc.TorchDynamoException)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -58,14 +63,21 @@ class Captured:
         self, run: Callable[[Tensor], Tensor], clips: Tensor, *, sizes: Iterable[int]
     ) -> None:
         """`clips` (B, F, 3, S, S) is the memory that every replay reads; B is the largest size."""
-        self.run, self.sizes, self._clips = run, sorted(sizes), clips
+        self.run, self._clips = run, clips
         self._lock, self._done = threading.Lock(), torch.cuda.Event()
-        pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.capture(sizes)
+
+    def capture(self, sizes: Iterable[int]) -> None:
+        """Capture the function for batches of these sizes too, each at most the largest size."""
         # The largest batch first, since smaller batches fit into the memory of its graph.
-        self._graphs = {size: self._capture(size, pool) for size in reversed(self.sizes)}
+        for size in sorted(sizes, reverse=True):
+            self._graphs[size] = self._capture(size)
+        self.sizes = sorted(self._graphs)
 
     @torch.no_grad()
-    def _capture(self, size: int, pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of a batch of `size` clips, and the logits that a replay writes."""
         clips, current = self._clips[:size], torch.cuda.current_stream(self._clips.device)
         stream = torch.cuda.Stream(clips.device)  # of this device, which need not be the current
@@ -77,7 +89,7 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(clips.device),
-            torch.cuda.graph(graph, pool=pool, stream=stream),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream),
         ):
             logits = self.run(clips)
         return graph, logits
@@ -114,18 +126,12 @@ def compiled(model: nn.Module, clips: Tensor) -> Callable[[Tensor], Tensor]:
     callable computes at once.
     """
     if clips.device.type == "cuda":
-        batch = len(clips)
-        powers = {2**power for power in range((batch - 1).bit_length())}
-        return Captured(model, clips, sizes={*powers, batch})
+        return captured(model, clips)
     run: Callable[[Tensor], Tensor] = model
     try:
         run = faster_of(model, torch.compile(model), clips)
-    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-        logger.warning(
-            "torch.compile fails here, so the model stays as it is; "
-            "torch.compile needs a C++ compiler: %s",
-            one_line(error),
-        )
+    except COMPILER_ERRORS as error:
+        _warn_of_compiler(error)
 
     @torch.no_grad()
     def call(clip: Tensor) -> Tensor:
@@ -135,17 +141,63 @@ def compiled(model: nn.Module, clips: Tensor) -> Callable[[Tensor], Tensor]:
     return call
 
 
-@torch.no_grad()
-def faster_of(
+def captured(model: nn.Module, clips: Tensor) -> Captured:
+    """The model, captured for batches of up to as many clips as `clips` (B, F, 3, S, S) holds.
+
+    What torch.compile makes of the model is captured instead, if that gives the same logits up to
+    rounding and is faster for B clips. One trial decides for batches of all sizes. No GPU has run
+    the trial yet; captured models, compiled or not, have run on an H100 (benchmarks/gpu.py).
+    """
+    batch = len(clips)
+    smaller = {2**power for power in range((batch - 1).bit_length())}
+    by_model = Captured(model, clips, sizes=[batch])
+    try:
+        by_compiler = Captured(torch.compile(model), clips, sizes=[batch])
+        if _agree(by_model, by_compiler, clips) and (
+            faster_of(by_model, by_compiler, clips) is by_compiler
+        ):
+            by_compiler.capture(smaller)
+            return by_compiler
+    except COMPILER_ERRORS as error:
+        _warn_of_compiler(error)
+    by_model.capture(smaller)
+    return by_model
+
+
+def _agree(
     model: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], clips: Tensor
-) -> Callable[[Tensor], Tensor]:
+) -> bool:
+    """Whether two forms of a model give the same logits for random clips, up to rounding."""
+    random = torch.randn(clips.shape, generator=torch.Generator().manual_seed(0))
+    expected, logits = (form(random.to(clips)).double() for form in (model, other))
+    difference = (logits - expected).abs().max() / expected.abs().max()
+    if not difference <= ROUNDING[clips.dtype]:
+        logger.warning(
+            "torch.compile changes the logits by %.1e, so the model stays as it is", difference
+        )
+        return False
+    return True
+
+
+def _warn_of_compiler(error: Exception) -> None:
+    logger.warning(
+        "torch.compile fails here, so the model stays as it is; "
+        "torch.compile needs a C++ compiler: %s",
+        one_line(error),
+    )
+
+
+@torch.no_grad()
+def faster_of(model: Form, other: Form, clips: Tensor) -> Form:
     """The model, or another form of the model, whichever takes less time for the clips."""
-    forms: tuple[Callable[[Tensor], Tensor], ...] = (model, other)
+    forms = (model, other)
     times: list[list[float]] = [[], []]
     for number in range(1 + TRIAL):
         for form, series in zip(forms, times, strict=True):
             start = time.perf_counter()
             form(clips)
+            if clips.device.type == "cuda":
+                torch.cuda.synchronize(clips.device)
             if number:  # the first call compiles
                 series.append(time.perf_counter() - start)
     return min(zip(forms, times, strict=True), key=lambda pair: statistics.median(pair[1]))[0]

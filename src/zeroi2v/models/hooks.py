@@ -32,18 +32,20 @@ class Before(AdapterHook):
     """A forward pre-hook: the adapter changes the input of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        adapter = self.adapter()
-        return inputs if adapter is None else (adapter(inputs[0]), *inputs[1:])
+        call = call_in_progress()
+        if call is None:
+            return inputs
+        return (call.adapters[self.block][self.name](inputs[0]), *inputs[1:])
 
 
 class After(AdapterHook):
     """A forward hook: the adapter changes the output of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        adapter = self.adapter()
-        if adapter is None:
+        call = call_in_progress()
+        if call is None:
             return output
-        adapted: Tensor = adapter(output)
+        adapted: Tensor = call.adapters[self.block][self.name](output)
         return adapted
 
 

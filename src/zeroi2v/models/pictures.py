@@ -17,8 +17,9 @@ def pictures_of(clip: Tensor, tubelet: int) -> Tensor:
 
     The pictures are a view of the clip where PyTorch can make a view.
     """
-    pictures: Tensor = clip.unflatten(1, (-1, tubelet)).flatten(2, 3).flatten(0, 1)
-    return pictures
+    if tubelet > 1:
+        clip = clip.unflatten(1, (-1, tubelet)).flatten(2, 3)
+    return clip.flatten(0, 1)
 
 
 def inflate(tower: nn.Module, tubelet: int, name: str) -> None:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from zeroi2v.config import HEAD_OPERATORS, ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.errors import ConfigError, MergeError, ZeroI2VError
+from zeroi2v.method import kernels
 from zeroi2v.method.call import Call, begin_call, call_in_progress
+from zeroi2v.method.gradients import follows_operations
 from zeroi2v.method.heads import HeadLayout, layout_text
 from zeroi2v.models import peers
 from zeroi2v.models.attach import attach, build_adapters, fold_adapters
@@ -68,7 +70,8 @@ class VideoClassifier(nn.Module):
             std=plan.tower.std,
         )
         self._adapter_hooks = attach(tower, plan, adapters)
-        self.attention_reads = False  # whether attention can read other frames by itself
+        # How heads read other frames: whether attention can by itself, and how hooks do otherwise.
+        self.attention_reads = self.moves_by_index = False
         # This hook is registered last, and runs first (`prepend`). The model must keep the handle
         # of this hook: PyTorch numbers hooks, and reads from the handles in a pickle which numbers
         # are taken. Without this handle, a hook that is registered after unpickling could take a
@@ -100,10 +103,10 @@ class VideoClassifier(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> VideoClassifier:
         """Like nn.Module._apply, which moves a model to another device or dtype.
 
-        Then `attention_reads` is found out again, because it depends on the device and the dtype.
+        Then the form of relocation is chosen again: it depends on the device and the dtype.
         """
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch's
-        self.attention_reads = attention_reads(self.tower)
+        self._choose_form()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,7 +115,13 @@ class VideoClassifier(nn.Module):
         The device may be another, so the form of relocation is chosen again.
         """
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # PyTorch's
+        self._choose_form()
+
+    def _choose_form(self) -> None:
+        """Choose how heads read other frames on the device of the model."""
         self.attention_reads = attention_reads(self.tower)
+        # An index starts the fewest kernels; on a CPU it takes longer than copies of what moves.
+        self.moves_by_index = self.classifier.weight.device.type != "cpu"
 
     def train(self, mode: bool = True) -> VideoClassifier:
         """Like nn.Module.train, except that a frozen tower stays in eval mode.
@@ -193,8 +202,7 @@ class VideoClassifier(nn.Module):
             pooled: Tensor = self.tower(pictures)
         finally:
             begin_call(before)
-        by_frame: Tensor = pooled.unflatten(0, (-1, call.frames))
-        return by_frame
+        return pooled.view(call.clips, call.frames, *pooled.shape[1:])
 
     def tokens(self, clip: Tensor) -> Tensor:
         """All tokens that the tower pools, class and register tokens first: (B, T, N, D).
@@ -226,35 +234,46 @@ class VideoClassifier(nn.Module):
                 "use torch.export.export, or torch.onnx.export(..., dynamo=True)"
             )
         self._check_clip(clip, fewer_frames=fewer_frames)
-        tubelet = self.plan.config.tubelet
+        clips, clip_frames = clip.shape[:2]
+        tubelet, whole_frames = self.plan.config.tubelet, self.plan.frames
+        is_whole = clip_frames == self.frames
         call = Call(
-            clips=clip.shape[0],
-            frames=frames_seen(clip.shape[1], tubelet),
-            whole_frames=self.plan.frames,
-            adapters=self.adapters,
+            clips=clips,
+            frames=whole_frames if is_whole else frames_seen(clip_frames, tubelet),
+            whole_frames=whole_frames,
+            # as plain mappings, where a hook finds an adapter soonest
+            adapters=() if self.spec.merged else self._adapters_of_blocks(),
             temporal_embedding=self.temporal_embedding,
             # The kernel has no gradient, and its offsets are those of a whole clip.
             attention_reads=self.attention_reads
+            and is_whole
             and not torch.is_grad_enabled()
-            and not torch.compiler.is_exporting()  # an exported graph must run anywhere
-            and clip.shape[1] == self.frames,
+            and not torch.compiler.is_exporting(),  # an exported graph must run anywhere
+            moves_by_index=self.moves_by_index,
+            changes_in_place=not (self.moves_by_index or kernels.MOVES or follows_operations()),
         )
         return pictures_of(clip, tubelet), call
 
+    def _adapters_of_blocks(self) -> list[dict[str, nn.Module]]:
+        """The adapters of each block by name, as plain dicts: many hooks look for an adapter."""
+        blocks: Any = self.adapters
+        return [dict(block.items()) for block in blocks]
+
     def _check_clip(self, clip: Tensor, *, fewer_frames: bool) -> None:
         """ConfigError if a clip has another shape than the model takes."""
-        fits = clip.ndim == 5 and clip.shape[2] == 3
-        if not fits or not (
-            clip.shape[1] == self.frames or (fewer_frames and clip.shape[1] < self.frames)
+        shape, frames = clip.shape, self.frames
+        if (
+            len(shape) != 5
+            or shape[2] != 3
+            or not (shape[1] == frames or (fewer_frames and shape[1] < frames))
         ):
             raise ConfigError(
-                f"a clip must be (B, {self.frames}, 3, S, S) for this model, "
-                f"got {tuple(clip.shape)}"
+                f"a clip must be (B, {frames}, 3, S, S) for this model, got {tuple(shape)}"
             )
         patches: Any = getattr(self.tower, "patch_embed", None)
-        if getattr(patches, "strict_img_size", False) and clip.shape[3:] != tuple(patches.img_size):
+        if getattr(patches, "strict_img_size", False) and shape[3:] != tuple(patches.img_size):
             raise ConfigError(
-                f"frames must be {self.image_size} pixels a side, got {tuple(clip.shape[3:])}; "
+                f"frames must be {self.image_size} pixels a side, got {tuple(shape[3:])}; "
                 "model.resize makes the model take another size"
             )
 
@@ -262,15 +281,19 @@ class VideoClassifier(nn.Module):
         """A callable for inference: normalised clips (B, F, 3, S, S) to logits (B, num_classes).
 
         On a CUDA device it replays captured kernels for batches of up to `batch` clips at once; on
-        a CPU it is the model, or the model by torch.compile where that is faster. `dtype` is fp32,
-        bf16 or fp16. The callable keeps the weights that the model has now. ConfigError names a
-        setting that is wrong.
+        a CPU it is the model. Both go through torch.compile where a trial shows that this is
+        faster. `dtype` is fp32, bf16 or fp16. The callable keeps the weights that the model has
+        now. ConfigError names a setting that is wrong.
         """
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, got {batch}")
-        model, size = ready(self, dtype), self.image_size
-        clips = model.classifier.weight.new_zeros(batch, self.frames, 3, size, size)
-        return compiled(model, clips)
+        model = ready(self, dtype)
+        return compiled(model, model.blank_clips(batch))
+
+    def blank_clips(self, count: int) -> Tensor:
+        """Clips (count, F, 3, S, S) of zeros, with the device and the dtype of the weights."""
+        size = self.image_size
+        return self.classifier.weight.new_zeros(count, self.frames, 3, size, size)
 
     @torch.no_grad()
     def merge(self) -> VideoClassifier:

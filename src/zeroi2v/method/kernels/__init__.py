@@ -4,11 +4,12 @@ This file says which kernel is in use, and makes what a kernel needs when a mode
 """
 
 from collections.abc import Mapping, Sequence
-from math import gcd
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+from zeroi2v.method.moving import equal_runs
 
 # Whether the kernel of `move.py` moves keys and values on a CUDA device, instead of PyTorch's own
 # operations. No GPU has run the kernel yet, so it is off.
@@ -28,9 +29,7 @@ def run_tables(offsets: Sequence[int]) -> Mapping[str, Tensor]:
     counted from 0. `every_run` (2, C / width) int32 holds the numbers of all runs and their
     offsets, `moving_runs` (2, M) int32 the same of the runs that move.
     """
-    starts = (c for c in range(1, len(offsets)) if offsets[c] != offsets[c - 1])
-    width = gcd(WIDEST_RUN, len(offsets), *starts)
-    every = [*enumerate(offsets[::width])]
+    _, every = equal_runs(offsets, widest=WIDEST_RUN)
     moving = [run for run in every if run[1]]
     tables = {"moving_runs": moving, "every_run": every}
     return {
