@@ -133,6 +133,7 @@ ELSEWHERE = {
         "clip.decoder",
     ),
     *("data.format", "data.split", "data.videos", "data.classes", "data.multi_label"),
+    *("data.leave_out", "data.directions"),
 }
 
 

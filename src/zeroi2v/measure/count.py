@@ -163,7 +163,7 @@ def _moved(
     """
     if str(packet) == "zeroi2v.move_":  # method/kernels/move.py; Triton need not be installed
         projected, runs, width = arguments[:3]
-        share = runs.shape[1] * width / projected.shape[-1]  # of the channels
+        share: float = runs.shape[1] * width / projected.shape[-1]  # of the channels
         return _touched(runs) + round(2 * share * _touched(projected))
     if packet in SCATTERING:
         others = _tensors(arguments)[1:]  # indices and values
