@@ -5,7 +5,8 @@ The plan itself stands in evidence.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,8 +49,8 @@ def jobs(regime: str, seeds: Sequence[int], lines: Sequence[Mapping[str, Any]]) 
     done = {Job.of(line) for line in lines}
     cells = [(test, row) for test in TESTS for row in CONFIRMED]
     wanted = [job for job in planned(regime, seeds, lines, cells) if job not in done]
-    # Rates first; then all rows with one seed before another seed, so that an early end is fair.
-    return sorted(wanted, key=lambda job: (job.is_tested, job.seed))
+    # Rates first, then seed by seed. All rows of a fold follow each other: an early end is fair.
+    return sorted(wanted, key=lambda job: (job.is_tested, job.seed, job.test, job.held_out))
 
 
 def planned(
@@ -62,33 +63,36 @@ def planned(
     done = {Job.of(line): line for line in lines}
     wanted: list[Job] = []
     for test, row in cells:
-        rates = [*_rate_jobs(regime, test, row, done)]
+        choices = {fold: _rate_jobs(regime, test, row, fold, done) for fold in JUDGE}
+        rates = [job for tried in choices.values() for job in tried]
         wanted += rates
         if all(job in done for job in rates):
-            for fold, judge in JUDGE.items():
-                pair = _pair_of(fold, judge)
-                tried = [job for job in rates if job.held_out == pair]
-                best = _best(tried, done, judge)
+            for fold, tried in choices.items():
+                best = _best(tried, done, JUDGE[fold])
                 wanted += [Job(regime, test, row, (fold,), best.rate, seed) for seed in seeds]
-    return wanted
+    return [*dict.fromkeys(wanted)]
 
 
 def _rate_jobs(
-    regime: str, test: str, row: str, done: Mapping[Job, Mapping[str, Any]]
-) -> Iterator[Job]:
-    """The trainings that choose the rate: the grid, and beyond an end that is the best."""
-    for pair in PAIRS:
-        rates = [*RATES]
-        while True:
-            tried = [Job(regime, test, row, pair, rate, 0) for rate in rates]
-            if any(job not in done for job in tried):
-                break
-            ends = {_best(tried, done, fold).rate for fold in pair} & {rates[0], rates[-1]}
-            beyond = [rate for end in ends for rate in _beyond(end)]
-            if not beyond:
-                break
-            rates = sorted({*rates, *beyond})
-        yield from tried
+    regime: str, test: str, row: str, fold: int, done: Mapping[Job, Mapping[str, Any]]
+) -> list[Job]:
+    """The trainings that choose the rate for a tested fold.
+
+    The rates are those of the grid, and rates beyond an end of the grid that is the best. Only the
+    loss on the judging fold says which rate is the best: the tested fold has no part in the choice,
+    although the same trainings may have tried more rates for the other fold of the pair.
+    """
+    judge = JUDGE[fold]
+    pair, rates = _pair_of(fold, judge), [*RATES]
+    while True:
+        tried = [Job(regime, test, row, pair, rate, 0) for rate in rates]
+        if any(job not in done for job in tried):
+            return tried
+        best = _best(tried, done, judge).rate
+        beyond = _beyond(best) if best in (rates[0], rates[-1]) else []
+        if not beyond:
+            return tried
+        rates = sorted({*rates, *beyond})
 
 
 def _beyond(end: float) -> list[float]:
@@ -109,5 +113,5 @@ def _best(tried: Sequence[Job], done: Mapping[Job, Mapping[str, Any]], fold: int
 
 
 def _loss(line: Mapping[str, Any], fold: int) -> float:
-    loss: float = line["folds"][str(fold)]["loss"]
-    return loss
+    loss: float | None = line["folds"][str(fold)]["loss"]
+    return math.inf if loss is None else loss

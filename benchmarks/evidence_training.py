@@ -31,7 +31,6 @@ from zeroi2v.engine.optim import (
     build_optimizer,
     learning_rate_share,
     set_learning_rate,
-    summed_loss,
 )
 from zeroi2v.engine.spare import spared
 from zeroi2v.errors import MergeError
@@ -116,6 +115,11 @@ class Regime:
         if not self.is_whole:
             # The tokens have a position, and the class token is among them.
             tower.patch_embed, tower.pos_embed, tower.cls_token = _Tokens(), None, None
+        if self.device.type == "cpu":
+            # For few tokens PyTorch's fused attention is slow on a CPU: in bf16, backward, five
+            # times as slow as the products written out.
+            for block in tower.blocks:
+                block.attn.fused_attn = False
         return model.to(self.device)
 
 
@@ -209,9 +213,10 @@ class Inputs:
         zero = torch.zeros_like(side)
         moves = torch.stack([side, zero, x, zero, side, y], 1).view(count, 2, 3)
         flat = pixels.flatten(1, 2).float()
-        grid = F.affine_grid(moves, [count, flat.shape[1], size, size], align_corners=False)
+        grid = F.affine_grid(moves, [*flat.shape], align_corners=False)
         cropped = F.grid_sample(flat, grid, align_corners=False, padding_mode="reflection")
-        bright = (cropped * gain.view(-1, 1, 1, 1)).clamp_(0, 255).unflatten(1, (FRAMES, 3))
+        scaled = F.interpolate(cropped, (size, size), mode="bilinear", antialias=True)
+        bright = (scaled * gain.view(-1, 1, 1, 1)).clamp_(0, 255).unflatten(1, (FRAMES, 3))
         return normalise(bright, self.mean, self.std)
 
 
@@ -220,9 +225,11 @@ def train(
 ) -> dict[str, Any]:
     """Train a row on all folds but some, and answer the samples of each fold that is held out.
 
-    The result has, for each fold held out: the mean loss, and for every sample, in order, whether
-    the answer is right, of the model, of the model on frames in random order, and of the merged
-    model ("1" and "0"); and for how many samples the merged model answers otherwise.
+    The result has, for each fold held out: the mean loss (`Test.loss`; none if not finite), and for
+    every sample, in order, whether the answer is right ("1" and "0"), of the model and of the model
+    on frames in random order. Of the merged model: for how many samples its highest logit is that
+    of another label, and the largest difference of a logit, as a share of the largest logit; none
+    if the adapters of the row cannot merge.
     """
     test, regime = inputs.test, inputs.regime
     began = time.monotonic()
@@ -252,7 +259,7 @@ def train(
                 regime.device.type, dtype or torch.bfloat16, enabled=dtype is not None
             ):
                 logits = model(clips)
-            loss = summed_loss(logits.float(), labels.to(logits.device), label_smoothing=0) / BATCH
+            loss = F.cross_entropy(logits.float(), labels.to(logits.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -289,14 +296,20 @@ def answers(
         if merged is not None:
             by_merged.append(merged(clips).float().cpu())
     scores = torch.cat(logits)
+    loss = test.loss(scores, samples).item()
     result: dict[str, Any] = {
-        "loss": round(F.cross_entropy(scores, test.labels[samples]).item(), 5),
+        "loss": round(loss, 5) if math.isfinite(loss) else None,
         "right": _digits(test.is_right(scores, samples)),
         "shuffled": _digits(test.is_right(torch.cat(shuffled), samples)),
+        "merged_answers_otherwise": None,
+        "merged_difference": None,
     }
     if by_merged:
-        other = torch.cat(by_merged).argmax(1) != scores.argmax(1)
+        merged_scores = torch.cat(by_merged)
+        other = merged_scores.argmax(1) != scores.argmax(1)
         result["merged_answers_otherwise"] = int(other.sum())
+        difference = (merged_scores - scores).abs().max() / scores.abs().max()
+        result["merged_difference"] = float(f"{difference:.1e}")
     return result
 
 

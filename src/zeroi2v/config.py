@@ -47,7 +47,7 @@ class ModelConfig:
     weights: str | None = None
     # Head layouts (`method/heads.py`). None: the layout of Table 6a.
     heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None
-    # A row of Table 1a. hr_v and shift_v are not in the paper: only the values move.
+    # A row of Table 1a; or hr_v or shift_v, which move only the values and are not in the paper.
     operator: Operator = "stdha"
     # Share of the channels that read another frame: half of these channels read frame t - 1, half
     # read frame t + 1. With an operator of HEAD_OPERATORS, `ratio` replaces `heads`.
@@ -70,8 +70,8 @@ class ModelConfig:
     # AIM: probability with which a training step leaves out the temporal and the joint adapter for
     # a token of the last block. The probability rises linearly from 0 in the first block. None: 0.2
     drop_path: float | None = None
-    # EVL: number of layers of the decoder, which reads as many of the tower's last blocks. None: 4,
-    # as for Kinetics, or all blocks of a tower with fewer blocks. Something-Something: 12.
+    # EVL: number of layers of the decoder. Each layer reads one of the last blocks of the tower.
+    # None: 4, as for Kinetics, or all blocks of a tower with fewer blocks. Something-Something: 12.
     decoder_layers: int | None = None
     # "authors": a strategy computes and trains as its authors' code does. "0.1.0": as in version
     # 0.1.0, which differed (`method/strategies.py`). Saved models of that version keep its rules.

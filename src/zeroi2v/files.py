@@ -27,8 +27,8 @@ def write_files(files: Mapping[Path, Writer]) -> None:
     Each writer gets the path of a temporary file. When all temporary files are on the disk, each is
     renamed to its final path. A writer reports a failure as OSError or UnicodeError.
 
-    FileError names all files if one of them cannot be written. Files that were at these paths
-    before then stay unchanged, unless a rename fails after another rename has succeeded.
+    FileError names all files if one of them cannot be written. Earlier files at these paths
+    then stay unchanged, unless a rename fails after another rename has succeeded.
     """
     partials = {path: _partial(path) for path in files}
     is_renamed = False

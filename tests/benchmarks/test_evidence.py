@@ -63,6 +63,24 @@ def test_the_rate_of_a_fold_is_chosen_without_the_clips_of_the_fold() -> None:
     assert {job.rate for job in tested if job.held_out[0] in (2, 3, 4)} == {1e-3}
 
 
+def test_the_tested_fold_does_not_extend_the_grid_of_its_own_rate() -> None:
+    def line(job: script.Job) -> dict[str, Any]:
+        # By fold 0, higher rates are always better. By fold 1, 1e-3 is the best rate of the grid,
+        # and 1e-2, which only fold 0 asks for, would be better still.
+        losses = {0: -job.rate, 1: {1e-3: 0.5, 1e-2: 0.4}.get(job.rate, 0.6)}
+        folds = {str(fold): {"loss": losses.get(fold, job.rate)} for fold in job.held_out}
+        return {"job": asdict(job), "folds": folds}
+
+    lines: list[dict[str, Any]] = []
+    while waiting := script.jobs("r", range(1), lines):
+        assert len({*waiting}) == len(waiting)
+        lines += [line(job) for job in waiting]
+    jobs = [*map(script.Job.of, lines)]
+    assert {job.rate for job in jobs if job.held_out == (0, 1)} == {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}
+    assert {job.rate for job in jobs if job.held_out == (0,)} == {1e-3}
+    assert {job.rate for job in jobs if job.held_out == (1,)} == {3e-2}
+
+
 def small_clips() -> Clips:
     names = ("left", "square", "star", "up")
     groups = tuple(group for groups in FOLDS["gestures"] for group in groups)

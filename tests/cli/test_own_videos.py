@@ -45,7 +45,9 @@ def test_a_recipe_that_flips_keeps_its_flip_and_is_warned_of(
     words = ["train", motion_videos, "--out", tmp_path / "run", "--recipe", recipe, *SHORT]
     status, _, err = said(capsys, *words, "--quiet")
     assert status == 0
-    assert err.startswith("warning: a flip turns one into the other and keeps the label: ")
+    assert err.startswith(
+        "warning: a flip turns these classes into each other, and keeps the label: "
+    )
     assert err.count("\n") == 1
     pixels = read_recipe(tmp_path / "run" / "recipe.toml").pixels
     assert (pixels.flip, pixels.crop_area) == (0.5, (0.08, 1.0))

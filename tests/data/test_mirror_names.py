@@ -35,6 +35,7 @@ PAIRS = [
     ("swipe_l", "swipe_r"),
     ("pan_lr", "pan_rl"),
     ("eastbound", "westbound"),
+    ("northeast", "northwest"),
     ("up left", "up right"),
     ("links abbiegen", "rechts abbiegen"),
     ("tourner à gauche", "tourner à droite"),
@@ -99,7 +100,7 @@ def test_the_line_that_points_out_a_pair_holds_the_settings(
     pixels = override(Recipe(), settings_in(line)).pixels
     assert (pixels.flip, pixels.flip_pairs) == (0.5, (("go left", "go right"),))
     (line,) = said(capsys, classes, flip=0.5)
-    assert line.startswith("warning: a flip turns one into the other")
+    assert line.startswith("warning: a flip turns these classes into each other, ")
     exchange, off = settings_in(line)
     assert override(Recipe(), [exchange]).pixels.flip_pairs == (("go left", "go right"),)
     assert override(Recipe(), [off]).pixels.flip == 0
@@ -117,7 +118,8 @@ def test_pairs_that_a_recipe_has_are_kept_in_the_setting(
 
 def test_a_flip_without_a_mirror_image_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = said(capsys, ["turn right", "walk"], flip=0.5)
-    assert line.startswith("warning: a flip shows the other side and keeps the label: turn right")
+    assert line.startswith("warning: a flip mirrors the side that these classes show, ")
+    assert ", and keeps the label: turn right; " in line
     assert said(capsys, ["turn right", "walk"]) == []
     assert said(capsys, ["turn right", "left", "right"]) == [], "no flip would help"
 

@@ -36,7 +36,13 @@ def graphs_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("tower", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "vit_tiny_patch16_224",
+        pytest.param("vit_small_patch16_dinov3", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("merged", [False, True])
 def test_two_graphs_serve_batches_of_all_sizes(tower: str, merged: bool) -> None:
     model = noisy(create_model(tower, num_classes=5, frames=2, tower_options=SMALL))

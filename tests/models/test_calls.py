@@ -154,7 +154,15 @@ def test_copies_and_pickles_are_models_of_their_own(settings: dict[str, Any]) ->
         assert copied.spec == model.spec
 
 
-@pytest.mark.parametrize("name", ["zeroi2v", "parts", "temporal_heads", "cls_shift"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zeroi2v",
+        "parts",
+        pytest.param("temporal_heads", marks=pytest.mark.slow),
+        pytest.param("cls_shift", marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_an_adapted_model_compiles_without_a_graph_break_and_exports(name: str) -> None:
     model = model_of("vit_tiny_patch16_224", tower_options=SHALLOW, **SETTINGS[name])

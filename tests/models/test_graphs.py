@@ -28,6 +28,10 @@ SLOW = (
     "sam2_hiera_tiny",
     "caformer_s18",
     "maxxvit_rmlp_nano_rw_256",
+    "fastvit_sa12",
+    "swinv2_cr_tiny_224",
+    "pit_ti_224",
+    "efficientformer_l1",
 )
 # Windows, shifted windows, and the merging of patches between two stages.
 TWO_STAGES = {"depths": (2, 1), "num_heads": (3, 6)}

@@ -111,3 +111,22 @@ def test_a_sixth_of_64_channels_is_5_back_and_5_ahead(operator: str) -> None:
     offsets = Relocation(block.block.layout, block.moves, model.plan.moved_parts).offsets
     parts = len(operator.removeprefix("shift_"))
     assert Counter(offsets) == {-1: 5 * 3 * parts, 1: 5 * 3 * parts, 0: 576 - 30 * parts}
+
+
+@pytest.mark.parametrize("operator", ["stdha", "hr_v", "hr_qkv"])
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.33, 1 / 3, 0.35, 0.45, 0.66, 1])
+def test_a_ratio_over_heads_moves_equally_many_channels_both_ways(
+    operator: str, ratio: float
+) -> None:
+    model = zeroi2v.create_model(
+        "vit_small_patch16_224",
+        num_classes=2,
+        operator=operator,
+        ratio=ratio,
+        tower_options={"depth": 1, "img_size": 32},
+    )
+    (block,) = model.plan.blocks
+    offsets = Counter(Relocation(block.block.layout, block.moves, model.plan.moved_parts).offsets)
+    parts = {"stdha": 2, "hr_v": 1, "hr_qkv": 3}[operator]
+    expected = {0.02: 3, 0.1: 19, 0.33: 63, 0.35: 67, 0.45: 86, 0.66: 126, 1: 192}.get(ratio, 64)
+    assert offsets[-1] == offsets[1] == parts * expected

@@ -37,7 +37,8 @@ with the first model. Ctrl-C keeps the finished rounds. docs/speed.md explains t
 
 --count needs no GPU and runs no model. It counts the kernels that a call starts on a GPU, the bytes
 that the kernels read and write, and their multiply-adds, and says how long a card needs at least.
-It cannot see the time that Python takes between two kernels: most of the time of a small batch."""
+It cannot see the time that Python takes between two kernels, which is most of the time of a small
+batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

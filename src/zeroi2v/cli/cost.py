@@ -21,7 +21,7 @@ from zeroi2v.errors import ConfigError
 
 NOTES = """\
 The command counts without computing: no weights are fetched and no GPU is needed. docs/costs.md
-says what is counted. --table prints a table of the paper, our counts beside the printed figures."""
+says what is counted. --table prints a table of the paper: the paper's figures beside our counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--model", type=nonempty, metavar="RUN", help=text)
     text = "image transformer (default: zeroi2v_tiny, which comes with the package)"
     parser.add_argument("--tower", type=nonempty, metavar="NAME", help=text)
-    text = "what is adapted: a strategy of docs/training.md (default: zeroi2v)"
+    text = "how the tower is adapted: a strategy of docs/training.md (default: zeroi2v)"
     parser.add_argument("--strategy", type=nonempty, metavar="NAME", help=text)
     text = "frames of a clip (default: 8)"
     parser.add_argument("--frames", type=count, metavar="T", help=text)

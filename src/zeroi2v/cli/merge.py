@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("model", metavar="RUN", type=nonempty, help=MODEL)
     text = "folder to write; must not exist"
     parser.add_argument("--out", type=nonempty_path, required=True, metavar="FOLDER", help=text)
-    text = "compare both models on these videos (default: on random clips)"
+    text = "compare the adapted and the merged model on these videos (default: on random clips)"
     parser.add_argument("--data", type=nonempty_path, metavar="DATA", help=text)
     set_option(parser)
     workers_option(parser, DECODING)

@@ -97,7 +97,7 @@ class Commands:
 
 
 def set_action(parser: Parser, kind: type[Arguments], run: Callable[[Arguments], int]) -> None:
-    """Add --json and --quiet, and let `run` do the work with the arguments as a `kind`."""
+    """Add --json and --quiet. The command calls `run` with its arguments, an instance of `kind`."""
     parser.add_argument(
         "--json", action="store_true", help="print one JSON value on standard output"
     )

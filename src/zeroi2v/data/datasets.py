@@ -104,8 +104,8 @@ class VideoDataset:
     def for_evaluation(self, split: str | None = None) -> tuple[Video, ...]:
         """The videos to evaluate a finished model on.
 
-        Without `split`, the source's validation split (its test split if it has no other), or all
-        videos if it has neither. DatasetError if the source does not have the split.
+        Without `split`, the source's validation split, or else its test split, or else all videos.
+        DatasetError if the source does not have the split.
         """
         own = self.own_splits
         if split is None:
@@ -213,7 +213,7 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
 
 
 def _hold_out(videos: Sequence[Video], share: float, seed: int) -> tuple[list[Video], list[Video]]:
-    """The videos that stay, and those held out: `share` of each class, at least one and never all.
+    """The videos that stay, and the videos held out: `share` of each class, at least one, not all.
 
     A video with several labels counts for its first label.
     """

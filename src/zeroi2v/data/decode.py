@@ -68,7 +68,7 @@ def read_clip(
     """The frames of a video that `choose` picks: uint8 (n, 3, H, W), channels last in memory.
 
     `choose` is given the number of frames and returns the numbers of the wanted frames, in any
-    order, repeats allowed. It is called again if the number of frames proves wrong. Damage is
+    order, repeats allowed. `choose` is called again if the number of frames proves wrong. Damage is
     noticed only in frames that have to be decoded. Frames whose shorter side is above `short_side`
     pixels are scaled down to it. A wanted frame of another size than the first wanted frame is
     scaled to the size of the first. PyAV decodes the videos that torchcodec cannot decode.
@@ -191,7 +191,10 @@ class VideoFile:
         )
 
     def _by_counting(self, choose: Choose, guess: int, short_side: int | None) -> Tensor:
-        """The clip from decoding the whole file, twice if the file has not `guess` frames."""
+        """The clip, for which the whole file is decoded.
+
+        If the number of frames is not `guess`, the file is decoded a second time.
+        """
         for _ in range(2):
             if not guess:
                 raise VideoError(self.path, NO_FRAME)

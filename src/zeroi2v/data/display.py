@@ -55,7 +55,7 @@ class Orientation:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether a rotation without a flip cannot give the frame on display."""
+        """Whether no rotation alone gives the frame on display: a flip is needed too."""
         return (self.swaps_axes + self.flips_x + self.flips_y) % 2 == 1
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -92,9 +92,10 @@ def scaled_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def _side_data(frame: av.VideoFrame) -> list[SideData]:
-    """What a frame carries beside its pixels."""
-    # A frame keeps what `frame.side_data` returns, which refers to the frame: such a frame would
-    # stay in memory until Python's garbage collector runs. PyAV's annotations lack this call.
+    """The side data of a frame, such as its display matrix."""
+    # `frame.side_data` would store its result in the frame, and the result refers to the frame. The
+    # frame would then stay in memory until Python's garbage collector runs. PyAV's annotations lack
+    # the call that is used here instead.
     container = cast(
         "Callable[[av.VideoFrame], Iterable[SideData]]", av.sidedata.sidedata.SideDataContainer
     )

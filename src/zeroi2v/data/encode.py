@@ -70,10 +70,9 @@ def write_frames(
     """Write decoded frames: all of them, in order, upright, in the colours in which they are shown.
 
     The shorter side becomes `short_side` if it is longer, and both sides become even. A frame of
-    another size than the first is scaled to the size of the first. A frame keeps its time.
-    A frame whose time is not later than the previous frame's is shown right after the previous
-    frame. At least every `keyframes`
-    frames there is a key frame. VideoError as from `write_video`.
+    another size than the first is scaled to the size of the first. A frame keeps its time. A frame
+    whose time is not later than the previous frame's is shown right after the previous frame. At
+    least every `keyframes` frames there is a key frame. VideoError as from `write_video`.
     """
     first = next(frames := iter(frames))
     width, height = _even_size(*first, short_side)

@@ -201,7 +201,8 @@ def _begins_as_video(entry: os.DirEntry[str]) -> bool:
             beginning = file.read(_FIRST_BYTES)
     except OSError:
         return True  # a video that cannot be read, which is reported when its turn comes
-    if not beginning:  # README, _SUCCESS; an empty file with an ending may be a failed download
+    if not beginning:
+        # An empty file with an ending may be a failed download; without an ending it is no video.
         return bool(os.path.splitext(entry.name)[1])
     box, kind = beginning[4:8], beginning[8:12]
     return (

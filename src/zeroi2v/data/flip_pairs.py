@@ -44,12 +44,12 @@ def point_out_mirror_names(classes: Iterable[str], pixels: PixelsConfig, log: Lo
     setting = shlex.quote(f"flip_pairs={json_text([*pixels.flip_pairs, *pairs])}")
     if pixels.flip and alone:
         log.warn(
-            f"a flip shows the other side and keeps the label: {first_names(alone)}; "
-            "to flip no clip: --set flip=0"
+            "a flip mirrors the side that these classes show, and keeps the label: "
+            f"{first_names(alone)}; to flip no clip: --set flip=0"
         )
     if pixels.flip and pairs:
         log.warn(
-            f"a flip turns one into the other and keeps the label: {listed}; "
+            f"a flip turns these classes into each other, and keeps the label: {listed}; "
             f"to exchange the labels: --set {setting}; to flip no clip: --set flip=0"
         )
     elif pairs and not alone:

@@ -20,7 +20,7 @@ SIDES: Final = (
     ),
     (r"(?:anti|counter|contra) ?clock ?wise|\b(?:ccw|acw)\b", r"clock ?wise|\bcw\b"),
     (r"\b(?:lr|ltr|l2r)\b", r"\b(?:rl|rtl|r2l)\b"),
-    (r"\beast", r"\bwest"),
+    (r"east", r"west"),
 )
 # Words that show a side, whether or not the mirror image is a class.
 ONE_SIDED: Final = re.compile(

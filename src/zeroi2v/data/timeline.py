@@ -154,7 +154,7 @@ def _packets_from(
 def _sparing(
     stream: VideoStream, packets: Iterable[VideoPacket], needed: set[int], spared: set[int | None]
 ) -> Iterator[VideoPacket]:
-    """The packets without the packets that no frame at the times `needed` can refer to.
+    """The packets that a frame at one of the times `needed` may need.
 
     The times of the packets that are left out go into `spared`.
     """
@@ -167,5 +167,8 @@ def _sparing(
 
 
 def _shown_from(time: int, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """The frames without those shown before a key frame, which refer to earlier packets."""
+    """The frames that are shown from the `time` of a key frame on.
+
+    A frame that is shown earlier refers to packets before the key frame.
+    """
     return (frame for frame in frames if frame.pts is None or frame.pts >= time)

@@ -24,8 +24,8 @@ def train_pixels(
     """A training view of uint8 (T, 3, H, W): uint8 (T, 3, S, S), and whether it was flipped.
 
     The view is a random crop, scaled, perhaps flipped, augmented and erased. If the settings of one
-    step change, the random draws of the other steps stay the same. Only other settings of the crop
-    may change the draws of other steps. `augment_place` changes no draw.
+    step change, the random draws of the other steps stay the same, unless that step is the crop.
+    `augment_place` changes no draw.
     """
     height, width = frames.shape[-2:]
     top, left, crop_height, crop_width = random_crop(height, width, pixels, rng)

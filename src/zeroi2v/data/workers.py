@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 def worker_loader(samples: Dataset[Any], workers: int, **options: Any) -> WorkerLoader[Any]:
-    """The samples from `workers` processes; if that is 0, this process makes them.
+    """The samples from `workers` processes; if `workers` is 0, this process makes the samples.
 
     `options` are those of a `DataLoader`. ConfigError if PyAV is missing, because samples are made
     with PyAV.

@@ -1,4 +1,4 @@
-"""Does a merged model give the same logits? Merge a model, compare both, and only then write.
+"""Does a merged model give the logits of the adapted model? Merge, compare, and only then write.
 
 Shapes: n clips, K classes.
 """

@@ -131,8 +131,8 @@ class TrainingState:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"{self.path}: cannot be read ({reason}), so the run cannot be resumed; the folder "
-                "still holds the model of the best epoch: to train that model on, start another "
-                f"run with --start-from {self.path.parent}"
+                "still holds the model of the best epoch: to train that model further, start "
+                f"another run with --start-from {self.path.parent}"
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(

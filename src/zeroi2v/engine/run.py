@@ -198,7 +198,7 @@ class Training:
         if position.epoch > epochs:
             self.log.say(
                 f"the run is finished ({how_many(epochs, 'epoch')}); "
-                f"to train on, begin a run with --start-from {self.folder.path}"
+                f"to train further, begin a run with --start-from {self.folder.path}"
             )
         else:
             batches = f"{position.batch} of {how_many(len(self.loader), 'batch', 'batches')}"

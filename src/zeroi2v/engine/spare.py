@@ -1,4 +1,4 @@
-"""Which tensors does a training step neither compute nor keep? `spared` installs these savings.
+"""How does a training step save memory and time? `spared` installs the savings on a model.
 
 Some savings change no result: a step keeps no tensor that can be computed again cheaply, and leaves
 out tokens that neither the feature nor a gradient needs. Settings ask for other savings:

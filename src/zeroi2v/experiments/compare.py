@@ -51,7 +51,7 @@ def completed(row: Row, budget: Recipe, given: Collection[str] = ()) -> Row:
 
     - A setting of the budget that means nothing for the strategy, such as the layout of temporal
       heads for a peer, gets its default again.
-    - A strategy that is blind to the order of frames without a temporal embedding trains one.
+    - A strategy that needs a temporal embedding to tell the order of frames trains the embedding.
     - A peer trains as its authors train: learning rate in proportion to the batch, weight decay,
       warm-up, dropout and drop path. Where the budget gives such a setting, the value of the budget
       counts. `given` holds the `table.name` of the settings that a user gave; a setting with
@@ -116,9 +116,10 @@ def rows_asked(
     budget: Recipe,
     given: Collection[str] = (),
 ) -> list[Row]:
-    """The rows of strategies, then the user's own rows: of each the name and its settings.
+    """The rows of `strategies`, then the rows of `own_rows`, each given as a name and settings.
 
-    If the user names neither, the rows are those of `DEFAULT_STRATEGIES`. All rows are `completed`.
+    If the user names neither strategies nor rows, the rows are those of `DEFAULT_STRATEGIES`. All
+    rows are `completed`.
     """
     names = strategies or (() if own_rows else DEFAULT_STRATEGIES)
     rows = [strategy_row(name, budget, given) for name in names]
@@ -215,7 +216,7 @@ def plan_trials(rows: Sequence[Row], budget: Recipe, seeds: Sequence[int]) -> li
 
 
 def _recipe_of(row: Row, budget: Recipe) -> Recipe:
-    """The budget with the settings of a row. ConfigError if the row may not set a setting so."""
+    """The budget with the settings of a row. ConfigError if a comparison forbids such settings."""
     recipe = _changed_budget(row, budget)
     if recipe.train.seed != budget.train.seed:
         raise ConfigError(
@@ -246,7 +247,7 @@ def _changed_budget(row: Row, budget: Recipe) -> Recipe:
 def summarise_rows(
     rows: Sequence[Row], entries: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """For each row that has an entry: the score of each seed, and means and medians of the rest."""
+    """For each row with an entry: the score of each seed, and one value for each other figure."""
     summaries = []
     for row in rows:
         own = [entry for entry in entries if entry["row"] == row.name]

@@ -28,8 +28,8 @@ def fit_probe(
     """Set a model's classifier to the logistic regression of its own features.
 
     Each video gives one evaluation clip, and is read and run once. The features are standardised
-    for the fit, and that map is folded into the classifier. `penalty` is the weight of the squared
-    coefficients.
+    for the fit, and the standardisation is folded into the classifier. `penalty` is the weight of
+    the squared coefficients.
     """
     classes = model.classifier
     features: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""How do pixels become scores, and how good is an order by scores?
+"""How do pixels become scores, and how well do the scores of a label order the videos?
 
 Clips become logits; logits become scores, averaged over the views of a video; scores have an
 average precision.

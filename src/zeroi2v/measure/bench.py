@@ -155,7 +155,7 @@ def _measure_latency(
     warmup: int,
     log: Log,
 ) -> None:
-    """Time one clip, round by round. The medians are the throughput of batches of one clip."""
+    """Time one clip, round by round. The medians give the throughput of batches of one clip."""
     calls = {subject.name: timed_call(subject, clips(subject, 1)) for subject in subjects}
     for subject in subjects:
         if subject.is_compiled:

@@ -40,8 +40,8 @@ def timed_call(subject: Subject, clips: Tensor) -> Callable[[], object]:
 def peak_of_call(subject: Subject, batch: int, clips: Clips) -> int | None:
     """The `peak_bytes` of one call on a batch; None where the memory does not suffice.
 
-    On a CPU the call is not compiled: nothing can follow the tensors of a compiled call. On a GPU a
-    call before this call compiles, so that the memory of compiling does not count.
+    On a CPU the call is not compiled: nothing can follow the tensors of a compiled call. On a GPU
+    an extra call comes first and compiles, so that the memory of compiling does not count.
     """
     try:
         inputs = clips(subject, batch)

@@ -96,7 +96,7 @@ def _described_model(
 def _saved_model(
     saved: str, recipe: Recipe, names: Sequence[str], num_classes: int | None
 ) -> tuple[VideoClassifier, ViewsConfig]:
-    """A saved model, and its views as the settings of these names change them."""
+    """A saved model, and its views with the values that `recipe` has for the settings `names`."""
     if num_classes is not None or not all(name.startswith("views.") for name in names):
         raise ConfigError(
             f"{Path(saved)}: the settings of a saved model cannot be changed, apart from "

@@ -44,5 +44,6 @@ def _foot(card: Mapping[str, float]) -> str:
         "card needs. For each kernel it is the longest of three times, bytes / "
         f"{card['terabytes_per_second']:g} TB/s, operations / {card['teraflops']:g} TFLOP/s, and "
         f"{card['microseconds_per_kernel']:g} us; the kernels are added up. Not counted: "
-        "the time that Python takes between two kernels, most of the time of a small batch."
+        "the time that Python takes between two kernels, which is most of the time of a small "
+        "batch."
     )

@@ -119,9 +119,9 @@ def _settings_of(saved: str) -> tuple[Recipe, int]:
 
 
 def _require_memory(name: str, subjects: Sequence[Subject], device: torch.device) -> None:
-    """ConfigError unless the free memory holds the largest model so far twice, as merging does.
+    """ConfigError unless the free memory has room for two models of the largest size so far.
 
-    On the meta device a model takes no memory.
+    A model and its merged copy take that room. On the meta device a model takes no memory.
     """
     if device.type == "meta":
         return

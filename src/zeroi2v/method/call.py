@@ -31,7 +31,8 @@ class Call:
     whole_frames: int
     adapters: Any  # adapters[block][name]: an adapter of a block, by name; blocks count from 0
     temporal_embedding: Tensor  # (T, D)
-    # Whether attention that can read other frames by itself does so; its hook then moves nothing.
+    # Whether attention modules that can read other frames by themselves do so in this call. The
+    # hooks of these modules then move nothing.
     attention_reads: bool = False
     # Tensors that a hook keeps for a later hook.
     kept: dict[Hashable, Tensor] = field(default_factory=dict)

@@ -172,15 +172,16 @@ def shares(head: int | SplitHead) -> SplitHead:
     return head if isinstance(head, tuple) else ((head, Fraction(1)),)
 
 
-def heads_of_ratio(ratio: Fraction, head_counts: Sequence[int]) -> tuple[HeadLayout, ...]:
-    """For each block, the layout whose temporal heads have a share `ratio` of the channels.
+def heads_of_ratio(ratio: Fraction, head_count: int, width: int | None = None) -> HeadLayout:
+    """The layout of a block whose temporal heads have a share `ratio` of the channels, at most 1.
 
-    Half of these channels have offset -1, half have offset 1. `ratio` is R_c of Table 1a.
+    Half of these channels have offset -1, half have offset 1. `ratio` is R_c of Table 1a. With the
+    `width` of a head in channels, each half is rounded down to whole channels, unless none is left.
     """
-    return tuple(
-        _assign_heads([(-1, ratio * count / 2), (1, ratio * count / 2)], count, block)
-        for block, count in enumerate(head_counts)
-    )
+    heads = ratio * head_count / 2
+    if width is not None:
+        heads = Fraction(heads * width // 1, width) or heads
+    return _assign_heads([(-1, heads), (1, heads)], head_count, 0)
 
 
 def temporal_receptive_field(layout: HeadLayout) -> int:

@@ -94,6 +94,11 @@ class FusedLayout:
     value_width: int  # D of v
     head_first: bool = False  # [head, (q, k, v), channel] instead of [(q, k, v), head, channel]
 
+    @property
+    def narrowest(self) -> int:
+        """The channels of a head of k or of v, whichever has fewer."""
+        return min(self.key_width, self.value_width)
+
     def views(self, projected: Tensor) -> tuple[Tensor, ...]:
         """Views (..., P, H, D) of `projected` (..., C). Each view holds P of the parts q, k and v.
 

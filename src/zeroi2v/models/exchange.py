@@ -132,14 +132,14 @@ def has_triton() -> bool:
 def _agrees(offsets: tuple[int, ...], width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel computes what attention to moved keys and values computes.
 
-    The kernel is compared with every set of tiles that it has for this width.
+    The comparison covers every set of tiles that the kernel has for this width.
     """
     if torch.cuda.get_device_capability(device) < CAPABILITY:
         return False
     name = torch.cuda.get_device_name(device)
     try:
         difference = max(_difference(offsets, width, dtype, device, count) for count in TOKENS)
-    except Exception as error:  # noqa: BLE001  whatever is wrong, the other form works
+    except Exception as error:  # noqa: BLE001  whatever is wrong, a hook can move keys and values
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning(
             "the attention kernel fails on %s, so keys and values are moved instead: %s", name, text

@@ -137,8 +137,7 @@ class MLP:
 def find_mlps(block: nn.Module) -> Iterator[MLP | None]:
     """The MLPs of a block, in order. None stands for an MLP that consists of convolutions.
 
-    An MLP inside an attention module does not count. Some attention modules
-    have an MLP that computes relative positions.
+    An MLP inside an attention module does not count: it computes relative positions.
     """
     inside_attention = {
         part

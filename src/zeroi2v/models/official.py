@@ -46,8 +46,8 @@ OFFICIAL_KEYS: Final = {
 class OfficialModel:
     """The settings of a published model that its file does not hold."""
 
-    # The file holds width and frames too. `load_official` compares them with these two, and refuses
-    # a file that has the name of this model but holds another model.
+    # The file holds the width and the number of frames too. If they differ from these two fields,
+    # `load_official` refuses the file: it has the name of this model but holds another model.
     width: int
     frames: int
     heads: str

@@ -1,4 +1,4 @@
-"""What do the settings of a model mean that version 0.1.0 saved?
+"""What do the settings mean in a model that version 0.1.0 saved?
 
 Version 0.1.0 wrote folders of format 1. Where a setting chose heads or channels by a rule, this
 version's rule may choose others. `as_trained` then gives settings that name the heads and channels
@@ -33,7 +33,7 @@ from zeroi2v.models.plan import Plan, strategy_of
 from zeroi2v.models.survey import Survey, survey
 from zeroi2v.models.towers import TowerSource
 
-# A channel shift -> the operator of head layouts that moves channels of the same of q, k and v.
+# A channel shift -> the operator of head layouts that moves the same parts: k and v, or q, k and v.
 SHIFTS: Final[Mapping[str, Literal["stdha", "hr_qkv"]]] = {
     "shift_kv": "stdha",
     "shift_qkv": "hr_qkv",
@@ -90,7 +90,7 @@ def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout
         split = ((-1, ratio / 2), (1, ratio / 2), (0, 1 - ratio))
         layouts: Sequence[HeadLayout] = [(split,) * count for count in counts]
     elif ratio:
-        layouts = heads_of_ratio(ratio, counts)
+        layouts = [heads_of_ratio(ratio, count) for count in counts]
     else:
         heads = [
             _one_sided(entry, count)
@@ -104,10 +104,11 @@ def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout
 
 
 def _one_sided(heads: BlockHeads, head_count: int) -> BlockHeads:
-    """The heads of a block. The tables' rule of 0.1.0 gave fewer than 8 heads the offset -1 only.
+    """The setting `heads` of a block, spelled out where 0.1.0 used only offset -1.
 
-    A quarter of the heads, rounded down, had this offset, or a quarter of the channels where there
-    were fewer than 4 heads.
+    Where the layout comes from the paper's tables and the block has fewer than 8 heads, 0.1.0 gave
+    offset -1 to a quarter of the heads, rounded down. With fewer than 4 heads, a quarter of the
+    channels had this offset.
     """
     is_table = heads is None or (isinstance(heads, str) and heads.strip() in PAPER_TABLES)
     if not is_table or head_count >= 8:
@@ -118,8 +119,8 @@ def _one_sided(heads: BlockHeads, head_count: int) -> BlockHeads:
 def _whole_channels(layout: HeadLayout, fused: FusedLayout) -> HeadLayout:
     """The layout, with every share as the whole number of channels that 0.1.0 rounded the share to.
 
-    CheckpointError if keys and values of a head differ in width, and a share is no whole number of
-    both.
+    CheckpointError if keys and values of a head differ in width, and a share is not a whole
+    number of channels in both.
     """
     widths = fused.key_width, fused.value_width
     heads: list[int | SplitHead] = []

@@ -108,7 +108,7 @@ class Plan:
                 owner, width, shares = "a token", plan.block.width, [self.moved_share / 2]
             else:
                 owner, layout = "a head", plan.block.layout
-                width = min(layout.key_width, layout.value_width)
+                width = layout.narrowest
                 shares = [move.stop - move.start for move in plan.moves]
             if shares and min(shares) * width < 1:
                 least = f"ratio at least {math.ceil(2000 / width) / 1000}"
@@ -168,7 +168,10 @@ class Plan:
         config, counts = self.config, self.tower.head_counts
         moves_heads = config.operator in HEAD_OPERATORS
         if moves_heads and self.moved_share:
-            return heads_of_ratio(self.moved_share, counts)
+            return tuple(
+                heads_of_ratio(self.moved_share, layout.head_count, layout.narrowest)
+                for layout in (block.layout for block in self.tower.blocks)
+            )
         is_spatial = not moves_heads or (self.strategy.peer is not None and config.heads is None)
         offsets: Heads = [] if is_spatial else config.heads
         return parse_heads(offsets, head_counts=counts, frames=self.frames)

@@ -211,7 +211,7 @@ def assign_weights(
     `fixed` does not hold its name. CheckpointError if a tensor does not fit, or if a key is missing
     or unknown. After an error the model is unchanged.
     """
-    parts: dict[str, dict[str, Tensor]] = {}  # name of a tensor -> keys in the file, what they fill
+    parts: dict[str, dict[str, Tensor]] = {}  # name in `own` -> key in file -> part of the tensor
     for name, tensor in own.items():
         parts[name] = _keys_of(name, tensor, layout.keys)
         if not parts[name]:

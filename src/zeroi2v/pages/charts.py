@@ -32,7 +32,10 @@ class Mark:
 
 
 def label(x: float, y: float, text: str, kind: str = "") -> Mark:
-    """A text at (x, y). `kind` lists its classes: "end" and "middle" say which part lies at x."""
+    """A text at (x, y). `kind` lists the classes of the text.
+
+    With the class "end" the end of the text lies at x, with "middle" the middle of the text.
+    """
     return Mark("text", {"x": x, "y": y, "class": kind or None}, text)
 
 

@@ -71,7 +71,7 @@ def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
 
 
 def _require_a_video(source: Source, name: str, listing: Listing) -> None:
-    """DatasetError if lists name only videos that are not there, beside class folders."""
+    """DatasetError if the lists beside class folders name only videos that are not there."""
     if listing.wrong or any(entry.found for entry in listing.entries):
         return
     if source.path.is_dir() and is_folder_per_class(source.path):

@@ -101,8 +101,8 @@ def attach(
 ) -> None:
     """Hook the adapters into their blocks, and the mean over frames to the last norm.
 
-    A tower whose feature is no normed token, nor the norm of pooled tokens, has no such norm. Its
-    features are averaged, as those of every other model.
+    The mean needs a norm whose output is the feature: the norm of a token or of pooled tokens. In a
+    tower without such a norm the features are averaged, as in every other model.
     """
     blocks: Any = tower.blocks
     for number, (block, own) in enumerate(zip(blocks, adapters, strict=True)):
