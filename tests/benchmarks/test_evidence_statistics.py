@@ -30,7 +30,6 @@ from benchmarks.evidence_statistics import (
     sign_flip_p,
 )
 from zeroi2v.errors import ConfigError
-from zeroi2v.files import read_json_lines
 
 CLIPS = 6  # of each recording
 REGIME = "whole, 28 pixels, 1 epochs"
@@ -274,5 +273,5 @@ def test_two_regimes_are_two_tables(lines: list[dict[str, Any]], tmp_path: Path)
 def test_the_page_holds_what_the_lines_hold() -> None:
     found = json.loads(evidence.SHORTCUTS.read_text(encoding="utf-8"))
     plan = evidence.plan()
-    results = results_of(read_json_lines(evidence.LINES), found)
+    results = results_of(evidence.finished(), found)
     assert (DOCS / "evidence.md").read_text(encoding="utf-8") == page(results, found, plan)
