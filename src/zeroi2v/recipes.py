@@ -178,6 +178,8 @@ def full_name(key: str) -> str:
     table, name = (head, rest) if head in tables else (owners.get(head, [""])[0], key)
     if name.partition(".")[0] not in tables.get(table, {}):
         known = [*owners, *(f"{table}.{setting}" for table in tables for setting in tables[table])]
+        if rest in owners:  # a setting of another table
+            raise ConfigError(f"{key}: unknown setting, did you mean '{owners[rest][0]}.{rest}'?")
         raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
     return f"{table}.{name}"
 

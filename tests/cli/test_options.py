@@ -237,3 +237,21 @@ def test_the_next_command_of_a_copy_with_several_labels_says_so(
     *_, option, setting = parsed(out.partition("next: ")[2])
     assert option == "--set"
     assert data_settings([setting]).multi_label
+
+
+def test_a_path_that_begins_with_a_dash_is_told_how_to_be_written(
+    motion_videos: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = next(motion_videos.glob("val/*/*.mp4"))
+    Path("-dash.mp4").write_bytes(video.read_bytes())
+    for words in (["-dash.mp4", "--model", model], ["--model", model, "-dash.mp4"]):
+        status, _, error = said(capsys, "predict", *words)
+        assert status == 2
+        assert error.startswith("error: -dash.mp4: a path must not begin with -; write ./-dash.mp4")
+    for path in (["./-dash.mp4"], ["--", "-dash.mp4"]):
+        assert said(capsys, "predict", "--model", model, *path)[0] == 0

@@ -378,6 +378,9 @@ def broken(folder: Path, name: str) -> Path:
     path = folder / name
     if name.startswith("notes"):
         path.write_text("Nothing to see here.\n" * 50)
+    elif name.startswith("photograph"):
+        kind = name.removeprefix("photograph_").removesuffix(".mp4")
+        Image.fromarray(picture(0, 96, 64)).save(path, format=kind)
     elif name != "missing.mp4":
         data = encode(folder / "x.mp4", "libx264").read_bytes()
         half = data[:2000]  # the table of contents, at the end, is lost
@@ -398,6 +401,13 @@ def broken(folder: Path, name: str) -> Path:
         ("empty.mp4", "the file is empty"),
         ("codec.mp4", "no decoder for its video stream"),
         ("half.mp4", "invalid data found when processing input"),
+        *(
+            (
+                f"photograph_{kind}.mp4",
+                "an image, not a video; give a video file or a folder of images",
+            )
+            for kind in ("png", "jpeg", "webp", "bmp", "tiff")
+        ),
     ],
 )
 def test_a_broken_video_is_named_and_ffmpeg_is_silent(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -48,12 +49,23 @@ class Parser(argparse.ArgumentParser):
         first = next((word for word in args if not word.startswith("-")), None)
         if self.commands and first is not None and first not in self.commands:
             self.error(f"unknown command {first!r}{nearest(first, self.commands)}")
+        if not self.commands and (path := self._path_like_option(args)):
+            self.error(f"{path}: a path must not begin with -; write ./{path}")
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             near = nearest(unknown[0].partition("=")[0], known)
             self.error(f"unknown argument {unknown[0]!r}{near}")
         return parsed, []
+
+    def _path_like_option(self, args: list[str]) -> str | None:
+        """The first word, if any, that is no option and no number, but an existing path."""
+        known = {option for action in self._actions for option in action.option_strings}
+        for word in args[: args.index("--")] if "--" in args else args:
+            dashed = word.startswith("-") and not word[1:2].isdigit() and word not in known
+            if dashed and os.path.lexists(word):
+                return word
+        return None
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is, and exit with status 2."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 NO_FRAME: Final = "no frame can be decoded"
+_IMAGE: Final = "an image, not a video; give a video file or a folder of images"
 _IN_TAR: Final = re.compile(r"(.+?\.tar)@(\d+)\+(\d+)/", re.DOTALL | re.IGNORECASE)
 
 
@@ -47,9 +48,11 @@ def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer
     check which frames come. An error of FFmpeg inside the block becomes a VideoError.
     """
     if kind_by_name(path.name) == "image":  # FFmpeg would make a video of one frame
-        raise VideoError(path, "an image, not a video; give a video file or a folder of images")
+        raise VideoError(path, _IMAGE)
     try:
         with av.open(_url(path), metadata_errors="replace") as container:
+            if container.format.name.endswith("_pipe") and _is_single_image(_url(path)):
+                raise VideoError(path, _IMAGE)  # an image with the name of a video
             if container.format.name == "tty":  # FFmpeg would draw the letters of a text file
                 raise VideoError(path, "a text file, not a video")
             stream = _video_stream(path, container)
@@ -64,6 +67,13 @@ def open_video(path: Path, *, threads: int = 1) -> Iterator[tuple[InputContainer
                 codec.flush_buffers()
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, reason(error)) from error
+
+
+def _is_single_image(url: str) -> bool:
+    """Whether a file that FFmpeg takes for images, one after the other, holds only one image."""
+    with av.open(url) as container:
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        return len(list(islice(packets, 2))) == 1
 
 
 def _url(path: Path) -> str:
