@@ -76,7 +76,13 @@ bare_main("train", "--help")
     assert (merged / "config.json").exists()
 
 
-@pytest.mark.parametrize("words", ["predict VIDEO --model SAVED", "data check VIDEO"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict VIDEO --model SAVED",
+        pytest.param("data check VIDEO", marks=pytest.mark.slow),
+    ],
+)
 def test_a_command_that_opens_a_video_says_what_to_install(words: str, tmp_path: Path) -> None:
     video, saved = tmp_path / "video" / "class" / "one.mp4", tmp_path / "saved"
     video.parent.mkdir(parents=True)

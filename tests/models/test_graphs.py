@@ -30,6 +30,7 @@ SLOW = (
     "maxxvit_rmlp_nano_rw_256",
     "fastvit_sa12",
     "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
     "pit_ti_224",
     "efficientformer_l1",
 )
