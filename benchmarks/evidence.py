@@ -27,7 +27,6 @@ Everything else that the results hold is exploratory.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ import torch
 
 from benchmarks.evidence_clips import pack, shortcuts, tests_of, unpack
 from benchmarks.evidence_training import Inputs, Regime, train
+from benchmarks.job_queue import JobQueue, work_off
 from zeroi2v.files import append_json, read_json_lines, write_json
 from zeroi2v.machine import provenance
 
@@ -131,21 +131,17 @@ def _loss(line: Mapping[str, Any], fold: int) -> float:
     return loss
 
 
-def work(arguments: argparse.Namespace, queue: Any, lock: Any, end: float) -> None:
+def work(queue: JobQueue[Job], arguments: argparse.Namespace) -> None:
     """Do the jobs of a queue. Every worker is a process of its own."""
     torch.set_num_threads(arguments.threads)
     regime, name = regime_of(arguments)
     inputs: dict[str, Inputs] = {}
     tests = tests_of([unpack(arguments.work / "gestures.npz")])
-    while time.time() < end:
-        with lock:
-            if not queue:
-                return
-            job = queue.pop(0)
+    while job := queue.next():
         if job.test not in inputs:
             inputs[job.test] = Inputs(tests[job.test], regime)
         result = train(job.row, inputs[job.test], job.held_out, rate=job.rate, seed=job.seed)
-        with lock:
+        with queue.lock:
             append_json(LINES, {"job": asdict(job), **result, **provenance()})
         right = [fold["right"] for fold in result["folds"].values()]
         shares = ", ".join(f"{text.count('1') / len(text):.1%}" for text in right)
@@ -163,25 +159,13 @@ def regime_of(arguments: argparse.Namespace) -> tuple[Regime, str]:
 def confirm(arguments: argparse.Namespace) -> None:
     """Train until the plan is done or the minutes are over."""
     end = time.time() + 60 * arguments.minutes
-    context = multiprocessing.get_context("spawn")
     name = regime_of(arguments)[1]
     while time.time() < end:
         lines = read_json_lines(LINES) if LINES.exists() else []
         waiting = jobs(name, range(arguments.seeds), lines)
         if not waiting:
             return
-        with context.Manager() as manager:
-            queue, lock = manager.list(waiting), manager.Lock()
-            workers = [
-                context.Process(target=work, args=(arguments, queue, lock, end))
-                for _ in range(min(arguments.workers, len(waiting)))
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-            if any(worker.exitcode for worker in workers):
-                raise SystemExit("a training failed; its error stands above")
+        work_off(waiting, work, arguments, workers=arguments.workers, end=end)
 
 
 def main() -> None:

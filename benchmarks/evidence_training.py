@@ -67,6 +67,10 @@ ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
     "temporal heads alone": {"heads": [-1, 1], "strategy": "temporal_heads"},
     "linear probe": {"heads": [], "strategy": "linear_probe"},
     "full": {"heads": [-1, 1], "strategy": "full"},
+    # for heads of 8 channels, of which channel shift cannot move a third
+    "HR KV 1/4": {"ratio": 1 / 4},
+    "HR V 1/4": {"operator": "hr_v", "ratio": 1 / 4},
+    "shift KV 1/4": {"operator": "shift_kv", "ratio": 1 / 4},
 }
 
 
@@ -74,23 +78,29 @@ ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
 class Regime:
     """Which part of the tower trains, at which size, and for how long."""
 
-    weights: Path  # of the tower, in timm's layout
-    blocks: int  # the blocks that train, counted from the last; the whole tower has 12
+    weights: Path | None  # of the tower, in timm's layout; None: the tower brings its own
+    blocks: int  # the blocks that train, counted from the last
     size: int  # S
     epochs: int
     device: torch.device
+    tower_name: str = TOWER
+    depth: int = 12  # all blocks of the tower
+    frames: int = FRAMES  # T
+    batch: int = BATCH  # B of a training
+    draws: int = DRAWS  # random crops of each clip in the regime `upper`; 0: the middle instead
 
     @property
     def is_whole(self) -> bool:
         """Whether all blocks train, from pixels."""
-        return self.blocks == 12
+        return self.blocks == self.depth
 
     @cached_property
     def tower(self) -> nn.Module:
         """The frozen image tower, which also gives the weights of every row."""
         tower: nn.Module = create_model(
-            TOWER,
+            self.tower_name,
             num_classes=1,
+            pretrained=self.weights is None,
             weights=self.weights,
             tower_options={"img_size": self.size},
         ).tower
@@ -99,16 +109,16 @@ class Regime:
     def model(self, row: str, class_count: int) -> VideoClassifier:
         """The model of a row. In the regime `upper` its tower takes tokens instead of pictures."""
         model = create_model(
-            TOWER,
+            self.tower_name,
             num_classes=class_count,
-            frames=FRAMES,
+            frames=self.frames,
             pretrained=False,
             tower_options={"img_size": self.size, "depth": self.blocks},
             **ROWS[row],
         )
         tower: Any = model.tower
         weights = {
-            _renumbered(name, 12 - self.blocks): tensor
+            _renumbered(name, self.depth - self.blocks): tensor
             for name, tensor in self.tower.state_dict().items()
         }
         own = tower.state_dict().keys()
@@ -146,10 +156,10 @@ class Inputs:
         self.tokens = None if regime.is_whole else self._tokens()
 
     def _tokens(self) -> Tensor:
-        """The lower blocks' tokens (1 + DRAWS, n, T, 3, N, D / 3), bfloat16: middle, then draws."""
+        """The lower blocks' tokens (1 + draws, n, T, 3, N, D / 3), bfloat16: middle, then draws."""
         generator = torch.Generator(self.pixels.device).manual_seed(0)
         tower: Any = self.regime.tower
-        lower = tower.blocks[: 12 - self.regime.blocks]
+        lower = tower.blocks[: self.regime.depth - self.regime.blocks]
 
         @torch.no_grad()
         def tokens_of(clips: Tensor) -> Tensor:
@@ -157,11 +167,11 @@ class Inputs:
                 tokens = tower._pos_embed(tower.patch_embed(clips.flatten(0, 1)))
                 tokens = lower(tower.norm_pre(tower.patch_drop(tokens)))
             parts: Tensor = tokens.bfloat16().unflatten(-1, (3, -1)).transpose(1, 2)
-            by_frame: Tensor = parts.unflatten(0, (-1, FRAMES))
+            by_frame: Tensor = parts.unflatten(0, (-1, self.regime.frames))
             return by_frame
 
         draws = []
-        for number in range(1 + DRAWS):
+        for number in range(1 + self.regime.draws):
             drawn = [
                 tokens_of(self._drawn(part, generator) if number else self._middle(part))
                 for part in self.pixels.split(BATCH)
@@ -174,8 +184,10 @@ class Inputs:
         clips = self.test.clips[samples].to(self.pixels.device)
         if self.tokens is None:
             inputs = self._drawn(self.pixels[clips], generator)
+        elif not self.regime.draws:
+            return self.testing(samples)
         else:
-            draws = torch.randint(1, 1 + DRAWS, clips.shape, generator=generator)
+            draws = torch.randint(1, 1 + self.regime.draws, clips.shape, generator=generator)
             inputs = self.tokens[draws.to(clips.device), clips].float()
         return self._directed(inputs, samples)
 
@@ -196,7 +208,9 @@ class Inputs:
         scaled: Tensor = F.interpolate(
             pixels.flatten(0, 1).float(), (size, size), mode="bilinear", antialias=True
         )
-        clips: Tensor = normalise(scaled, self.mean, self.std).unflatten(0, (-1, FRAMES))
+        clips: Tensor = normalise(scaled, self.mean, self.std).unflatten(
+            0, (-1, self.regime.frames)
+        )
         return clips
 
     def _drawn(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -211,7 +225,9 @@ class Inputs:
         flat = pixels.flatten(1, 2).float()
         grid = F.affine_grid(moves, [count, flat.shape[1], size, size], align_corners=False)
         cropped = F.grid_sample(flat, grid, align_corners=False, padding_mode="reflection")
-        bright = (cropped * gain.view(-1, 1, 1, 1)).clamp_(0, 255).unflatten(1, (FRAMES, 3))
+        bright = (
+            (cropped * gain.view(-1, 1, 1, 1)).clamp_(0, 255).unflatten(1, (self.regime.frames, 3))
+        )
         return normalise(bright, self.mean, self.std)
 
 
@@ -233,16 +249,16 @@ def train(
     ).manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     known = (~torch.isin(test.folds, torch.tensor(held_out))).nonzero()[:, 0]
-    steps = regime.epochs * (len(known) // BATCH)
+    steps = regime.epochs * (len(known) // regime.batch)
     optimizer = build_optimizer(model, learning_rate=rate, weight_decay=WEIGHT_DECAY)
     dtype = autocast_dtype("auto", regime.device)
     losses: list[Tensor] = []
     waiting = torch.empty(0, dtype=torch.int64)
     with spared(model, TrainConfig()):
         for step in range(steps):
-            if len(waiting) < BATCH:
+            if len(waiting) < regime.batch:
                 waiting = known[torch.randperm(len(known), generator=order)]
-            samples, waiting = waiting[:BATCH], waiting[BATCH:]
+            samples, waiting = waiting[: regime.batch], waiting[regime.batch :]
             share = learning_rate_share(
                 step, steps=steps, warmup_steps=math.ceil(WARMUP * steps), warmup_start=0.01
             )
@@ -252,7 +268,10 @@ def train(
                 regime.device.type, dtype or torch.bfloat16, enabled=dtype is not None
             ):
                 logits = model(clips)
-            loss = summed_loss(logits.float(), labels.to(logits.device), label_smoothing=0) / BATCH
+            loss = (
+                summed_loss(logits.float(), labels.to(logits.device), label_smoothing=0)
+                / regime.batch
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -285,7 +304,9 @@ def answers(
     for part in samples.split(BATCH):
         clips = inputs.testing(part)
         logits.append(model(clips).float().cpu())
-        shuffled.append(model(clips[:, torch.randperm(FRAMES, generator=order)]).float().cpu())
+        shuffled.append(
+            model(clips[:, torch.randperm(clips.shape[1], generator=order)]).float().cpu()
+        )
         if merged is not None:
             by_merged.append(merged(clips).float().cpu())
     scores = torch.cat(logits)
