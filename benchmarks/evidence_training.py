@@ -35,11 +35,13 @@ from zeroi2v.engine.optim import (
 )
 from zeroi2v.engine.spare import spared
 from zeroi2v.errors import MergeError
+from zeroi2v.experiments.probe import set_classifier
 from zeroi2v.inference.scores import normalise
 
 TOWER: Final = "vit_small_patch14_dinov2"
 BATCH: Final = 16
 WEIGHT_DECAY: Final = 0.05
+PENALTY: Final = 0.1  # of the logistic regression with which a training begins
 WARMUP: Final = 0.1  # share of the steps
 AREA: Final = (0.5, 1.0)  # share of a frame's area that a random crop keeps
 GAIN: Final = (0.7, 1.3)  # factor of the brightness
@@ -78,7 +80,7 @@ ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
 class Regime:
     """Which part of the tower trains, at which size, and for how long."""
 
-    weights: Path | None  # of the tower, in timm's layout; None: the tower brings its own
+    weights: Path  # of the tower, in timm's layout
     blocks: int  # the blocks that train, counted from the last
     size: int  # S
     epochs: int
@@ -88,6 +90,11 @@ class Regime:
     frames: int = FRAMES  # T
     batch: int = BATCH  # B of a training
     draws: int = DRAWS  # random crops of each clip in the regime `upper`; 0: the middle instead
+    # Whether a training begins with the classifier that suits the untrained rest of the model best,
+    # the logistic regression of its features
+    probed: bool = False
+    # Whether answers to shuffled frames, and of the merged model, are asked for too
+    checked: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -100,7 +107,6 @@ class Regime:
         tower: nn.Module = create_model(
             self.tower_name,
             num_classes=1,
-            pretrained=self.weights is None,
             weights=self.weights,
             tower_options={"img_size": self.size},
         ).tower
@@ -238,17 +244,20 @@ def train(
 
     The result has, for each fold held out: the mean loss, and for every sample, in order, whether
     the answer is right, of the model, of the model on frames in random order, and of the merged
-    model ("1" and "0"); and for how many samples the merged model answers otherwise.
+    model ("1" and "0"); and for how many samples the merged model answers otherwise. `probed` is
+    the same as `right` before the first step.
     """
     test, regime = inputs.test, inputs.regime
     began = time.monotonic()
     torch.manual_seed(seed)
-    model = regime.model(row, test.class_count).train()
+    model = regime.model(row, test.class_count)
+    known = (~torch.isin(test.folds, torch.tensor(held_out))).nonzero()[:, 0]
+    probed = probe(model, inputs, known, held_out) if regime.probed else {}
+    model.train()
     generator = torch.Generator(
         regime.device if regime.is_whole else torch.device("cpu")
     ).manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    known = (~torch.isin(test.folds, torch.tensor(held_out))).nonzero()[:, 0]
     steps = regime.epochs * (len(known) // regime.batch)
     optimizer = build_optimizer(model, learning_rate=rate, weight_decay=WEIGHT_DECAY)
     dtype = autocast_dtype("auto", regime.device)
@@ -280,7 +289,7 @@ def train(
     seconds = time.monotonic() - began
     model.eval()
     try:
-        merged = model.merge()
+        merged = model.merge() if regime.checked else None
     except MergeError:  # the adapters of the row are not linear
         merged = None
     return {
@@ -288,8 +297,35 @@ def train(
         "seconds": round(seconds, 1),
         "training_loss": round(torch.stack(losses[-steps // 10 :]).mean().item(), 5),
         "device": regime.device.type,
-        "folds": {fold: answers(model, merged, inputs, fold) for fold in held_out},
+        "folds": {
+            fold: answers(model, merged, inputs, fold) | probed.get(fold, {}) for fold in held_out
+        },
     }
+
+
+@torch.no_grad()
+def probe(
+    model: VideoClassifier, inputs: Inputs, known: Tensor, held_out: tuple[int, ...]
+) -> dict[int, dict[str, str]]:
+    """Fit the classifier of an untrained model to the features of the samples `known`.
+
+    Returns the answers to the samples of each fold that is held out.
+    """
+    test, device = inputs.test, inputs.regime.device
+
+    def features_of(samples: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            parts = [model.features(inputs.testing(part)).mean(1) for part in samples.split(BATCH)]
+        return torch.cat(parts).double().cpu()
+
+    model.eval()
+    set_classifier(model.classifier, features_of(known), test.labels[known], PENALTY)
+    found = {}
+    for fold in held_out:
+        samples = (test.folds == fold).nonzero()[:, 0]
+        logits = model.classifier(features_of(samples).float().to(device)).cpu()
+        found[fold] = {"probed": _digits(test.is_right(logits, samples))}
+    return found
 
 
 @torch.no_grad()
@@ -304,6 +340,8 @@ def answers(
     for part in samples.split(BATCH):
         clips = inputs.testing(part)
         logits.append(model(clips).float().cpu())
+        if not inputs.regime.checked:
+            continue
         shuffled.append(
             model(clips[:, torch.randperm(clips.shape[1], generator=order)]).float().cpu()
         )
@@ -313,8 +351,9 @@ def answers(
     result: dict[str, Any] = {
         "loss": round(F.cross_entropy(scores, test.labels[samples]).item(), 5),
         "right": _digits(test.is_right(scores, samples)),
-        "shuffled": _digits(test.is_right(torch.cat(shuffled), samples)),
     }
+    if shuffled:
+        result["shuffled"] = _digits(test.is_right(torch.cat(shuffled), samples))
     if by_merged:
         other = torch.cat(by_merged).argmax(1) != scores.argmax(1)
         result["merged_answers_otherwise"] = int(other.sum())

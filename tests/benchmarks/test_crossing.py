@@ -188,7 +188,7 @@ def test_operators_move_equal_shares_of_the_channels(budget: script.Budget) -> N
 
 def line(job: script.Job, right: int) -> dict[str, Any]:
     answers = "1" * right + "0" * (100 - right)
-    fold = {"right": answers, "shuffled": "10" * 50, "merged_answers_otherwise": 0, "loss": 1.0}
+    fold = {"right": answers, "probed": "10" * 50, "loss": 1.0}
     return {
         "job": asdict(job),
         "seconds": 50.0,
@@ -236,7 +236,7 @@ def test_the_page_says_which_part_of_the_hypothesis_came_out(
     text = re.sub(r"\s+", " ", script.page(measured(lead)))
     assert text.count(verdict) == 2, "for each tower"
     assert f"{small:+.1f} ({small:+.1f} to {small:+.1f})" in text
-    assert math.isclose(script.accuracy(measured(lead)[0], "shuffled"), 0.5)
+    assert math.isclose(script.accuracy(measured(lead)[0], "probed"), 0.5)
 
 
 def test_without_results_the_page_says_so_and_one_seed_says_nothing_about_differences() -> None:
