@@ -134,7 +134,8 @@ def textures(count: int, torus: tuple[int, int], generator: torch.Generator) -> 
     frequency[0, 0] = torch.inf  # no mean
     noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=torus)
     coloured = noise[:, :1] + 0.35 * noise[:, 1:]  # mostly light and dark, as in photographs
-    return coloured / coloured.std((1, 2, 3), keepdim=True)
+    scaled: Tensor = coloured / coloured.std((1, 2, 3), keepdim=True)
+    return scaled
 
 
 def shifted(pictures: Tensor, by: Tensor) -> Tensor:
@@ -146,9 +147,9 @@ def shifted(pictures: Tensor, by: Tensor) -> Tensor:
     x, y = torch.fft.rfftfreq(width), torch.fft.fftfreq(height)[:, None]
     turns = by[..., 0, None, None] * x + by[..., 1, None, None] * y
     factors = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
-    return torch.fft.irfft2(
-        torch.fft.rfft2(pictures)[:, None] * factors[:, :, None], s=(height, width)
-    )
+    moved = torch.fft.rfft2(pictures)[:, None] * factors[:, :, None]
+    frames: Tensor = torch.fft.irfft2(moved, s=(height, width))
+    return frames
 
 
 def _uniform(
