@@ -58,22 +58,32 @@ def test_a_shift_by_whole_pixels_is_a_roll_and_two_halves_are_a_whole() -> None:
     torch.testing.assert_close(twice, whole, rtol=0, atol=1e-4)
 
 
+class EnoughSeen(Exception):
+    """Raised where the places are known and the drawing would begin."""
+
+
 def spied_places(
     monkeypatch: pytest.MonkeyPatch, count: int, displacement: float, camera: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Places of the first and of the second object, moves of the scene, and the torus."""
-    seen: list[Any] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]] = []
     second = crossing_clips._second
 
-    def spying(first: Any, scene: Any, torus: Any, *rest: Any) -> torch.Tensor:
-        places = second(first, scene, torus, *rest)
+    def spying(
+        first: torch.Tensor,
+        scene: torch.Tensor,
+        torus: tuple[int, int],
+        patch: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        places = second(first, scene, torus, patch, generator)
         seen.append((first, places, scene.expand_as(first), torus))
-        return places
+        raise EnoughSeen
 
     monkeypatch.setattr(crossing_clips, "_second", spying)
-    moving_right(count, seeded(), displacement, camera, 4)
-    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]] = seen[0]
-    return result
+    with pytest.raises(EnoughSeen):
+        moving_right(count, seeded(), displacement, camera, 4)
+    return seen[0]
 
 
 @pytest.mark.parametrize(("displacement", "camera"), EVERY)

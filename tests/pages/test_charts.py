@@ -164,7 +164,7 @@ def test_lines_that_meet_keep_their_names_apart_and_differ_in_their_dashes() -> 
     assert [text.text for text in names] == [f"row {n}" for n in (0, 1, 2, 3, 0, 1)]
     heights = [float(text.attrib["y"]) for text in names]
     assert all(below - above >= 14 for above, below in pairwise(heights))
-    lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
+    lines = [line.get("stroke-dasharray") for line in root.iter(f"{SVG}polyline")]
     assert len({*lines[:4]}) == 4
     assert lines[4:] == lines[:2], "a row has the same dashes in every panel"
     assert len([*root.iter(f"{SVG}circle")]) == 6 * 3

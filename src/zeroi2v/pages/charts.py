@@ -20,7 +20,7 @@ from zeroi2v.pages.page import percent, render
 
 WIDTH: Final = 400
 LONGEST_NAME: Final = 56  # letters that fit on a line of a chart
-DASHES: Final = (None, "dashes", "dots", "dashes-and-dots")  # classes of lines, in turn
+DASHES: Final = (None, "9 4", "2 3", "9 3 2 3")  # of lines, in turn: drawn and left out units
 LONGEST_BAR: Final = 240  # units, which leaves room for the number beside the bar
 
 
@@ -217,7 +217,7 @@ def _lines(rows: Sequence[Series], area: Area) -> list[Mark]:
             marks.append(stroke("spread", f"M{x} {area.y(min(scores))}V{area.y(max(scores))}"))
             marks.append(Mark("circle", {"cx": x, "cy": y, "r": 3}))
         line = " ".join(f"{x},{y}" for x, y in places)
-        marks.append(Mark("polyline", {"points": line, "class": dashes[row.name]}))
+        marks.append(Mark("polyline", {"points": line, "stroke-dasharray": dashes[row.name]}))
         x, y = places[-1]
         lowest_place = area.bottom - gap * (len(rows) - 1 - rank)
         y_name = min(max(y + 4, free), lowest_place)
