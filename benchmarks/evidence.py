@@ -36,18 +36,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import time
 from dataclasses import asdict
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from benchmarks.evidence_clips import groups_of, pack, shortcuts, tests_of, unpack
-from benchmarks.evidence_plan import SEEDS, jobs
+from benchmarks.evidence_plan import SEEDS, Job, jobs
 from benchmarks.evidence_training import Inputs, Regime, train
+from benchmarks.job_queue import JobQueue, work_off
 from zeroi2v.engine.optim import autocast_dtype
 from zeroi2v.files import append_json, read_json_lines, write_json
 from zeroi2v.machine import provenance
@@ -57,26 +56,17 @@ LINES: Final = RESULTS / "evidence.jsonl"
 SHORTCUTS: Final = RESULTS / "evidence-shortcuts.json"
 
 
-def work(arguments: argparse.Namespace, taken: Any, lock: Any, end: float) -> None:
-    """Do what the plan wants and no other worker has taken. Every worker is its own process."""
+def work(queue: JobQueue[Job], arguments: argparse.Namespace) -> None:
+    """Do the trainings of a queue. Every worker is a process of its own."""
     torch.set_num_threads(arguments.threads)
     regime, name = regime_of(arguments)
     inputs: dict[str, Inputs] = {}
     tests = tests_of([unpack(arguments.work / "gestures.npz")])
-    while time.time() < end:
-        with lock:
-            wanted = jobs(name, range(arguments.seeds), finished())
-            if not wanted:
-                return
-            job = next((job for job in wanted if job not in taken), None)
-            taken.append(job)
-        if job is None:  # a rate is known only when other workers are done
-            time.sleep(1)
-            continue
+    while job := queue.next():
         if job.test not in inputs:
             inputs[job.test] = Inputs(tests[job.test], regime)
         result = train(job.row, inputs[job.test], job.held_out, rate=job.rate, seed=job.seed)
-        with lock:
+        with queue.lock:
             append_json(LINES, {"job": asdict(job), **result, **provenance()})
         right = [fold["right"] for fold in result["folds"].values()]
         shares = ", ".join(f"{text.count('1') / len(text):.1%}" for text in right)
@@ -85,7 +75,7 @@ def work(arguments: argparse.Namespace, taken: Any, lock: Any, end: float) -> No
 
 def finished() -> list[dict[str, Any]]:
     """The lines of the finished trainings."""
-    return read_json_lines(LINES) if LINES.exists() else []
+    return read_json_lines(LINES)
 
 
 def regime_of(arguments: argparse.Namespace) -> tuple[Regime, str]:
@@ -102,23 +92,13 @@ def regime_of(arguments: argparse.Namespace) -> tuple[Regime, str]:
 def confirm(arguments: argparse.Namespace) -> None:
     """Train until the plan is done or the minutes are over."""
     end = time.time() + 60 * arguments.minutes
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        taken, lock = manager.list(), manager.Lock()
-        workers = [
-            context.Process(target=work, args=(arguments, taken, lock, end))
-            for _ in range(arguments.workers)
-        ]
-        for worker in workers:
-            worker.start()
-        while running := [worker.sentinel for worker in workers if worker.is_alive()]:
-            connection.wait(running)
-            if any(worker.exitcode for worker in workers):
-                for worker in workers:
-                    worker.terminate()
-                raise SystemExit("a training failed; its error stands above")
-    left = len(jobs(regime_of(arguments)[1], range(arguments.seeds), finished()))
-    print(f"{left} trainings of the plan can begin now", flush=True)
+    work_off(waiting, work, arguments, workers=arguments.workers, end=end)
+    print(f"{len(waiting(arguments))} trainings of the plan can begin now", flush=True)
+
+
+def waiting(arguments: argparse.Namespace) -> list[Job]:
+    """The trainings of the plan that can begin now."""
+    return jobs(regime_of(arguments)[1], range(arguments.seeds), finished())
 
 
 def report() -> None:

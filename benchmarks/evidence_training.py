@@ -34,11 +34,13 @@ from zeroi2v.engine.optim import (
 )
 from zeroi2v.engine.spare import spared
 from zeroi2v.errors import MergeError
+from zeroi2v.experiments.probe import set_classifier
 from zeroi2v.inference.scores import normalise
 
 TOWER: Final = "vit_small_patch14_dinov2"
 BATCH: Final = 16
 WEIGHT_DECAY: Final = 0.05
+PENALTY: Final = 0.1  # of the logistic regression with which a training begins
 WARMUP: Final = 0.1  # share of the steps
 AREA: Final = (0.5, 1.0)  # share of a frame's area that a random crop keeps
 GAIN: Final = (0.7, 1.3)  # factor of the brightness
@@ -66,6 +68,10 @@ ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
     "temporal heads alone": {"heads": [-1, 1], "strategy": "temporal_heads"},
     "linear probe": {"heads": [], "strategy": "linear_probe"},
     "full": {"heads": [-1, 1], "strategy": "full"},
+    # for heads of 8 channels, of which channel shift cannot move a third
+    "HR KV 1/4": {"ratio": 1 / 4},
+    "HR V 1/4": {"operator": "hr_v", "ratio": 1 / 4},
+    "shift KV 1/4": {"operator": "shift_kv", "ratio": 1 / 4},
 }
 
 
@@ -74,21 +80,31 @@ class Regime:
     """Which part of the tower trains, at which size, and for how long."""
 
     weights: Path  # of the tower, in timm's layout
-    blocks: int  # the blocks that train, counted from the last; the whole tower has 12
+    blocks: int  # the blocks that train, counted from the last
     size: int  # S
     epochs: int
     device: torch.device
+    tower_name: str = TOWER
+    depth: int = 12  # all blocks of the tower
+    frames: int = FRAMES  # T
+    batch: int = BATCH  # B of a training
+    draws: int = DRAWS  # random crops of each clip in the regime `upper`; 0: the middle instead
+    # Whether a training begins with the classifier that suits the untrained rest of the model best,
+    # the logistic regression of its features
+    probed: bool = False
+    # Whether answers to shuffled frames, and of the merged model, are asked for too
+    checked: bool = True
 
     @property
     def is_whole(self) -> bool:
         """Whether all blocks train, from pixels."""
-        return self.blocks == 12
+        return self.blocks == self.depth
 
     @cached_property
     def tower(self) -> nn.Module:
         """The frozen image tower, which also gives the weights of every row."""
         tower: nn.Module = create_model(
-            TOWER,
+            self.tower_name,
             num_classes=1,
             weights=self.weights,
             tower_options={"img_size": self.size},
@@ -98,16 +114,16 @@ class Regime:
     def model(self, row: str, class_count: int) -> VideoClassifier:
         """The model of a row. In the regime `upper` its tower takes tokens instead of pictures."""
         model = create_model(
-            TOWER,
+            self.tower_name,
             num_classes=class_count,
-            frames=FRAMES,
+            frames=self.frames,
             pretrained=False,
             tower_options={"img_size": self.size, "depth": self.blocks},
             **ROWS[row],
         )
         tower: Any = model.tower
         weights = {
-            _renumbered(name, 12 - self.blocks): tensor
+            _renumbered(name, self.depth - self.blocks): tensor
             for name, tensor in self.tower.state_dict().items()
         }
         own = tower.state_dict().keys()
@@ -150,10 +166,10 @@ class Inputs:
         self.tokens = None if regime.is_whole else self._tokens()
 
     def _tokens(self) -> Tensor:
-        """The lower blocks' tokens (1 + DRAWS, n, T, 3, N, D / 3), bfloat16: middle, then draws."""
+        """The lower blocks' tokens (1 + draws, n, T, 3, N, D / 3), bfloat16: middle, then draws."""
         generator = torch.Generator(self.pixels.device).manual_seed(0)
         tower: Any = self.regime.tower
-        lower = tower.blocks[: 12 - self.regime.blocks]
+        lower = tower.blocks[: self.regime.depth - self.regime.blocks]
 
         @torch.no_grad()
         def tokens_of(clips: Tensor) -> Tensor:
@@ -161,11 +177,11 @@ class Inputs:
                 tokens = tower._pos_embed(tower.patch_embed(clips.flatten(0, 1)))
                 tokens = lower(tower.norm_pre(tower.patch_drop(tokens)))
             parts: Tensor = tokens.bfloat16().unflatten(-1, (3, -1)).transpose(1, 2)
-            by_frame: Tensor = parts.unflatten(0, (-1, FRAMES))
+            by_frame: Tensor = parts.unflatten(0, (-1, self.regime.frames))
             return by_frame
 
         draws = []
-        for number in range(1 + DRAWS):
+        for number in range(1 + self.regime.draws):
             drawn = [
                 tokens_of(self._drawn(part, generator) if number else self._middle(part))
                 for part in self.pixels.split(BATCH)
@@ -178,8 +194,10 @@ class Inputs:
         clips = self.test.clips[samples].to(self.pixels.device)
         if self.tokens is None:
             inputs = self._drawn(self.pixels[clips], generator)
+        elif not self.regime.draws:
+            return self.testing(samples)
         else:
-            draws = torch.randint(1, 1 + DRAWS, clips.shape, generator=generator)
+            draws = torch.randint(1, 1 + self.regime.draws, clips.shape, generator=generator)
             inputs = self.tokens[draws.to(clips.device), clips].float()
         return self._directed(inputs, samples)
 
@@ -200,7 +218,9 @@ class Inputs:
         scaled: Tensor = F.interpolate(
             pixels.flatten(0, 1).float(), (size, size), mode="bilinear", antialias=True
         )
-        clips: Tensor = normalise(scaled, self.mean, self.std).unflatten(0, (-1, FRAMES))
+        clips: Tensor = normalise(scaled, self.mean, self.std).unflatten(
+            0, (-1, self.regime.frames)
+        )
         return clips
 
     def _drawn(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -216,7 +236,8 @@ class Inputs:
         grid = F.affine_grid(moves, [*flat.shape], align_corners=False)
         cropped = F.grid_sample(flat, grid, align_corners=False, padding_mode="reflection")
         scaled = F.interpolate(cropped, (size, size), mode="bilinear", antialias=True)
-        bright = (scaled * gain.view(-1, 1, 1, 1)).clamp_(0, 255).unflatten(1, (FRAMES, 3))
+        bright = (scaled * gain.view(-1, 1, 1, 1)).clamp_(0, 255)
+        bright = bright.unflatten(1, (self.regime.frames, 3))
         return normalise(bright, self.mean, self.std)
 
 
@@ -229,27 +250,29 @@ def train(
     every sample, in order, whether the answer is right ("1" and "0"), of the model and of the model
     on frames in random order. Of the merged model: for how many samples its highest logit is that
     of another label, and the largest difference of a logit, as a share of the largest logit; none
-    if the adapters of the row cannot merge.
+    if the adapters of the row cannot merge. `probed` is the same as `right` before the first step.
     """
     test, regime = inputs.test, inputs.regime
     began = time.monotonic()
     torch.manual_seed(seed)
-    model = regime.model(row, test.class_count).train()
+    model = regime.model(row, test.class_count)
+    known = (~torch.isin(test.folds, torch.tensor(held_out))).nonzero()[:, 0]
+    probed = probe(model, inputs, known, held_out) if regime.probed else {}
+    model.train()
     generator = torch.Generator(
         regime.device if regime.is_whole else torch.device("cpu")
     ).manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    known = (~torch.isin(test.folds, torch.tensor(held_out))).nonzero()[:, 0]
-    steps = regime.epochs * (len(known) // BATCH)
+    steps = regime.epochs * (len(known) // regime.batch)
     optimizer = build_optimizer(model, learning_rate=rate, weight_decay=WEIGHT_DECAY)
     dtype = autocast_dtype("auto", regime.device)
     losses: list[Tensor] = []
     waiting = torch.empty(0, dtype=torch.int64)
     with spared(model, TrainConfig()):
         for step in range(steps):
-            if len(waiting) < BATCH:
+            if len(waiting) < regime.batch:
                 waiting = known[torch.randperm(len(known), generator=order)]
-            samples, waiting = waiting[:BATCH], waiting[BATCH:]
+            samples, waiting = waiting[: regime.batch], waiting[regime.batch :]
             share = learning_rate_share(
                 step, steps=steps, warmup_steps=math.ceil(WARMUP * steps), warmup_start=0.01
             )
@@ -268,7 +291,7 @@ def train(
     seconds = time.monotonic() - began
     model.eval()
     try:
-        merged = model.merge()
+        merged = model.merge() if regime.checked else None
     except MergeError:  # the adapters of the row are not linear
         merged = None
     return {
@@ -276,8 +299,35 @@ def train(
         "seconds": round(seconds, 1),
         "training_loss": round(torch.stack(losses[-steps // 10 :]).mean().item(), 5),
         "device": regime.device.type,
-        "folds": {fold: answers(model, merged, inputs, fold) for fold in held_out},
+        "folds": {
+            fold: answers(model, merged, inputs, fold) | probed.get(fold, {}) for fold in held_out
+        },
     }
+
+
+@torch.no_grad()
+def probe(
+    model: VideoClassifier, inputs: Inputs, known: Tensor, held_out: tuple[int, ...]
+) -> dict[int, dict[str, str]]:
+    """Fit the classifier of an untrained model to the features of the samples `known`.
+
+    Returns the answers to the samples of each fold that is held out.
+    """
+    test, device = inputs.test, inputs.regime.device
+
+    def features_of(samples: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            parts = [model.features(inputs.testing(part)).mean(1) for part in samples.split(BATCH)]
+        return torch.cat(parts).double().cpu()
+
+    model.eval()
+    set_classifier(model.classifier, features_of(known), test.labels[known], PENALTY)
+    found = {}
+    for fold in held_out:
+        samples = (test.folds == fold).nonzero()[:, 0]
+        logits = model.classifier(features_of(samples).float().to(device)).cpu()
+        found[fold] = {"probed": _digits(test.is_right(logits, samples))}
+    return found
 
 
 @torch.no_grad()
@@ -292,7 +342,11 @@ def answers(
     for part in samples.split(BATCH):
         clips = inputs.testing(part)
         logits.append(model(clips).float().cpu())
-        shuffled.append(model(clips[:, torch.randperm(FRAMES, generator=order)]).float().cpu())
+        if not inputs.regime.checked:
+            continue
+        shuffled.append(
+            model(clips[:, torch.randperm(clips.shape[1], generator=order)]).float().cpu()
+        )
         if merged is not None:
             by_merged.append(merged(clips).float().cpu())
     scores = torch.cat(logits)
@@ -300,10 +354,11 @@ def answers(
     result: dict[str, Any] = {
         "loss": round(loss, 5) if math.isfinite(loss) else None,
         "right": _digits(test.is_right(scores, samples)),
-        "shuffled": _digits(test.is_right(torch.cat(shuffled), samples)),
         "merged_answers_otherwise": None,
         "merged_difference": None,
     }
+    if shuffled:
+        result["shuffled"] = _digits(test.is_right(torch.cat(shuffled), samples))
     if by_merged:
         merged_scores = torch.cat(by_merged)
         other = merged_scores.argmax(1) != scores.argmax(1)

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from zeroi2v.pages.charts import Point, bench_plot, curve, scatter, ticks
+from zeroi2v.pages.charts import Point, Series, bench_plot, curve, lines_plot, scatter, ticks
 from zeroi2v.pages.page import percent
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "bench-cpu.json"
@@ -150,3 +150,30 @@ def test_a_bench_without_throughput_has_one_panel_and_a_long_path_its_end(
     (name,) = (line for line in shown if line.endswith("<run>:merged"))
     assert name.startswith("\N{HORIZONTAL ELLIPSIS}")
     assert len(name) == 56
+
+
+def test_lines_that_meet_keep_their_names_apart_and_differ_in_their_dashes() -> None:
+    rows = [
+        Series(f"row {n}", [(0.25, (0.5, 0.6)), (1.0, (0.7, 0.8)), (4.0, (0.9, 0.9))])
+        for n in range(4)
+    ]
+    chart = lines_plot({"first": rows, "second": rows[:2]}, "patches a frame")
+    inside(chart)
+    root = ElementTree.fromstring(chart)
+    names = [text for text in root.iter(f"{SVG}text") if text.get("class") == "name"]
+    assert [text.text for text in names] == [f"row {n}" for n in (0, 1, 2, 3, 0, 1)]
+    heights = [float(text.attrib["y"]) for text in names]
+    assert all(below - above >= 14 for above, below in pairwise(heights))
+    lines = [line.get("stroke-dasharray") for line in root.iter(f"{SVG}polyline")]
+    assert len({*lines[:4]}) == 4
+    assert lines[4:] == lines[:2], "a row has the same dashes in every panel"
+    assert len([*root.iter(f"{SVG}circle")]) == 6 * 3
+    assert "second, row 1: 55.0\u00a0% at 0.25, 75.0\u00a0% at 1" in root.attrib["aria-label"]
+    assert root.find(f"{SVG}style") is not None, "the file brings its own style"
+
+
+def test_a_line_through_even_factors_lies_at_even_distances() -> None:
+    row = Series("row", [(0.25, (0.5,)), (1.0, (0.6,)), (4.0, (0.7,))])
+    root = ElementTree.fromstring(lines_plot({"one": [row]}, "axis"))
+    left, middle, right = (float(mark.attrib["cx"]) for mark in root.iter(f"{SVG}circle"))
+    assert middle - left == pytest.approx(right - middle, abs=0.2)

@@ -101,10 +101,7 @@ def random_scene(count: int, generator: torch.Generator) -> Scene:
 
 
 def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
-    """The approximate signed distance from points (u, v) to the outline of a shape of unit size.
-
-    The distance is negative inside the shape.
-    """
+    """The distance from points (u, v) to the outline of one shape, as `outlines` defines it."""
     length, wide, high = torch.sqrt(u * u + v * v + 1e-9), u.abs(), v.abs()
     match SHAPES[shape]:
         case "disc":
@@ -125,6 +122,19 @@ def _outline(shape: int, u: Tensor, v: Tensor) -> Tensor:
             return length - 0.7 - 0.25 * torch.cos(5 * torch.atan2(v, u))
         case _:  # ring
             return (length - 0.65).abs() - 0.3
+
+
+def outlines(shapes: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The approximate signed distance from points to the outlines of shapes of unit size.
+
+    `shapes` (...) are indices into SHAPES; `u` and `v` (..., H, W) are the points of each shape.
+    The distance (..., H, W) is negative inside a shape.
+    """
+    distance = torch.empty_like(u)
+    for shape in shapes.unique().tolist():
+        drawn = shapes == shape
+        distance[drawn] = _outline(shape, u[drawn], v[drawn])
+    return distance
 
 
 def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,11 +159,7 @@ def render(scene: Scene, size: int, generator: torch.Generator) -> tuple[Tensor,
     radius = scene.radius[..., None, None]
     # (N, K, S, S) in the coordinates of the object
     u, v = (x * cos + y * sin) / radius, (y * cos - x * sin) / radius
-    distance = torch.empty_like(u)
-    for shape in scene.shape.unique().tolist():
-        drawn = scene.shape == shape
-        distance[drawn] = _outline(shape, u[drawn], v[drawn])
-    cover = (0.5 - distance * radius * size).clamp(0, 1)
+    cover = (0.5 - outlines(scene.shape, u, v) * radius * size).clamp(0, 1)
     stripes = scene.stripes[..., None, None]
     tone = torch.where(stripes > 0, torch.sin(u * math.pi * stripes * 0.75 - 0.8), u)
     tone = (0.5 + tone * radius * size).clamp(0, 1)

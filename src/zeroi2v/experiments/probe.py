@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.inference.evaluate import evaluate
@@ -38,11 +38,19 @@ def fit_probe(
         labels = evaluate(model, videos, workers=workers, log=log).labels
     finally:
         hook.remove()
-    inputs = torch.cat(features).double()
+    set_classifier(classes, torch.cat(features).double(), labels, penalty)
+
+
+def set_classifier(classifier: nn.Linear, inputs: Tensor, labels: Tensor, penalty: float) -> None:
+    """Set a classifier to the logistic regression of inputs (n, D) in float64, with labels (n,).
+
+    The inputs are standardised for the fit, and that map is folded into the classifier.
+    """
     mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    weight, bias = logistic_regression(
-        (inputs - mean) / deviation, labels.to(inputs.device), classes.out_features, penalty
-    )
+    with torch.enable_grad():
+        weight, bias = logistic_regression(
+            (inputs - mean) / deviation, labels.to(inputs.device), classifier.out_features, penalty
+        )
     with torch.no_grad():
-        classes.weight.copy_(weight / deviation)
-        classes.bias.copy_(bias - (weight / deviation) @ mean)
+        classifier.weight.copy_(weight / deviation)
+        classifier.bias.copy_(bias - (weight / deviation) @ mean)

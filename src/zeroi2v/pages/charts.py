@@ -1,4 +1,4 @@
-"""How are measurements drawn? As SVG: a line over epochs, points over costs, a bar for each model.
+"""How are measurements drawn? As SVG: lines, points over costs, a bar for each model.
 
 Python says where each mark of a chart lies, the template `chart.svg` writes the marks, and
 `colours.css` colours them. A chart is 400 units wide, its letters are 12 units high, and y grows
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from zeroi2v.pages.page import percent, render
 
 WIDTH: Final = 400
 LONGEST_NAME: Final = 56  # letters that fit on a line of a chart
+DASHES: Final = (None, "9 4", "2 3", "9 3 2 3")  # of lines, in turn: drawn and left out units
 LONGEST_BAR: Final = 240  # units, which leaves room for the number beside the bar
 
 
@@ -161,6 +163,71 @@ def scatter(points: Sequence[Point], axis: str, text: Callable[[float], str]) ->
         ]
     spoken = (f"{point.name}: {percent(point.mean)} at {text(point.cost)}" for point in best_first)
     return _drawn(marks, bottom + 44, "; ".join(spoken))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One row over the values of a setting: each value, and the row's scores there, of one."""
+
+    name: str
+    scores: Sequence[tuple[float, Sequence[float]]]  # (value, a score for each seed)
+
+    @property
+    def means(self) -> list[tuple[float, float]]:
+        """Each value, and the mean of the scores there."""
+        return [(value, sum(scores) / len(scores)) for value, scores in self.scores]
+
+
+def lines_plot(panels: Mapping[str, Sequence[Series]], axis: str) -> Markup:
+    """Mean scores over a setting as an SVG file: a panel for each title, a line for each row.
+
+    The panels stand one above the other. The values are above 0 and lie on a logarithmic scale;
+    `axis` says what they are. A bar through a point reaches from the lowest score to the highest.
+    Lines differ in their dashes, and the name of a row stands at the right end of its line.
+    """
+    everything = [series for rows in panels.values() for series in rows]
+    scores = [score for series in everything for _, row in series.scores for score in row]
+    levels = ticks(max(0.0, min(scores) - 0.02), min(1.0, max(scores) + 0.02))
+    values = sorted({value for series in everything for value, _ in series.scores})
+    lowest, highest = math.log(values[0]), math.log(values[-1])
+    marks, bottom, spoken = [], 0.0, []
+    for title, rows in panels.items():
+        ends = (lowest - 0.1, levels[0]), (highest + 0.1, levels[-1])
+        area = Area(48, 306, bottom + 34, bottom + 210, *ends)
+        bottom = area.bottom + 44
+        marks.append(label(12, area.top - 14, title, "bold"))
+        marks += area.levels(levels, lambda score: percent(score, 0))
+        for value in values:
+            marks.append(label(area.x(math.log(value)), area.bottom + 18, f"{value:g}", "middle"))
+        marks.append(label((area.left + area.right) / 2, area.bottom + 36, axis, "middle"))
+        marks += _lines(rows, area)
+        for series in rows:
+            told = ", ".join(f"{percent(mean)} at {value:g}" for value, mean in series.means)
+            spoken.append(f"{title}, {series.name}: {told}")
+    return _drawn(marks, bottom + 4, "; ".join(spoken), standalone=True)
+
+
+def _lines(rows: Sequence[Series], area: Area) -> list[Mark]:
+    """The lines of a panel, and their names, of which no name covers another name."""
+    gap, marks = 14, []
+    dashes = dict(zip((row.name for row in rows), cycle(DASHES), strict=False))
+    free = area.top  # the highest place that no name has taken
+    best_first = sorted(rows, key=lambda row: -row.means[-1][1])
+    for rank, row in enumerate(best_first):
+        shift = 3 * (rank - (len(rows) - 1) / 2)  # bars of several rows stand side by side
+        places = [(area.x(math.log(value)) + shift, area.y(mean)) for value, mean in row.means]
+        for (x, y), (_, scores) in zip(places, row.scores, strict=True):
+            marks.append(stroke("spread", f"M{x} {area.y(min(scores))}V{area.y(max(scores))}"))
+            marks.append(Mark("circle", {"cx": x, "cy": y, "r": 3}))
+        line = " ".join(f"{x},{y}" for x, y in places)
+        marks.append(Mark("polyline", {"points": line, "stroke-dasharray": dashes[row.name]}))
+        x, y = places[-1]
+        lowest_place = area.bottom - gap * (len(rows) - 1 - rank)
+        y_name = min(max(y + 4, free), lowest_place)
+        free = y_name + gap
+        marks.append(stroke("grid", f"M{x} {y}L{area.right + 6} {y_name - 4}"))
+        marks.append(label(area.right + 9, y_name, row.name, "name"))
+    return marks
 
 
 def ticks(low: float, high: float) -> list[float]:
