@@ -143,9 +143,9 @@ temporal embedding tells the order.
 
 The test `gestures` asks for the label of a clip. The test `gestures-direction` asks whether a clip
 is played as it is or backwards; a model that cannot tell the order of frames is right in half of
-the answers. "Better" and "worse" mean that the p-value is below {LEVEL} after Holm's correction for
-the six comparisons of a regime. Intervals of differences hold the differences that the same test
-does not reject at 95 %, without a correction."""
+the answers. "Confirmed" and "refuted" mean that the p-value is below {LEVEL} after Holm's
+correction for the six comparisons of a regime. Intervals of differences hold the differences that
+the same test does not reject at 95 %, without a correction."""
 
 
 def outcome(
@@ -153,9 +153,9 @@ def outcome(
 ) -> tuple[str, str]:
     """The heading under which a comparison stands, and the result in words."""
     if comparison.corrected >= LEVEL:
-        return NOISY, "too noisy to say"
+        return NOISY, "undecided"
     is_better = comparison.difference > 0
-    result = f"HR KV is {'better' if is_better else 'worse'}"
+    result = "confirmed: HR KV is better" if is_better else "refuted: HR KV is worse"
     if names := betraying(test, shortcuts):
         return BETRAYED, f"{result}, but {' and '.join(names)} can tell the direction"
     if not QUESTIONS[other][2]:
