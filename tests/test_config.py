@@ -155,6 +155,8 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("pixels.multi_label=true", "did you mean 'data.multi_label'"),
         ("epochs", "expected key=value"),
         ("epochs=2.5", "train.epochs must be a whole number, got 2.5"),
+        ("epochs=3\nseed=1", "train.epochs must be a whole number, got '3\\nseed=1'"),
+        ("epochs=3\n[data]\nsplit=2", "train.epochs must be a whole number"),
         ("epochs=true", "train.epochs must be a whole number, got True"),
         ("epochs=0", "epochs must be at least 1, got 0"),
         (

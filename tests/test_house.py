@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "version": set(),
     "machine": {"errors", "version"},
-    "log": set(),
+    "log": {"errors"},
     "config": {"errors"},
     "recipes": {"errors", "config", "files"},
     "method": {"errors"},

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -104,3 +105,9 @@ def how_many(count: int, singular: str, plural: str = "") -> str:
 def one_line(error: BaseException) -> str:
     """The first line of an exception's message; the exception's name if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_one_line(text: str) -> str:
+    """A text whose control characters and line breaks, as in the name of a file, are escapes."""
+    breaks = ("Cc", "Zl", "Zp")
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in breaks else c for c in text)

@@ -225,9 +225,10 @@ def data_settings(assignments: Sequence[str], *, run: str | None = None) -> Data
 def _value(text: str) -> object:
     """The value that a TOML text stands for. A bare word is text; the bare word none is None."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return None if text == "none" else text
+    return table["value"] if len(table) == 1 else text  # further lines may hold further keys
 
 
 def to_dict(config: Any) -> dict[str, Any]:

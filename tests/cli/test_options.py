@@ -255,3 +255,19 @@ def test_a_path_that_begins_with_a_dash_is_told_how_to_be_written(
         assert error.startswith("error: -dash.mp4: a path must not begin with -; write ./-dash.mp4")
     for path in (["./-dash.mp4"], ["--", "-dash.mp4"]):
         assert said(capsys, "predict", "--model", model, *path)[0] == 0
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r", "\x1b[2J", "\u2028", "\t"], ids=ascii)
+def test_the_name_of_a_file_never_breaks_a_line(
+    motion_videos: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: str
+) -> None:
+    good, broken = (tmp_path / f"{name}{odd}name é.mp4" for name in ("good", "broken"))
+    good.write_bytes(next(motion_videos.glob("val/*/*.mp4")).read_bytes())
+    broken.write_bytes(b"no video")
+    words = ["predict", good, broken, "--model", model, "--top-k", 1, "--quiet"]
+    status, out, error = said(capsys, *words)
+    escaped = ascii(odd)[1:-1]
+    assert status == 1
+    assert out.splitlines()[0] == f"{tmp_path}/good{escaped}name é.mp4"
+    [line] = error.splitlines()
+    assert line.startswith(f"error: {tmp_path}/broken{escaped}name é.mp4: ")

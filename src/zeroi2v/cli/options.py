@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
-from zeroi2v.errors import nearest
+from zeroi2v.errors import in_one_line, nearest
 from zeroi2v.files import json_text
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is, and exit with status 2."""
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"error: {in_one_line(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -236,7 +236,7 @@ def print_json(value: object) -> None:
 
 def print_error(error: Exception) -> None:
     """Print an error as one line on standard error."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {in_one_line(str(error))}", file=sys.stderr)
 
 
 def broken_entries(broken: Mapping[Path, str]) -> list[dict[str, str]]:
