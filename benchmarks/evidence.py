@@ -15,13 +15,15 @@ The plan, written before the first training:
 Tests. `gestures`: the label of a clip. `gestures-direction`: every clip as it is and backwards,
 judged within pairs.
 Contrasts, on each test: HR KV (STDHA) against no time, against HR V, and against shift KV at the
-same share of channels, 1/3. So there are six comparisons, corrected by Holm's method.
+same share of channels, 1/3 (of 64 channels a shift moves 20, because both directions are rounded
+down). So there are six comparisons, corrected by Holm's method.
 Folds. Five, over recordings (`evidence_clips.FOLDS`). Three seeds.
-Rates. From the grid `RATES` (evidence_plan.py). For each fold, row and test, the rate with the
-lowest loss on another fold, after training on the three folds that are left: so no clip of the
-tested fold has a part in the choice. Within pairs the loss is that of the two directions. One
-training serves two folds. Where the best rate lies at an end of the grid, the next rate beyond that
-end is tried, up to `FURTHER`. Every trial is a line of the results.
+Rates. A rate is chosen for each tested fold, row and test, from the grid `RATES` of
+evidence_plan.py. Each rate is trained on three folds. The loss on a fourth fold, the judge,
+chooses; within pairs the loss is that of the two directions. The tested fold has no part in the
+choice. One training serves two tested folds, each of which is the judge of the other. Where the
+best rate lies at an end of the grid, the next rate beyond that end is tried, up to `FURTHER`. Every
+trial is a line of the results.
 Test of a contrast. For each clip the mean over seeds of right (1) or wrong (0); differences summed
 by recording; the exact two-sided test by all flips of the signs of the nine sums. A contrast is
 tested only when both rows have all folds and seeds. With p below 0.05 after Holm's correction the
