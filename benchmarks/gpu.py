@@ -21,8 +21,9 @@ The parts, in this order, with the most minutes that each may take:
     moves       (1) all moves of a block alone, in each form
     tiles       (1) the attention kernel with different tiles, beside PyTorch's own attention
 
-Captured: the kernels are recorded in a CUDA graph, and replayed. `plain` includes the mean over
-frames and the classifier, and takes no temporal embedding. Each part is a process of its own, and
+Captured: the kernels are recorded in a CUDA graph, and replayed. `plain` of the results includes
+the mean over frames and the classifier, and takes no temporal embedding; the `plain` of `zeroi2v
+bench` has no classifier. Each part is a process of its own, and
 each case of a part is measured by itself: a fault costs only its case. Each result is written as
 soon as it is there: results/gpu-<part>.json. The results in results/ are the tables of
 docs/speed.md. `tflops` is the rate of multiply-adds; `matrix_tflops` is what the card reaches with
@@ -181,7 +182,7 @@ def inference_table() -> str:
         f"{machine['gpu']}, bf16, torch {versions['torch']}, {results[0]['date']}.",
         f"A product of two 8192 x 8192 matrices reaches {results[0]['matrix_tflops']:.0f} TFLOP/s.",
         "",
-        f"| | plain, ms | {' | '.join(forms)} |",
+        f"| | with classifier, ms | {' | '.join(forms)} |",
         f"| --- | --- | {' | '.join('---' for _ in forms)} |",
     ]
     for row in rows:

@@ -1,4 +1,4 @@
-"""How fast and how exact is a merged model on a GPU, beside its image transformer and its rivals?
+"""How fast and how exact is a merged model on a GPU, beside its image transformer and peers?
 
 A form of relocation is a way in which heads read other frames (see `forms`). Each case is a row or
 a few rows of a result; `gpu.py` runs the cases and writes the rows.

@@ -24,7 +24,7 @@ OffsetList = tuple[int, ...]
 Decoder = Literal["pyav", "torchcodec"]
 # The parts of a model that can have learning rates of their own.
 MODEL_PARTS: Final = ("tower", "adapters", "temporal_embedding", "classifier")
-# Strategies that computed or trained otherwise in version 0.1.0.
+# Strategies that compute or train otherwise in folders of format 1.
 CHANGED_STRATEGIES: Final = ("full", "joint", "st_adapter", "evl", "aim", "st_adapter_published")
 Operator = Literal["stdha", "hr_v", "hr_qkv", "shift_kv", "shift_v", "shift_qkv", "cls_shift"]
 # The operators that move whole heads, or parts of heads, as a head layout says.
@@ -73,8 +73,8 @@ class ModelConfig:
     # EVL: number of layers of the decoder. Each layer reads one of the last blocks of the tower.
     # None: 4, as for Kinetics, or all blocks of a tower with fewer blocks. Something-Something: 12.
     decoder_layers: int | None = None
-    # "authors": a strategy computes and trains as its authors' code does. "0.1.0": as in version
-    # 0.1.0, which differed (`method/strategies.py`). Saved models of that version keep its rules.
+    # "authors": a strategy computes and trains as its authors' code does. "0.1.0": by the rules of
+    # older folders, which differ (`method/strategies.py`). Models in such folders keep these rules.
     strategy_rules: Literal["authors", "0.1.0"] = "authors"
     # "zero": the temporal embedding stays zero, so only the heads can tell the order of frames.
     temporal_embedding: Literal["trained", "zero"] = "trained"

@@ -55,7 +55,7 @@ def saved_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
 def saved_model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of [model] that any version wrote, as this version reads them.
 
-    Version 0.1.0 wrote no `strategy_rules`. A model that 0.1.0 trained keeps the rules of 0.1.0.
+    Older recipes have no `strategy_rules`: their models keep the rules that they were trained with.
     """
     is_old = "strategy_rules" not in settings and settings.get("strategy") in CHANGED_STRATEGIES
     return {**settings, "strategy_rules": "0.1.0"} if is_old else dict(settings)

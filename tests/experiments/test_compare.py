@@ -188,10 +188,10 @@ def test_a_row_of_a_peer_shows_its_settings_on_the_page_of_a_comparison(
     assert " ".join(line["settings"]) in page.words
 
 
-def test_a_comparison_of_0_1_0_goes_on_but_not_with_peers_that_have_changed(
+def test_an_older_comparison_goes_on_but_not_with_peers_that_have_changed(
     dataset: VideoDataset, tmp_path: Path
 ) -> None:
-    """Version 0.1.0 wrote no settings of peers, and a dropout of 0 where there is none now."""
+    """Older comparisons have no settings of peers, and a dropout of 0 where there is none now."""
     rows = [Row("probe", ("strategy=linear_probe",)), Row("evl", ("strategy=evl",))]
     new = ("drop_path", "decoder_layers", "strategy_rules")
     old_dropouts = {"adapter_dropout": 0.0, "classifier_dropout": 0.0}

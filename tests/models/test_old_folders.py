@@ -1,6 +1,6 @@
-"""Do folders that version 0.1.0 wrote still load, and do runs of 0.1.0 go on?
+"""Do folders of format 1 still load, and do runs of that time go on?
 
-The expected logits come from version 0.1.0.
+The expected logits come from the code that wrote format 1.
 """
 
 from __future__ import annotations

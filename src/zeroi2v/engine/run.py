@@ -195,7 +195,7 @@ class Training:
     def restore(self) -> None:
         """Restore the state that the run had when it stopped, and say where the run goes on."""
         groups = self.learner.optimizer.param_groups
-        shares = [group["share"] for group in groups]  # a state of version 0.1.0 has no shares
+        shares = [group["share"] for group in groups]  # an older state has no shares
         self.position = position = self.state.load(self.processes.rank, self.processes.size)
         for group, share in zip(self.learner.optimizer.param_groups, shares, strict=True):
             group["share"] = share

@@ -134,7 +134,7 @@ class STAdapter(LinearAdapter):
 
     The convolution starts at zero, so the adapter starts as the identity. D and U start as PyTorch
     starts a linear layer, but with biases of zero. With `gelu`, a GELU follows the convolution, as
-    in version 0.1.0 of this library.
+    under the older rules (`strategies.py`).
 
     The adapter leaves the first `prefix` tokens of a frame as they are. So where the feature of a
     tower is its class token, an ST-Adapter after the last attention learns nothing.

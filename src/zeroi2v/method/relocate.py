@@ -1,4 +1,4 @@
-"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA) and its rivals.
+"""Which frame does a head read? Spatial-temporal dual-head attention (STDHA), and other operators.
 
 STDHA is equations 7-9 of the paper. A temporal head of frame t takes its keys and values from frame
 t + offset, and its queries from frame t. Nothing else in attention changes. So STDHA is an index

@@ -153,9 +153,9 @@ STRATEGIES: Final = {
     ),
 }
 
-# The strategies that version 0.1.0 computed or trained otherwise, with its rules. A model that was
-# saved by 0.1.0 keeps these rules, because its weights were trained under them. New models start
-# with the same weights under all rules.
+# The strategies that compute or train otherwise in folders of format 1, with the rules of these
+# folders. A model in such a folder keeps these rules, because its weights were trained under them.
+# New models start with the same weights under all rules.
 _ALL_SLOW: Final = {**SLOW_TOWER, "classifier": 0.1}
 RULES_0_1_0: Final = {
     "full": replace(STRATEGIES["full"], learning_rate_shares=_ALL_SLOW),

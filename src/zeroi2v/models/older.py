@@ -1,8 +1,8 @@
-"""What do the settings mean in a model that version 0.1.0 saved?
+"""What do the settings mean in a folder of format 1?
 
-Version 0.1.0 wrote folders of format 1. Where a setting chose heads or channels by a rule, this
-version's rule may choose others. `as_trained` then gives settings that name the heads and channels
-of 0.1.0 one by one.
+Where a setting chooses heads or channels by a rule, the rule of format 1 may choose others than
+today's rule. `as_trained` then gives settings that name the heads and channels of format 1 one by
+one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ SHIFTS: Final[Mapping[str, Literal["stdha", "hr_qkv"]]] = {
 
 
 def as_trained(config: ModelConfig, clip_frames: int) -> ModelConfig:
-    """The settings with which this version builds the model that 0.1.0 built with `config`.
+    """The settings with which today's rules build the model that `config` means in format 1.
 
-    The result is `config` itself if both versions move the same channels. CheckpointError if this
-    version cannot move the channels of 0.1.0.
+    The result is `config` itself if both rules move the same channels. CheckpointError if today's
+    operators cannot move the channels of format 1.
     """
     if strategy_of(config).peer is not None:  # every head is spatial
         return config
@@ -70,7 +70,7 @@ def as_trained(config: ModelConfig, clip_frames: int) -> ModelConfig:
     wanted = Plan(named, tower, clip_frames, num_classes=1)
     try:
         today = Plan(config, tower, clip_frames, num_classes=1)
-    except HeadsError:  # 0.1.0 moved channels that this version refuses to move
+    except HeadsError:  # today's rules refuse to move the channels of format 1
         return named
     return config if _offsets(today) == _offsets(wanted) else named
 
@@ -81,7 +81,7 @@ def _offsets(plan: Plan) -> list[tuple[int, ...]]:
 
 
 def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout]:
-    """The head layout of each block in 0.1.0, with shares that are whole numbers of channels.
+    """The head layout of each block in format 1, with shares that are whole numbers of channels.
 
     A channel shift is a layout whose heads are all split alike.
     """
@@ -104,11 +104,11 @@ def _layouts(config: ModelConfig, tower: Survey, frames: int) -> list[HeadLayout
 
 
 def _one_sided(heads: BlockHeads, head_count: int) -> BlockHeads:
-    """The setting `heads` of a block, spelled out where 0.1.0 used only offset -1.
+    """The setting `heads` of a block, spelled out where format 1 has only offset -1.
 
-    Where the layout comes from the paper's tables and the block has fewer than 8 heads, 0.1.0 gave
-    offset -1 to a quarter of the heads, rounded down. With fewer than 4 heads, a quarter of the
-    channels had this offset.
+    Where the layout comes from the paper's tables and the block has fewer than 8 heads, format 1
+    gives offset -1 to a quarter of the heads, rounded down. With fewer than 4 heads, a quarter of
+    the channels has this offset.
     """
     is_table = heads is None or (isinstance(heads, str) and heads.strip() in PAPER_TABLES)
     if not is_table or head_count >= 8:
@@ -117,7 +117,7 @@ def _one_sided(heads: BlockHeads, head_count: int) -> BlockHeads:
 
 
 def _whole_channels(layout: HeadLayout, fused: FusedLayout) -> HeadLayout:
-    """The layout, with every share as the whole number of channels that 0.1.0 rounded the share to.
+    """The layout, with every share as the whole number of channels that it has in format 1.
 
     CheckpointError if keys and values of a head differ in width, and a share is not a whole
     number of channels in both.
@@ -130,7 +130,8 @@ def _whole_channels(layout: HeadLayout, fused: FusedLayout) -> HeadLayout:
         if widths[0] != widths[1] and not exact:
             raise CheckpointError(
                 f"its heads are split into shares of {widths[0]} channels of keys and {widths[1]} "
-                "of values that this version rounds otherwise; use the folder with zeroi2v 0.1.0"
+                "of values that this version rounds otherwise; use the folder with a zeroi2v "
+                "that writes format 1"
             )
         stops = [round(stop * widths[0]) for stop in accumulate(share for _, share in pairs)]
         whole = tuple(
@@ -143,7 +144,7 @@ def _whole_channels(layout: HeadLayout, fused: FusedLayout) -> HeadLayout:
 
 
 def _check_class_token(config: ModelConfig, tower: Survey) -> None:
-    """CheckpointError if 0.1.0 moved other channels of the class token than this version."""
+    """CheckpointError if format 1 moves other channels of the class token than today's rule."""
     half = Fraction(config.ratio or 0).limit_denominator(1000) / 2
     for block in tower.blocks:
         back, moved = round(half * block.width), round(2 * half * block.width)
@@ -152,5 +153,5 @@ def _check_class_token(config: ModelConfig, tower: Survey) -> None:
             raise CheckpointError(
                 f"its class token has {back} channels that read the frame before and "
                 f"{moved - back} that read the frame after; this version moves {today} each way, "
-                "so use the folder with zeroi2v 0.1.0"
+                "so use the folder with a zeroi2v that writes format 1"
             )

@@ -33,7 +33,7 @@ from zeroi2v.recipes import to_dict
 CONFIG_FILE: Final = "config.json"
 CARD_FILE: Final = "README.md"
 WEIGHTS_FILE: Final = "model.safetensors"
-FORMAT: Final = 2  # version 0.1.0 wrote format 1 (older.py)
+FORMAT: Final = 2  # folders of format 1 are read too (older.py)
 
 
 @dataclasses.dataclass(frozen=True)
