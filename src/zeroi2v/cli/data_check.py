@@ -65,6 +65,7 @@ def run(arguments: CheckArguments) -> int:
     ]  # a video may be there twice
     checks = check_videos(paths, workers=worker_count(arguments.workers))
     broken: dict[Path, str] = {}
+    damaged: dict[Path, int] = {}
     frames = 0
     for path, result in log.track(checks, total=len(paths), title="check"):
         if isinstance(result, VideoError):
@@ -72,6 +73,13 @@ def run(arguments: CheckArguments) -> int:
             print_error(result)
         else:
             frames += result.frames
+            if result.undecodable:
+                damaged[path] = result.undecodable
+                announced = result.frames + result.undecodable
+                log.warn(
+                    f"{path}: {result.undecodable} of {announced} frames cannot be decoded and are "
+                    "passed over"
+                )
     if arguments.out:
         write_list(arguments.out, dataset, broken)
     if arguments.json:
@@ -80,11 +88,15 @@ def run(arguments: CheckArguments) -> int:
                 "videos": len(paths),
                 "frames": frames,
                 "broken": broken_entries(broken),
+                "damaged": [
+                    {"video": str(video), "undecodable": count} for video, count in damaged.items()
+                ],
                 "ignored": [str(path) for path in dataset.ignored],
             }
         )
     else:
-        print(f"{how_many(len(paths), 'video')}, {how_many(frames, 'frame')}, {len(broken)} broken")
+        counts = f"{len(broken)} broken" + (f", {len(damaged)} damaged" if damaged else "")
+        print(f"{how_many(len(paths), 'video')}, {how_many(frames, 'frame')}, {counts}")
         if arguments.out and broken:
             print(f"Next: {_training_without(arguments, arguments.out)}")
     return 1 if broken else 0
