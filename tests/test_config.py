@@ -195,6 +195,44 @@ def test_a_wrong_override_is_named(assignment: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignments", "flags", "message"),
+    [
+        (["epochs=3"], {"train.epochs": 1}, "--set epochs=3 contradicts --epochs 1"),
+        (["frames=8", "frames=4"], {}, "--set frames=4 contradicts --set frames=8"),
+        (["epochs=3", "train.epochs=4"], {}, "--set train.epochs=4 contradicts --set epochs=3"),
+        (
+            ["start_from=a"],
+            {"train.start_from": "b"},
+            "--set start_from=a contradicts --start-from b",
+        ),
+        (
+            ["tower_options.depth=2", "tower_options={img_size=32}"],
+            {},
+            "--set tower_options={img_size=32} contradicts --set tower_options.depth=2",
+        ),
+        (
+            ["tower_options={depth=2}", "tower_options.depth=3"],
+            {},
+            "--set tower_options.depth=3 contradicts --set tower_options={depth=2}",
+        ),
+    ],
+)
+def test_two_values_of_one_setting_are_refused(
+    assignments: list[str], flags: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Recipe(), assignments, flags)
+    assert str(caught.value) == f"{message}; give only one of them"
+
+
+def test_a_value_that_is_given_twice_counts_once() -> None:
+    again = ["frames=4", "clip.frames=4", "epochs=3", "tower_options={depth=2}"]
+    recipe = override(Recipe(), [*again, "tower_options.img_size=32"], {"train.epochs": 3})
+    assert (recipe.clip.frames, recipe.train.epochs) == (4, 3)
+    assert recipe.model.tower_options == {"depth": 2, "img_size": 32}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[trian]\nepochs = 1", "unknown setting 'trian', did you mean 'train'"),

@@ -8,6 +8,7 @@ values and back.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -139,23 +140,50 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
     return from_dict(Recipe, tables)
 
 
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+def override(
+    recipe: Recipe, assignments: Sequence[str], flags: Mapping[str, object] | None = None
+) -> Recipe:
     """The recipe, changed by `--set key=value` texts. Each value is written in TOML.
 
     A key is `table.name`, or only the name: then the setting belongs to the first table that has a
     setting of this name. The key may go on with keys inside a setting, such as
-    `tower_options.img_size`. ConfigError names a text that is wrong.
+    `tower_options.img_size`. `flags` are the values of other options by `table.name`; each option
+    has the name of its setting. ConfigError names a text that is wrong, and two texts or options
+    that give a setting different values.
     """
-    tables = to_dict(recipe)
+    flags = flags or {}
+    tables = to_dict(changed(recipe, flags))
+    given = {f"{_flag(name)} {value}": (name, value) for name, value in flags.items()}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: expected key=value")
         try:
-            _put(tables, full_name(key.strip()), _value(text.strip()))
+            name, value = full_name(key.strip()), _value(text.strip())
+            _put(tables, name, value)
         except ConfigError as error:
             raise ConfigError(f"--set {error}") from error
+        for earlier, (earlier_name, earlier_value) in given.items():
+            if not _holds(tables, earlier_name.split("."), earlier_value):
+                raise ConfigError(
+                    f"--set {assignment} contradicts {earlier}; give only one of them"
+                )
+        given[f"--set {assignment}"] = name, value
     return from_dict(Recipe, tables)
+
+
+def _flag(name: str) -> str:
+    """The option of a command that gives the setting `table.name`."""
+    return "--" + name.rpartition(".")[2].replace("_", "-")
+
+
+def _holds(value: object, path: Sequence[str], wanted: object) -> bool:
+    """Whether plain values hold `wanted` at a path of keys; a table may hold further keys."""
+    if path:
+        return isinstance(value, dict) and _holds(value.get(path[0]), path[1:], wanted)
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        return all(_holds(value, [key], item) for key, item in wanted.items())
+    return value == wanted
 
 
 def assigned_names(assignments: Sequence[str]) -> set[str]:
@@ -193,7 +221,7 @@ def _put(tables: dict[str, Any], name: str, value: object) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"{name}: {step} has no settings of its own")
         table = inner
-    table[last] = value
+    table[last] = copy.deepcopy(value)
 
 
 def as_assignment(name: str, value: str) -> str:
