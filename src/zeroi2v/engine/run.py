@@ -229,6 +229,7 @@ class Training:
         point_out_mirror_names(names, self.recipe.pixels, self.log)
         if dataset.directions:
             point_out_reversals(names, self.recipe.data, self.log)
+        self.warn_of_far_heads()
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
                 f"the warm-up (train.warmup_epochs = {settings.warmup_epochs:g}) is not shorter "
@@ -242,6 +243,19 @@ class Training:
             )
         if not dataset.val:
             self.log.warn("there are no validation videos, so the last epoch counts as the best")
+
+    def warn_of_far_heads(self) -> None:
+        """Warn of offsets that leave the clip from every frame: such heads read their own frame."""
+        plan = self.model.plan
+        offsets = {move.offset for block in plan.blocks for move in block.moves}
+        far = sorted(offset for offset in offsets if abs(offset) >= plan.frames)
+        if far:
+            these = "offset" if len(far) == 1 else "offsets"
+            self.log.warn(
+                f"heads: the {these} {', '.join(map(str, far))} would leave a clip of "
+                f"{how_many(plan.frames, 'frame')} from every frame, so heads of the {these} read "
+                "their own frame, as spatial heads do; choose smaller offsets, or more frames"
+            )
 
     def run(self) -> Run:
         """Train in the folder of the run, while no other training can use the folder."""
