@@ -34,6 +34,36 @@ def test_a_wrong_name_gives_the_nearest_and_a_right_one_is_obeyed(tmp_path: Path
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("folder", "classes"),
+        ("folder", "videos"),
+        ("manifest", "classes"),
+        ("kinetics", "classes"),
+        ("webdataset", "videos"),
+    ],
+)
+def test_a_path_that_the_format_does_not_read_is_refused(
+    tmp_path: Path, kind: str, setting: str
+) -> None:
+    source, other = tmp_path / "data", tmp_path / "other"
+    touch(source, *(CLASS_FOLDERS if kind != "webdataset" else ("train-0.tar",)))
+    write(source / "list.csv", "path,label", "run/a.mp4,run", "walk/c.mp4,walk")
+    other.mkdir()
+    write(other / "config.json", "{}")
+    path = source / "list.csv" if kind == "manifest" else source
+    value = str(other / "config.json" if setting == "classes" else other)
+    formats = {"kinetics": "kinetics", "webdataset": "webdataset"}  # "auto" finds the others
+    config = DataConfig(format=formats.get(kind, "auto"), **{setting: value})  # type: ignore[arg-type]  # both are text
+    with pytest.raises(ConfigError) as caught:
+        open_dataset(path, config)
+    assert str(caught.value) == (
+        f"data.{setting} has no meaning for {path}, which is read as {kind} (data.format); "
+        "leave the setting out, or name another data.format"
+    )
+
+
 def test_what_only_resembles_a_list_does_not_hide_a_folder_per_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "old.tar")
     write(tmp_path / "train_notes.txt", "recorded in 2024")
