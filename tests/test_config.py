@@ -172,7 +172,18 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("crop_area=[0.9, 0.5]", "crop_area must be 0 < low <= high <= 1"),
         ("seed=100000000000000000000", "seed must be at least 0"),
         ("adapter_scale=0", "the adapters would do nothing"),
-        ("heads=1.5", "model.heads must be"),
+        *(
+            (
+                f"heads={value}",
+                "model.heads must be none, text such as 'ssv2' or '-1*1, 1*1/2', a list of offsets "
+                "such as [-1, 1], or a list with such a value for each block, got " + value,
+            )
+            for value in ("-1", "1.5", "[1.5]", "[[[1]]]", "[-1, 'ssv2', 0.5]")
+        ),
+        ("sites=3", "model.sites must be a list of texts or none, got 3"),
+        ("flip_pairs=3", "pixels.flip_pairs must be a list of lists of 2 values, got 3"),
+        ("crop_area=[0.5]", "pixels.crop_area must be a list of 2 values, got [0.5]"),
+        ("decoder_layers=[1]", "model.decoder_layers must be a whole number or none, got [1]"),
         ("data.split=4", "data.split must be one of 1, 2, 3, got 4"),
         (
             "learning_rate_shares.adaptors=0.1",

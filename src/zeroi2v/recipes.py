@@ -275,7 +275,13 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"unknown setting {where + key!r}{nearest(key, hints)}")
-        arguments[key] = _convert(hints[key], value, where + key)
+        try:
+            arguments[key] = _convert(hints[key], value, where + key)
+        except ConfigError as error:
+            words = kind.__dataclass_fields__[key].metadata.get("type")
+            if words is None:
+                raise
+            raise ConfigError(f"{where + key} must be {words}, got {value!r}") from error
     return kind(**arguments)
 
 
@@ -343,20 +349,21 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _in_words(hint: Any) -> str:
-    """The words of a message for a type, such as "a whole number"."""
+def _in_words(hint: Any, *, plural: bool = False) -> str:
+    """The words of a message for a type, such as "a whole number", or "whole numbers"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    plain = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        types.NoneType: "none",
-    }
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_in_words, arguments)))
+        return " or ".join(dict.fromkeys(_in_words(option, plural=plural) for option in arguments))
     if origin is tuple:
+        items = f"{len(arguments)} values"
         if arguments[-1] is Ellipsis:
-            return f"a list of {_in_words(arguments[0])}"
-        return f"a list of {len(arguments)} values"
-    return plain.get(hint, "a table")
+            items = _in_words(arguments[0], plural=True)
+        return f"{'lists' if plural else 'a list'} of {items}"
+    plain = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        str: ("text", "texts"),
+        bool: ("true or false", "true or false"),
+        types.NoneType: ("none", "none"),
+    }
+    return plain.get(hint, ("a table", "tables"))[plural]
