@@ -64,6 +64,27 @@ def test_a_path_that_the_format_does_not_read_is_refused(
     )
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.MKV", "recording", "a.unknown", "a.ts"])
+def test_a_video_in_the_place_of_a_data_set_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypmp42" + bytes(range(256)))
+    assert refusal(tmp_path / name) == (
+        "SOURCE: a video; DATA is a folder or a list of videos, such as a CSV file"
+    )
+
+
+def test_an_image_in_the_place_of_a_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    assert refusal(tmp_path / "a.png") == (
+        "SOURCE: an image; DATA is a folder or a list of videos, such as a CSV file"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "a.csv", "table"])
+def test_the_bytes_of_a_binary_file_are_not_shown(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x\xff\0\0" * 100)
+    assert refusal(tmp_path / name) == "SOURCE: not a CSV manifest in UTF-8: line 1 is no text"
+
+
 def test_what_only_resembles_a_list_does_not_hide_a_folder_per_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "old.tar")
     write(tmp_path / "train_notes.txt", "recorded in 2024")
