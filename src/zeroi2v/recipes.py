@@ -34,8 +34,16 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_run_recipe(folder: Path) -> Recipe:
-    """The recipe that a run of any version was trained with, from the folder of the run."""
+    """The recipe that a run of any version was trained with, from the folder of the run.
+
+    ConfigError if the folder holds no run.
+    """
     path = folder / RECIPE_FILE
+    if not os.path.lexists(path):
+        raise ConfigError(
+            f"{folder}: holds no run, because there is no {RECIPE_FILE} in it; "
+            "give the folder that `zeroi2v train` wrote, or begin a run there without --resume"
+        )
     return _recipe_of(path, saved_tables(_read_tables(path)))
 
 

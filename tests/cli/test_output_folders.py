@@ -144,6 +144,19 @@ def test_a_file_in_the_place_of_the_folder_or_above_it_is_named(
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["missing", "model", "model/config.json", "data"])
+def test_a_folder_without_a_run_cannot_be_resumed(
+    place: str, data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(capsys, "train", data, "--resume", "--out", tmp_path / place)
+    assert (status, err) == (
+        1,
+        f"error: {tmp_path / place}: holds no run, because there is no recipe.toml in it; give the "
+        "folder that `zeroi2v train` wrote, or begin a run there without --resume\n",
+    )
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_merge_into_a_folder_that_is_there_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
