@@ -30,7 +30,7 @@ from zeroi2v.engine.resume import Position, TrainingState, data_key, require_fin
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, Step, take_step
-from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError, how_many
+from zeroi2v.errors import CheckpointError, ConfigError, DatasetError, ZeroI2VError, how_many
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
@@ -170,7 +170,10 @@ class Training:
             directions=recipe.data.directions,
         )
         if not self.resumes and start is not None:
-            start_from(model, start)
+            try:
+                start_from(model, start)
+            except CheckpointError as error:
+                raise CheckpointError(f"train.start_from: {error}") from error
         check_spared(model.plan, recipe.train)
         return model
 

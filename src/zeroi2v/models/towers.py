@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zeroi2v.errors import ConfigError, TowerError, nearest, one_line
+from zeroi2v.errors import CheckpointError, ConfigError, TowerError, nearest, one_line
 from zeroi2v.models.pictures import inflate, note_image_size
 from zeroi2v.models.survey import survey
 from zeroi2v.models.weights import load_tower_weights
@@ -69,7 +69,10 @@ class TowerSource:
         by_name = self.pretrained and self.weights is None
         tower = build_tower(self.name, pretrained=by_name, options=self.options)
         if self.weights is not None:
-            load_tower_weights(tower, self.weights, resize=self._as_timm_loads)
+            try:
+                load_tower_weights(tower, self.weights, resize=self._as_timm_loads)
+            except CheckpointError as error:
+                raise CheckpointError(f"weights: {error}") from error
         if self.tubelet > 1:
             inflate(tower, self.tubelet, self.name)
         return tower
