@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tests.videos_for_tests import DAMAGED
 from zeroi2v.data.decode import read_clip, scan
 from zeroi2v.errors import VideoError
 
@@ -97,7 +98,7 @@ def test_images_are_turned_upright_as_pillow_does(tmp_path: Path, orientation: i
     ("data", "reason"),
     [
         (None, "a folder without images"),
-        (b"\xff\xd8 not a picture", "img_1.jpg: invalid data found when processing input"),
+        (b"\xff\xd8 not a picture", f"img_1.jpg: {DAMAGED.replace('a video', 'an image')}"),
         (b"not a picture", "img_1.jpg: not a JPEG, PNG, WebP or BMP image"),
         (b"", "img_1.jpg: not a JPEG, PNG, WebP or BMP image"),
     ],

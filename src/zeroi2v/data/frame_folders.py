@@ -69,7 +69,8 @@ def decode_image(file: Path) -> av.VideoFrame:
         codec.thread_count = 1
         frames = codec.decode(av.Packet(data)) + codec.decode(None)
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(file.parent, f"{file.name}: {reason(error)}") from error
+        why = reason(error, kind="an image")
+        raise VideoError(file.parent, f"{file.name}: {why}") from error
     if not frames:
         raise VideoError(file.parent, f"{file.name}: {NO_FRAME}")
     return frames[0]

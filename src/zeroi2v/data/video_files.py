@@ -115,8 +115,13 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return next((stream for stream in videos if stream is best), largest)
 
 
-def reason(error: av.FFmpegError | OSError) -> str:
-    """What an error of FFmpeg or of the operating system says, as the clause of a sentence."""
+def reason(error: av.FFmpegError | OSError, *, kind: str = "a video") -> str:
+    """What an error of FFmpeg or of the operating system says, as the clause of a sentence.
+
+    `kind` says what the file should be: "a video" or "an image".
+    """
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return f"damaged, cut off, or not {kind}; get the file again"
     text = error.strerror or type(error).__name__
     return text[:1].lower() + text[1:]
 
