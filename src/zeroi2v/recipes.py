@@ -279,6 +279,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
     ConfigError names a key that is unknown, or a value of the wrong type.
     """
     hints = typing.get_type_hints(kind)
+    fields: dict[str, dataclasses.Field[Any]] = getattr(kind, "__dataclass_fields__", {})
     arguments = {}
     for key, value in values.items():
         if key not in hints:
@@ -286,7 +287,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
         try:
             arguments[key] = _convert(hints[key], value, where + key)
         except ConfigError as error:
-            words = kind.__dataclass_fields__[key].metadata.get("type")
+            words = fields[key].metadata.get("type")
             if words is None:
                 raise
             raise ConfigError(f"{where + key} must be {words}, got {value!r}") from error
