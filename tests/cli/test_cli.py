@@ -434,7 +434,7 @@ def test_data_check_names_the_broken_ones(
     status, out, _ = said(capsys, "data", "check", str(motion_videos), "--json")
     assert (status, json.loads(out)) == (
         0,
-        {"videos": 64, "frames": 64 * 17, "broken": [], "damaged": [], "ignored": []},
+        {"videos": 64, "frames": 64 * 17, "broken": [], "ignored": []},
     )
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     (tmp_path / "list.csv").write_text(

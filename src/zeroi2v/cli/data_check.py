@@ -65,7 +65,6 @@ def run(arguments: CheckArguments) -> int:
     ]  # a video may be there twice
     checks = check_videos(paths, workers=worker_count(arguments.workers))
     broken: dict[Path, str] = {}
-    damaged: dict[Path, int] = {}
     frames = 0
     for path, result in log.track(checks, total=len(paths), title="check"):
         if isinstance(result, VideoError):
@@ -74,7 +73,6 @@ def run(arguments: CheckArguments) -> int:
         else:
             frames += result.frames
             if result.undecodable:
-                damaged[path] = result.undecodable
                 announced = result.frames + result.undecodable
                 log.warn(
                     f"{path}: {result.undecodable} of {announced} frames cannot be decoded and are "
@@ -88,15 +86,11 @@ def run(arguments: CheckArguments) -> int:
                 "videos": len(paths),
                 "frames": frames,
                 "broken": broken_entries(broken),
-                "damaged": [
-                    {"video": str(video), "undecodable": count} for video, count in damaged.items()
-                ],
                 "ignored": [str(path) for path in dataset.ignored],
             }
         )
     else:
-        counts = f"{len(broken)} broken" + (f", {len(damaged)} damaged" if damaged else "")
-        print(f"{how_many(len(paths), 'video')}, {how_many(frames, 'frame')}, {counts}")
+        print(f"{how_many(len(paths), 'video')}, {how_many(frames, 'frame')}, {len(broken)} broken")
         if arguments.out and broken:
             print(f"Next: {_training_without(arguments, arguments.out)}")
     return 1 if broken else 0

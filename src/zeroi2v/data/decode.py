@@ -82,7 +82,8 @@ def scan(path: Path) -> VideoInfo:
     """Decode a whole video and say what it holds. VideoError if no frame can be decoded."""
     count, width, height, earliest, latest, time_base = 0, 0, 0, math.inf, -math.inf, None
     source, failures = _source(path), list[av.FFmpegError]()
-    for count, (frame, orientation) in enumerate(source.frames(failures), start=1):
+    frames = source.frames(failures) if isinstance(source, VideoFile) else source.frames()
+    for count, (frame, orientation) in enumerate(frames, start=1):
         if count == 1:
             width, height = orientation.size(frame.width, frame.height)
             time_base = frame.time_base
@@ -91,7 +92,8 @@ def scan(path: Path) -> VideoInfo:
     seconds = None
     if time_base and earliest < latest:  # the last frame is shown as long as the others on average
         seconds = (latest - earliest) * float(time_base) * count / (count - 1)
-    return VideoInfo(count, seconds, width, height, source.undecodable(count, failures))
+    undecodable = source.undecodable(count, failures) if isinstance(source, VideoFile) else 0
+    return VideoInfo(count, seconds, width, height, undecodable)
 
 
 def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
@@ -119,15 +121,9 @@ class ImageFolder:
 
     path: Path
 
-    def frames(
-        self, failures: list[av.FFmpegError] | None = None
-    ) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+    def frames(self) -> Iterator[tuple[av.VideoFrame, Orientation]]:
         """Every frame, in order, as stored, and how the frame is laid out for display."""
         yield from oriented(map(decode_image, image_files(self.path)))
-
-    def undecodable(self, count: int, failures: Sequence[av.FFmpegError]) -> int:
-        """0: an image that cannot be decoded is a VideoError."""
-        return 0
 
     def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
         """As `read_clip`. Images are decoded by PyAV, whatever the `decoder` of video files."""
