@@ -172,7 +172,18 @@ def test_every_number_among_the_settings_has_a_range() -> None:
         ("crop_area=[0.9, 0.5]", "crop_area must be 0 < low <= high <= 1"),
         ("seed=100000000000000000000", "seed must be at least 0"),
         ("adapter_scale=0", "the adapters would do nothing"),
-        ("heads=1.5", "model.heads must be"),
+        *(
+            (
+                f"heads={value}",
+                "model.heads must be none, text such as 'ssv2' or '-1*1, 1*1/2', a list of offsets "
+                "such as [-1, 1], or a list with such a value for each block, got " + value,
+            )
+            for value in ("-1", "1.5", "[1.5]", "[[[1]]]", "[-1, 'ssv2', 0.5]")
+        ),
+        ("sites=3", "model.sites must be a list of texts or none, got 3"),
+        ("flip_pairs=3", "pixels.flip_pairs must be a list of lists of 2 values, got 3"),
+        ("crop_area=[0.5]", "pixels.crop_area must be a list of 2 values, got [0.5]"),
+        ("decoder_layers=[1]", "model.decoder_layers must be a whole number or none, got [1]"),
         ("data.split=4", "data.split must be one of 1, 2, 3, got 4"),
         (
             "learning_rate_shares.adaptors=0.1",
@@ -192,6 +203,44 @@ def test_a_wrong_override_is_named(assignment: str, message: str) -> None:
         override(Recipe(), [assignment])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "flags", "message"),
+    [
+        (["epochs=3"], {"train.epochs": 1}, "--set epochs=3 contradicts --epochs 1"),
+        (["frames=8", "frames=4"], {}, "--set frames=4 contradicts --set frames=8"),
+        (["epochs=3", "train.epochs=4"], {}, "--set train.epochs=4 contradicts --set epochs=3"),
+        (
+            ["start_from=a"],
+            {"train.start_from": "b"},
+            "--set start_from=a contradicts --start-from b",
+        ),
+        (
+            ["tower_options.depth=2", "tower_options={img_size=32}"],
+            {},
+            "--set tower_options={img_size=32} contradicts --set tower_options.depth=2",
+        ),
+        (
+            ["tower_options={depth=2}", "tower_options.depth=3"],
+            {},
+            "--set tower_options.depth=3 contradicts --set tower_options={depth=2}",
+        ),
+    ],
+)
+def test_two_values_of_one_setting_are_refused(
+    assignments: list[str], flags: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Recipe(), assignments, flags)
+    assert str(caught.value) == f"{message}; give only one of them"
+
+
+def test_a_value_that_is_given_twice_counts_once() -> None:
+    again = ["frames=4", "clip.frames=4", "epochs=3", "tower_options={depth=2}"]
+    recipe = override(Recipe(), [*again, "tower_options.img_size=32"], {"train.epochs": 3})
+    assert (recipe.clip.frames, recipe.train.epochs) == (4, 3)
+    assert recipe.model.tower_options == {"depth": 2, "img_size": 32}
 
 
 @pytest.mark.parametrize(

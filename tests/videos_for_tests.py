@@ -13,6 +13,8 @@ from torch import Tensor
 from zeroi2v.data.datasets import Video, VideoDataset
 from zeroi2v.data.encode import write_video
 
+# The reason of a VideoError where FFmpeg finds no video in a file.
+DAMAGED = "damaged, cut off, or not a video; get the file again"
 GOP = {"g": "12", "bf": "2", "preset": "veryfast"}
 
 

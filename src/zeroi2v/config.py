@@ -46,7 +46,13 @@ class ModelConfig:
     # A file or folder of weights to use instead of the pretrained weights (docs/weights.md).
     weights: str | None = None
     # Head layouts (`method/heads.py`). None: the layout of Table 6a.
-    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = None
+    heads: str | OffsetList | tuple[str | OffsetList | None, ...] | None = field(
+        default=None,
+        metadata={  # the words of a message for the type
+            "type": "none, text such as 'ssv2' or '-1*1, 1*1/2', "
+            "a list of offsets such as [-1, 1], or a list with such a value for each block"
+        },
+    )
     # A row of Table 1a; or hr_v or shift_v, which move only the values and are not in the paper.
     operator: Operator = "stdha"
     # Share of the channels that read another frame: half of these channels read frame t - 1, half

@@ -84,6 +84,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {matches[0]!r}?" if matches else ""
 
 
+def nearest_class(name: str, classes: Sequence[str]) -> str:
+    """The end of an error's text for a class that is not there.
+
+    As `nearest`; but if no class has a similar name, the first three classes: "; the classes are a,
+    b, c and 2 more".
+    """
+    return nearest(name, classes) or f"; the classes are {first_names(classes)}"
+
+
 def first_names(names: Sequence[object]) -> str:
     """The part of an error's text that lists the first three of several names.
 

@@ -118,7 +118,7 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except FileExistsError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         raise FileError(
             f"{path}: cannot be written: {path.parent} is no folder; choose another path"
         ) from error
@@ -163,6 +163,14 @@ def keep_json_lines(path: Path, count: int) -> None:
         )
 
 
+def require_no_file(folder: Path) -> None:
+    """ConfigError if a file lies where a folder is to be written, or where a folder above it is."""
+    file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if file.is_file():
+        what = "a file" if file == folder else f"{file} is a file"
+        raise ConfigError(f"{folder}: {what}, not a folder; choose another --out")
+
+
 @contextlib.contextmanager
 def claimed(folder: Path, claimant: str) -> Iterator[None]:
     """Within the block no other process can claim the folder.
@@ -171,6 +179,7 @@ def claimed(folder: Path, claimant: str) -> Iterator[None]:
     describes the other process in the message, such as "another training". ConfigError says that
     another process has claimed the folder, or that the folder cannot be made.
     """
+    require_no_file(folder)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ values and back.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -33,8 +34,16 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_run_recipe(folder: Path) -> Recipe:
-    """The recipe that a run of any version was trained with, from the folder of the run."""
+    """The recipe that a run of any version was trained with, from the folder of the run.
+
+    ConfigError if the folder holds no run.
+    """
     path = folder / RECIPE_FILE
+    if not os.path.lexists(path):
+        raise ConfigError(
+            f"{folder}: holds no run, because there is no {RECIPE_FILE} in it; "
+            "give the folder that `zeroi2v train` wrote, or begin a run there without --resume"
+        )
     return _recipe_of(path, saved_tables(_read_tables(path)))
 
 
@@ -139,23 +148,50 @@ def changed(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
     return from_dict(Recipe, tables)
 
 
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+def override(
+    recipe: Recipe, assignments: Sequence[str], flags: Mapping[str, object] | None = None
+) -> Recipe:
     """The recipe, changed by `--set key=value` texts. Each value is written in TOML.
 
     A key is `table.name`, or only the name: then the setting belongs to the first table that has a
     setting of this name. The key may go on with keys inside a setting, such as
-    `tower_options.img_size`. ConfigError names a text that is wrong.
+    `tower_options.img_size`. `flags` are the values of other options by `table.name`; each option
+    has the name of its setting. ConfigError names a text that is wrong, and two texts or options
+    that give a setting different values.
     """
-    tables = to_dict(recipe)
+    flags = flags or {}
+    tables = to_dict(changed(recipe, flags))
+    given = {f"{_flag(name)} {value}": (name, value) for name, value in flags.items()}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: expected key=value")
         try:
-            _put(tables, full_name(key.strip()), _value(text.strip()))
+            name, value = full_name(key.strip()), _value(text.strip())
+            _put(tables, name, value)
         except ConfigError as error:
             raise ConfigError(f"--set {error}") from error
+        for earlier, (earlier_name, earlier_value) in given.items():
+            if not _holds(tables, earlier_name.split("."), earlier_value):
+                raise ConfigError(
+                    f"--set {assignment} contradicts {earlier}; give only one of them"
+                )
+        given[f"--set {assignment}"] = name, value
     return from_dict(Recipe, tables)
+
+
+def _flag(name: str) -> str:
+    """The option of a command that gives the setting `table.name`."""
+    return "--" + name.rpartition(".")[2].replace("_", "-")
+
+
+def _holds(value: object, path: Sequence[str], wanted: object) -> bool:
+    """Whether plain values hold `wanted` at a path of keys; a table may hold further keys."""
+    if path:
+        return isinstance(value, dict) and _holds(value.get(path[0]), path[1:], wanted)
+    if isinstance(wanted, dict) and isinstance(value, dict):
+        return all(_holds(value, [key], item) for key, item in wanted.items())
+    return value == wanted
 
 
 def assigned_names(assignments: Sequence[str]) -> set[str]:
@@ -193,7 +229,7 @@ def _put(tables: dict[str, Any], name: str, value: object) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"{name}: {step} has no settings of its own")
         table = inner
-    table[last] = value
+    table[last] = copy.deepcopy(value)
 
 
 def as_assignment(name: str, value: str) -> str:
@@ -243,11 +279,18 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
     ConfigError names a key that is unknown, or a value of the wrong type.
     """
     hints = typing.get_type_hints(kind)
+    fields: dict[str, dataclasses.Field[Any]] = getattr(kind, "__dataclass_fields__", {})
     arguments = {}
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"unknown setting {where + key!r}{nearest(key, hints)}")
-        arguments[key] = _convert(hints[key], value, where + key)
+        try:
+            arguments[key] = _convert(hints[key], value, where + key)
+        except ConfigError as error:
+            words = fields[key].metadata.get("type")
+            if words is None:
+                raise
+            raise ConfigError(f"{where + key} must be {words}, got {value!r}") from error
     return kind(**arguments)
 
 
@@ -315,20 +358,21 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _in_words(hint: Any) -> str:
-    """The words of a message for a type, such as "a whole number"."""
+def _in_words(hint: Any, *, plural: bool = False) -> str:
+    """The words of a message for a type, such as "a whole number", or "whole numbers"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    plain = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        types.NoneType: "none",
-    }
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(map(_in_words, arguments)))
+        return " or ".join(dict.fromkeys(_in_words(option, plural=plural) for option in arguments))
     if origin is tuple:
+        items = f"{len(arguments)} values"
         if arguments[-1] is Ellipsis:
-            return f"a list of {_in_words(arguments[0])}"
-        return f"a list of {len(arguments)} values"
-    return plain.get(hint, "a table")
+            items = _in_words(arguments[0], plural=True)
+        return f"{'lists' if plural else 'a list'} of {items}"
+    plain = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        str: ("text", "texts"),
+        bool: ("true or false", "true or false"),
+        types.NoneType: ("none", "none"),
+    }
+    return plain.get(hint, ("a table", "tables"))[plural]

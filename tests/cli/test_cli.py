@@ -133,6 +133,11 @@ def test_wrong_usage_is_one_line_and_status_2(
             "crf must be 0 to 51, got 60",
         ),
         (["train", "VIDEOS", "--set", "train.exclude=missing.txt"], "missing.txt: cannot be read"),
+        (["train", "VIDEOS", "--set", "weights=missing.pt"], "error: weights: missing.pt: no such"),
+        (
+            ["train", "VIDEOS", "--set", "start_from=a/b/c"],
+            "error: train.start_from: a/b/c: no such",
+        ),
         (["train", "VIDEOS", "--set", "clip.decoder=torchcodek"], "did you mean 'torchcodec'"),
     ],
 )

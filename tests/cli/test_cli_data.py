@@ -7,10 +7,12 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import av
 import pytest
 
 import zeroi2v
 from tests.cli_for_tests import said
+from tests.videos_for_tests import add_video, picture, sequential
 from zeroi2v.data.datasets import open_dataset
 from zeroi2v.recipes import read_recipe
 
@@ -167,4 +169,29 @@ def test_training_on_something_something_flips_its_labels_and_writes_that_down(
     assert said(capsys, *train(data, tmp_path / "mine", *mine))[0] == 0
     assert read_recipe(tmp_path / "mine" / "recipe.toml").pixels.flip_pairs == (
         ("Doing 0", "Doing 1"),
+    )
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "cut off"])
+def test_a_check_counts_the_frames_that_cannot_be_decoded(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The index at the start of the file announces 60 frames, each a packet of its own."""
+    for label in ("left", "right"):
+        (tmp_path / label).mkdir()
+        with av.open(str(tmp_path / label / "x.mp4"), "w", options={"movflags": "faststart"}) as x:
+            stream = add_video(x, "mpeg4")
+            for number in range(60):
+                x.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, 96, 64))))
+            x.mux(stream.encode(None))
+    path = tmp_path / "left" / "x.mp4"
+    data, half = path.read_bytes(), path.stat().st_size // 2
+    path.write_bytes(data[:half] + (bytes(1000) + data[half + 1000 :] if damage[0] == "z" else b""))
+    decoded = sum(1 for _ in sequential(path))
+    assert 0 < decoded < 60
+    status, out, err = said(capsys, "data", "check", tmp_path, "--workers", "0", "--json")
+    answer = json.loads(out)
+    assert (status, answer["frames"], answer["broken"]) == (0, 60 + decoded, [])
+    assert err == (
+        f"warning: {path}: {60 - decoded} of 60 frames cannot be decoded and are passed over\n"
     )

@@ -52,7 +52,7 @@ def test_show_draws_into_a_folder_and_refuses_in_one_line(
     assert all(Path(name).stat().st_size for name in said["files"])
     for wrong, complaint in (
         (["--block", "9"], "block must be 1 to 6"),
-        (["--label", "10"], "no class is called '10'"),
+        (["--label", "zzz"], "no class is called 'zzz'; the classes are 0, 1"),
     ):
         assert (
             main(["show", video, "--model", str(model), "--out", str(tmp_path / "no"), *wrong]) == 1

@@ -115,6 +115,48 @@ def test_a_folder_that_another_command_is_writing_is_refused(
     assert err.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}: {user} is running there")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quickstart"],
+        ["train", "DATA", *QUICK],
+        ["compare", "DATA", "--seeds", "0"],
+        ["data", "reencode", "DATA", "--workers", "0"],
+        ["show", "VIDEO", "--model", "MODEL"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_in_the_place_of_the_folder_or_above_it_is_named(
+    words: Sequence[str],
+    data: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = model / "config.json"
+    before = file.read_bytes()
+    places = {"DATA": data, "MODEL": model, "VIDEO": next((data / "left").iterdir())}
+    given = [places.get(word, word) for word in words]
+    for out, what in ((file, "a file"), (file / "deep" / "run", f"{file} is a file")):
+        status, _, err = said(capsys, *given, "--out", out)
+        message = f"error: {out}: {what}, not a folder; choose another --out"
+        assert (status, err.splitlines()[-1]) == (1, message)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["missing", "model", "model/config.json", "data"])
+def test_a_folder_without_a_run_cannot_be_resumed(
+    place: str, data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(capsys, "train", data, "--resume", "--out", tmp_path / place)
+    assert (status, err) == (
+        1,
+        f"error: {tmp_path / place}: holds no run, because there is no recipe.toml in it; give the "
+        "folder that `zeroi2v train` wrote, or begin a run there without --resume\n",
+    )
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_merge_into_a_folder_that_is_there_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from tests.videos_for_tests import GOP, encode, every, only, picture, sequential, upright
+from tests.videos_for_tests import DAMAGED, GOP, encode, every, only, picture, sequential, upright
 from zeroi2v.data import timeline
 from zeroi2v.data.decode import VideoInfo, read_clip, scan
 from zeroi2v.data.encode import write_video
@@ -159,7 +159,7 @@ def test_real_videos_hold_the_frames_that_the_index_says(shared_data: Path) -> N
         except VideoError as error:
             if frames or error.reason not in (
                 "no video stream",
-                "invalid data found when processing input",
+                DAMAGED,
             ):
                 wrong[path.name] = str(error)
             continue
@@ -381,6 +381,8 @@ def broken(folder: Path, name: str) -> Path:
     elif name.startswith("photograph"):
         kind = name.removeprefix("photograph_").removesuffix(".mp4")
         Image.fromarray(picture(0, 96, 64)).save(path, format=kind)
+    elif name == "zeros.mkv":
+        path.write_bytes(bytes(3000))
     elif name != "missing.mp4":
         data = encode(folder / "x.mp4", "libx264").read_bytes()
         half = data[:2000]  # the table of contents, at the end, is lost
@@ -396,11 +398,12 @@ def broken(folder: Path, name: str) -> Path:
     [
         ("missing.mp4", "no such file"),
         ("notes.txt", "a text file, not a video"),
-        ("notes.mp4", "invalid data found when processing input"),
-        ("junk.mp4", "invalid data found when processing input"),
+        ("notes.mp4", DAMAGED),
+        ("junk.mp4", DAMAGED),
+        ("zeros.mkv", DAMAGED),
         ("empty.mp4", "the file is empty"),
         ("codec.mp4", "no decoder for its video stream"),
-        ("half.mp4", "invalid data found when processing input"),
+        ("half.mp4", DAMAGED),
         *(
             (
                 f"photograph_{kind}.mp4",

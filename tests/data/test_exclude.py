@@ -61,14 +61,21 @@ def test_an_empty_list_leaves_nothing_out(dataset: VideoDataset, tmp_path: Path)
 def test_a_listed_video_that_is_not_there_is_named(dataset: VideoDataset, tmp_path: Path) -> None:
     (tmp_path / "wrong.txt").write_text("a/1.mp4\na/2_two.mp4\n")
     with pytest.raises(
-        DatasetError, match=r"wrong.txt: a/2_two.mp4 is not in .*data, did you mean 'a/2 two.mp4'\?"
+        DatasetError,
+        match=r"train\.exclude: .*wrong.txt: a/2_two.mp4 is not in .*data, "
+        r"did you mean 'a/2 two.mp4'\?",
     ):
         leave_out(dataset, tmp_path / "wrong.txt")
     (tmp_path / "wrong.csv").write_text("video\na/1.mp4\n")
-    with pytest.raises(DatasetError, match="no column 'path'"):
+    with pytest.raises(DatasetError, match=r"train\.exclude: .*no column 'path'"):
         leave_out(dataset, tmp_path / "wrong.csv")
-    with pytest.raises(DatasetError, match=r"nowhere\.txt: cannot be read: No such file"):
+    with pytest.raises(
+        DatasetError, match=r"train\.exclude: .*nowhere\.txt: cannot be read: No such file"
+    ):
         leave_out(dataset, tmp_path / "nowhere.txt")
+    (tmp_path / "quote.csv").write_text('path\n"a/1.mp4\n')
+    with pytest.raises(DatasetError, match=r"train\.exclude: .*quote\.csv: not a CSV file"):
+        leave_out(dataset, tmp_path / "quote.csv")
 
 
 def test_a_list_that_cannot_be_written_is_refused_before_the_work(

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tests.sources_for_tests import touch
+from tests.videos_for_tests import DAMAGED
 from zeroi2v.data.decode import read_clip, scan
 from zeroi2v.errors import VideoError
 
@@ -94,10 +96,35 @@ def test_images_are_turned_upright_as_pillow_does(tmp_path: Path, orientation: i
 
 
 @pytest.mark.parametrize(
+    ("videos", "folders"),
+    [
+        (("left/a.mp4", "right/b.mp4"), "left, right"),
+        (("train/left/a.mp4", "val/left/b.mp4", "notes.csv"), "train, val"),
+        (
+            ("a/x/img_1.jpg", "b/x/img_1.jpg", "c/x/img_1.jpg", "d/x/img_1.jpg"),
+            "a, b, c and 1 more",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_data_set_in_the_place_of_a_video_is_named(
+    tmp_path: Path, videos: tuple[str, ...], folders: str
+) -> None:
+    touch(tmp_path, *videos)
+    for use in (lambda: read_clip(tmp_path, every), lambda: scan(tmp_path)):
+        with pytest.raises(VideoError) as caught:
+            use()
+        assert caught.value.reason == (
+            f"a folder of folders ({folders}) without images; give a video file or the folder of "
+            "the images of one clip; for a data set, run `zeroi2v eval`"
+        )
+
+
+@pytest.mark.parametrize(
     ("data", "reason"),
     [
         (None, "a folder without images"),
-        (b"\xff\xd8 not a picture", "img_1.jpg: invalid data found when processing input"),
+        (b"\xff\xd8 not a picture", f"img_1.jpg: {DAMAGED.replace('a video', 'an image')}"),
         (b"not a picture", "img_1.jpg: not a JPEG, PNG, WebP or BMP image"),
         (b"", "img_1.jpg: not a JPEG, PNG, WebP or BMP image"),
     ],

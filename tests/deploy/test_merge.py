@@ -47,3 +47,16 @@ def test_a_merge_that_moves_a_logit_is_refused_and_nothing_is_written(
         with pytest.raises(MergeError, match="merging changed a logit by"):
             merge_folder(str(tmp_path / "model"), out, data=videos)
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"), [("zeroi2v", "merged already"), ("gelu_adapter", "")], ids=str
+)
+def test_a_model_that_cannot_be_merged_is_named(strategy: str, reason: str, tmp_path: Path) -> None:
+    model = zeroi2v.create_model("zeroi2v_tiny", num_classes=3, frames=2, strategy=strategy)
+    (model.merge() if reason else model).save_pretrained(tmp_path / "model")
+    with pytest.raises(MergeError) as caught:
+        merge_folder(str(tmp_path / "model"), tmp_path / "merged")
+    assert str(caught.value).startswith(f"{tmp_path / 'model'}: ")
+    assert reason in str(caught.value)
+    assert not (tmp_path / "merged").exists()

@@ -19,11 +19,13 @@ from zeroi2v.config import ClipConfig, ModelConfig, PixelsConfig, Recipe, TrainC
 from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.loader import train_loader
 from zeroi2v.engine import run as training
+from zeroi2v.engine.processes import Processes
 from zeroi2v.engine.run import Run, train
 from zeroi2v.engine.step import Step, take_step
 from zeroi2v.files import read_json_lines
 from zeroi2v.inference.evaluate import Evaluation, evaluate
 from zeroi2v.inference.scores import normalise
+from zeroi2v.log import Log
 from zeroi2v.models.build import build_model
 
 RECIPE = Recipe(
@@ -415,3 +417,43 @@ def test_validation_and_the_saved_model_have_the_views_and_clips_of_the_recipe(
     model = zeroi2v.load(run.folder)
     assert (model.views, model.clip, model.frames) == (views, clip, 2)
     torch.testing.assert_close(evaluate(model, dataset.val).logits, evaluations[0].logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "far"),
+    [
+        ({"heads": (100,)}, "offset 100"),
+        ({"heads": (-1, 4, -4)}, "offsets -4, 4"),
+        ({"heads": ((-9, 1), None)}, "offset -9"),
+        ({"heads": "-1*1, 3*1/2"}, None),
+        ({"heads": None}, None),
+        ({"operator": "shift_kv", "ratio": 0.5}, None),
+    ],
+    ids=str,
+)
+def test_an_offset_that_no_frame_of_a_clip_can_follow_is_warned_of(
+    model: dict[str, Any],
+    far: str | None,
+    dataset: VideoDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A clip has 4 frames, so the farthest frame is 3 away."""
+    config = dataclasses.replace(RECIPE.model, **model)
+    train(dataclasses.replace(RECIPE, model=config), dataset, tmp_path / "run", log=Log())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning: heads" in line]
+    expected = f"warning: heads: the {far} would leave a clip of 4 frames from every frame, so "
+    assert len(lines) == (far is not None)
+    assert all(line.startswith(expected) for line in lines)
+
+
+def test_without_a_gpu_the_log_says_that_compile_has_no_effect(
+    dataset: VideoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = dataclasses.replace(RECIPE.train, compile=True)
+    processes = Processes(torch.device("cpu"))
+    recipe = dataclasses.replace(RECIPE, train=settings)
+    train(recipe, dataset, tmp_path / "run", processes=processes, log=Log())
+    assert (
+        "train.compile: steps are computed operation by operation: only a GPU has CUDA graphs\n"
+    ) in capsys.readouterr().err

@@ -15,7 +15,7 @@ from torch import nn
 
 import zeroi2v
 from tests.tower_checks import IMPLEMENTATIONS, SLOW_IMPLEMENTATIONS, check_tower
-from zeroi2v.errors import TowerError
+from zeroi2v.errors import ConfigError, TowerError
 from zeroi2v.models.survey import survey
 from zeroi2v.models.towers import TINY_NAME, tiny_tower
 
@@ -127,6 +127,35 @@ def test_what_cannot_be_done_right_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(TowerError, match=reason):
         zeroi2v.create_model(name, num_classes=2, tower_options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *(
+            (name, options, f"tower_options: {name} has no option {end}")
+            for name in (TINY_NAME, "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+            for options, end in (
+                ({"nonsense": 1}, "'nonsense'"),
+                ({"img_siz": 32}, "'img_siz', did you mean 'img_size'?"),
+            )
+        ),
+        *(
+            (
+                name,
+                {"depth": "two"},
+                f"tower_options of {name}: a value has the wrong type, got {{'depth': 'two'}}",
+            )
+            for name in (TINY_NAME, "vit_tiny_patch16_224")
+        ),
+    ],
+)
+def test_an_option_that_timm_does_not_take_is_named_without_words_of_python(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        zeroi2v.create_model(name, num_classes=2, tower_options=options)
+    assert str(caught.value) == message
 
 
 def test_the_embedded_tower_is_small_and_knows_pictures() -> None:

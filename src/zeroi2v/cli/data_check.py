@@ -72,6 +72,12 @@ def run(arguments: CheckArguments) -> int:
             print_error(result)
         else:
             frames += result.frames
+            if result.undecodable:
+                announced = result.frames + result.undecodable
+                log.warn(
+                    f"{path}: {result.undecodable} of {announced} frames cannot be decoded and are "
+                    "passed over"
+                )
     if arguments.out:
         write_list(arguments.out, dataset, broken)
     if arguments.json:

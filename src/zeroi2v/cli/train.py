@@ -133,6 +133,7 @@ def _recipe(arguments: TrainArguments) -> Recipe:
             "train.start_from": arguments.start_from,
         }
     )
+    workers = {} if arguments.workers < 0 else {"train.workers": arguments.workers}
     if arguments.resume:
         if flags or arguments.settings or arguments.recipe:
             raise ConfigError(
@@ -145,10 +146,8 @@ def _recipe(arguments: TrainArguments) -> Recipe:
             recipe = read_recipe(arguments.recipe)
         else:
             recipe = model_recipe(arguments.start_from)
-        recipe = override(changed(recipe, flags), arguments.settings)
-    if arguments.workers < 0:
-        return recipe
-    return changed(recipe, {"train.workers": arguments.workers})
+        recipe = override(recipe, arguments.settings, {**flags, **workers})
+    return changed(recipe, workers)
 
 
 def _trained(arguments: TrainArguments, recipe: Recipe, dataset: VideoDataset) -> Run:

@@ -22,7 +22,7 @@ from zeroi2v.data.listing_checks import (
     without_classes,
 )
 from zeroi2v.data.spellings import canonical
-from zeroi2v.errors import ConfigError, DatasetError, first_names, how_many, nearest
+from zeroi2v.errors import ConfigError, DatasetError, first_names, how_many, nearest, nearest_class
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
     for name in dataset.classes:
         if canonical(name) not in known:
             raise DatasetError(
-                f"{dataset.source}: the model has no class {name!r}{nearest(name, labels)}"
+                f"{dataset.source}: the model has no class {name!r}{nearest_class(name, labels)}"
             )
     numbers = [known[canonical(name)] for name in dataset.classes]
     splits = {

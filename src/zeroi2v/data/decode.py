@@ -56,6 +56,7 @@ class VideoInfo:
     seconds: float | None  # None if nothing tells how long the frames are shown
     width: int  # of the first frame, as displayed
     height: int
+    undecodable: int = 0  # further frames, which the file announces but which cannot be decoded
 
 
 def read_clip(
@@ -80,7 +81,9 @@ def read_clip(
 def scan(path: Path) -> VideoInfo:
     """Decode a whole video and say what it holds. VideoError if no frame can be decoded."""
     count, width, height, earliest, latest, time_base = 0, 0, 0, math.inf, -math.inf, None
-    for count, (frame, orientation) in enumerate(all_frames(path), start=1):
+    source, failures = _source(path), list[av.FFmpegError]()
+    frames = source.frames(failures) if isinstance(source, VideoFile) else source.frames()
+    for count, (frame, orientation) in enumerate(frames, start=1):
         if count == 1:
             width, height = orientation.size(frame.width, frame.height)
             time_base = frame.time_base
@@ -89,7 +92,8 @@ def scan(path: Path) -> VideoInfo:
     seconds = None
     if time_base and earliest < latest:  # the last frame is shown as long as the others on average
         seconds = (latest - earliest) * float(time_base) * count / (count - 1)
-    return VideoInfo(count, seconds, width, height)
+    undecodable = source.undecodable(count, failures) if isinstance(source, VideoFile) else 0
+    return VideoInfo(count, seconds, width, height, undecodable)
 
 
 def all_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Orientation]]:
@@ -137,15 +141,31 @@ class VideoFile:
 
     path: Path
 
-    def frames(self) -> Iterator[tuple[av.VideoFrame, Orientation]]:
-        """Every frame that can be decoded, in order, as stored, and its layout for display."""
+    def frames(
+        self, failures: list[av.FFmpegError] | None = None
+    ) -> Iterator[tuple[av.VideoFrame, Orientation]]:
+        """Every frame that can be decoded, in order, as stored, and its layout for display.
+
+        The errors of the packets that cannot be decoded are added to `failures`.
+        """
         with open_video(self.path) as (container, stream):
-            frames = oriented(decoded(stream, packets_of(container, stream)))
+            frames = oriented(decoded(stream, packets_of(container, stream), failures))
             first = next(frames, None)
             if first is None:
                 raise VideoError(self.path, NO_FRAME)
             yield first
             yield from frames
+
+    def undecodable(self, count: int, failures: Sequence[av.FFmpegError]) -> int:
+        """How many announced frames were not decoded, if `count` frames were.
+
+        0 without damage: two packets of an interlaced video may make one frame.
+        """
+        with open_video(self.path) as (container, stream):
+            indexed = sum(entry.size > 0 for entry in stream.index_entries)
+            timeline = Timeline.of(container, stream)
+        lost = max(indexed - timeline.packets, 0)  # packets that lay behind the end of the file
+        return max(timeline.frames + lost - count, 0) if failures or lost else 0
 
     def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:
         """As `read_clip`. Seeks if the packets tell which frames there are.

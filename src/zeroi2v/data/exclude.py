@@ -30,7 +30,9 @@ def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, lis
     for path, name in excluded.items():
         if path not in paths:
             near = nearest(name, (os.path.relpath(known, folder) for known in paths))
-            raise DatasetError(f"{list_file}: {name} is not in {dataset.source}{near}")
+            raise DatasetError(
+                f"train.exclude: {list_file}: {name} is not in {dataset.source}{near}"
+            )
     splits = {
         split: tuple(video for video in videos if _absolute(video.path) not in excluded)
         for split, videos in dataset.splits.items()
@@ -78,14 +80,16 @@ def _read(list_file: Path) -> list[str]:
             reader = csv.DictReader(file, strict=True)
             if "path" not in (reader.fieldnames or ()):
                 raise DatasetError(
-                    f"{list_file}: no column 'path'; name the column of the paths 'path', "
-                    "or give a .txt file with one path a line"
+                    f"train.exclude: {list_file}: no column 'path'; "
+                    "name the column of the paths 'path', or give a .txt file with one path a line"
                 )
             return [row["path"] for row in reader if row["path"]]
     except OSError as error:
-        raise DatasetError(f"{list_file}: cannot be read: {error.strerror}") from error
+        raise DatasetError(
+            f"train.exclude: {list_file}: cannot be read: {error.strerror}"
+        ) from error
     except csv.Error as error:
-        raise DatasetError(f"{list_file}: not a CSV file: {error}") from error
+        raise DatasetError(f"train.exclude: {list_file}: not a CSV file: {error}") from error
 
 
 def _folder(dataset: VideoDataset) -> Path:

@@ -173,6 +173,11 @@ def kind_by_name(name: str) -> Kind | None:
     return _KIND_OF_ENDING.get(ending.rstrip()) if dot else None
 
 
+def kind_of_file(path: Path) -> Kind:
+    """The kind of a file that is there, as its name tells, or else its first bytes."""
+    return kind_by_name(path.name) or ("video" if _begins_as_video(str(path)) else "other")
+
+
 def is_unread_image(name: str) -> bool:
     """Whether a file is an image of a kind that no folder of frames can hold."""
     return name.lower().rpartition(".")[2] in _UNREAD_IMAGES
@@ -191,19 +196,19 @@ def _kind_of_entry(entry: os.DirEntry[str]) -> str:
         return kind
     if not entry.is_file():  # a link to nothing is a broken video; a pipe is no video
         return "video" if entry.is_symlink() else "other"
-    return "video" if _begins_as_video(entry) else "other"
+    return "video" if _begins_as_video(entry.path) else "other"
 
 
-def _begins_as_video(entry: os.DirEntry[str]) -> bool:
+def _begins_as_video(path: str) -> bool:
     """Whether the first bytes of a file are those of a video."""
     try:
-        with open(entry.path, "rb") as file:
+        with open(path, "rb") as file:
             beginning = file.read(_FIRST_BYTES)
     except OSError:
         return True  # a video that cannot be read, which is reported when its turn comes
     if not beginning:
         # An empty file with an ending may be a failed download; without an ending it is no video.
-        return bool(os.path.splitext(entry.name)[1])
+        return bool(os.path.splitext(path)[1])
     box, kind = beginning[4:8], beginning[8:12]
     return (
         beginning.startswith(_VIDEO_BEGINNINGS)

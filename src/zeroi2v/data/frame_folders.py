@@ -41,6 +41,12 @@ def image_files(folder: Path) -> list[Path]:
         parts = _LAST_NUMBER.fullmatch(file.stem)
         kind = f"{parts[1]}#{parts[3]}" if parts else file.stem
         kinds.setdefault(kind, []).append((int(parts[2]) if parts else 0, file))
+    if not kinds and names.folders:
+        raise VideoError(
+            folder,
+            f"a folder of folders ({first_names(names.folders)}) without images; give a video file "
+            "or the folder of the images of one clip; for a data set, run `zeroi2v eval`",
+        )
     if not kinds:
         raise VideoError(folder, "a folder without images")
     chosen = [kind for kind in kinds if kind.lower().startswith(_FRAME_NAMES)]
@@ -69,7 +75,8 @@ def decode_image(file: Path) -> av.VideoFrame:
         codec.thread_count = 1
         frames = codec.decode(av.Packet(data)) + codec.decode(None)
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(file.parent, f"{file.name}: {reason(error)}") from error
+        why = reason(error, kind="an image")
+        raise VideoError(file.parent, f"{file.name}: {why}") from error
     if not frames:
         raise VideoError(file.parent, f"{file.name}: {NO_FRAME}")
     return frames[0]

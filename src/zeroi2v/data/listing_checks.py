@@ -10,7 +10,7 @@ from pathlib import Path
 from zeroi2v.data.formats.labels import LABEL_SEPARATOR
 from zeroi2v.data.formats.listing import Entry, Listing
 from zeroi2v.data.spellings import canonical, is_text, same_spelling, spelling_key
-from zeroi2v.errors import DatasetError, first_names, how_many, nearest
+from zeroi2v.errors import DatasetError, first_names, how_many, nearest, nearest_class
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def without_classes(
         if canonical(name) not in checked.classes:
             raise DatasetError(
                 f"{source}: data.leave_out: no class is called {name!r}"
-                f"{nearest(name, checked.classes)}"
+                f"{nearest_class(name, checked.classes)}"
             )
     names = {*map(canonical, left_out)}
     videos = [video for video in checked.videos if names.isdisjoint(checked.labels[video.path])]

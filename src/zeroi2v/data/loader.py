@@ -26,7 +26,7 @@ from zeroi2v.data.torchcodec_frames import require_decoder
 from zeroi2v.data.transforms import train_pixels
 from zeroi2v.data.views import read_views
 from zeroi2v.data.workers import WorkerLoader, worker_loader
-from zeroi2v.errors import ConfigError, VideoError, nearest
+from zeroi2v.errors import ConfigError, VideoError, nearest_class
 
 _RESIZED = 256 / 224  # shorter side of a decoded training frame / S, as in the official code
 
@@ -60,7 +60,9 @@ def train_loader(
     require_decoder(clip.decoder)
     for name in chain.from_iterable(pixels.flip_pairs):
         if name not in labels:
-            raise ConfigError(f"flip_pairs: no class is called {name!r}{nearest(name, labels)}")
+            raise ConfigError(
+                f"flip_pairs: no class is called {name!r}{nearest_class(name, labels)}"
+            )
     flip_pairs = [*pixels.flip_pairs]
     if any(video.direction for video in videos):
         backwards = [(one + BACKWARDS, other + BACKWARDS) for one, other in flip_pairs]

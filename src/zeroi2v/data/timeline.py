@@ -44,6 +44,7 @@ class Timeline:
     """Which frames the packets of a stream announce, found without decoding a frame."""
 
     frames: int
+    packets: int  # also of pictures that are never shown
     is_reordered: bool  # packets come in another order than their frames are shown
     times: list[int]  # when each frame is shown, rising; empty if the packets cannot be relied on
     keys: list[tuple[int, int]]  # presentation and decoding time of each key frame's packet
@@ -77,7 +78,7 @@ class Timeline:
             and times[0] >= keys[0][0]  # no frame refers to a packet before the file's first
             and all(first[0] < second[0] for first, second in pairwise(keys))
         )
-        return cls(frames, is_reordered, times if is_reliable else [], keys)
+        return cls(frames, packets, is_reordered, times if is_reliable else [], keys)
 
 
 def _is_complete(packet: VideoPacket, codec: str) -> bool:

@@ -115,8 +115,13 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return next((stream for stream in videos if stream is best), largest)
 
 
-def reason(error: av.FFmpegError | OSError) -> str:
-    """What an error of FFmpeg or of the operating system says, as the clause of a sentence."""
+def reason(error: av.FFmpegError | OSError, *, kind: str = "a video") -> str:
+    """What an error of FFmpeg or of the operating system says, as the clause of a sentence.
+
+    `kind` says what the file should be: "a video" or "an image".
+    """
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return f"damaged, cut off, or not {kind}; get the file again"
     text = error.strerror or type(error).__name__
     return text[:1].lower() + text[1:]
 
@@ -132,20 +137,25 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Video
         return
 
 
-def decoded(stream: VideoStream, packets: Iterable[VideoPacket]) -> Iterator[av.VideoFrame]:
+def decoded(
+    stream: VideoStream,
+    packets: Iterable[VideoPacket],
+    failures: list[av.FFmpegError] | None = None,
+) -> Iterator[av.VideoFrame]:
     """The frames of the packets, in presentation order. Packets that cannot be decoded are skipped.
 
-    If no packet gives a frame, the first FFmpegError is raised.
+    The error of each skipped packet is added to `failures`. If no packet gives a frame, the first
+    error is raised.
     """
-    failure: av.FFmpegError | None = None
+    failures = [] if failures is None else failures
     has_frames = False
     for packet in chain(packets, [None]):  # None asks for the frames that wait in the decoder
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
-            failure = failure or error
+            failures.append(error)
             continue
         has_frames = has_frames or bool(frames)
         yield from frames
-    if failure and not has_frames:
-        raise failure
+    if failures and not has_frames:
+        raise failures[0]

@@ -61,7 +61,10 @@ def merge_folder(
     if out.exists():
         raise ConfigError(f"{out}: already there; choose another --out, or remove it")
     adapted = load(model).to(best_device())
-    merged = adapted.merge()
+    try:
+        merged = adapted.merge()
+    except MergeError as error:
+        raise MergeError(f"{model}: {error}") from error
     with claimed(out, "another merge"):
         if data is None:
             before, after = random_logits(adapted), random_logits(merged)

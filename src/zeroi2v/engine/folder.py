@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from zeroi2v.config import Recipe
 from zeroi2v.errors import ConfigError
-from zeroi2v.files import append_json, claimed, is_partial, keep_json_lines
+from zeroi2v.files import append_json, claimed, is_partial, keep_json_lines, require_no_file
 from zeroi2v.models.saving import (
     CARD_FILE,
     CONFIG_FILE,
@@ -55,6 +55,7 @@ class RunFolder:
         The folder may be missing or empty, or hold a run that stopped before its first state was
         saved.
         """
+        require_no_file(self.path)
         if not self.path.exists():
             return
         if self.path.is_dir():

@@ -30,7 +30,7 @@ from zeroi2v.engine.resume import Position, TrainingState, data_key, require_fin
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, Step, take_step
-from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError, how_many
+from zeroi2v.errors import CheckpointError, ConfigError, DatasetError, ZeroI2VError, how_many
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
@@ -170,7 +170,10 @@ class Training:
             directions=recipe.data.directions,
         )
         if not self.resumes and start is not None:
-            start_from(model, start)
+            try:
+                start_from(model, start)
+            except CheckpointError as error:
+                raise CheckpointError(f"train.start_from: {error}") from error
         check_spared(model.plan, recipe.train)
         return model
 
@@ -229,6 +232,7 @@ class Training:
         point_out_mirror_names(names, self.recipe.pixels, self.log)
         if dataset.directions:
             point_out_reversals(names, self.recipe.data, self.log)
+        self.warn_of_far_heads()
         if settings.warmup_epochs >= settings.epochs:
             self.log.warn(
                 f"the warm-up (train.warmup_epochs = {settings.warmup_epochs:g}) is not shorter "
@@ -242,6 +246,19 @@ class Training:
             )
         if not dataset.val:
             self.log.warn("there are no validation videos, so the last epoch counts as the best")
+
+    def warn_of_far_heads(self) -> None:
+        """Warn of offsets that leave the clip from every frame: such heads read their own frame."""
+        plan = self.model.plan
+        offsets = {move.offset for block in plan.blocks for move in block.moves}
+        far = sorted(offset for offset in offsets if abs(offset) >= plan.frames)
+        if far:
+            these = "offset" if len(far) == 1 else "offsets"
+            self.log.warn(
+                f"heads: the {these} {', '.join(map(str, far))} would leave a clip of "
+                f"{how_many(plan.frames, 'frame')} from every frame, so heads of the {these} read "
+                "their own frame, as spatial heads do; choose smaller offsets, or more frames"
+            )
 
     def run(self) -> Run:
         """Train in the folder of the run, while no other training can use the folder."""

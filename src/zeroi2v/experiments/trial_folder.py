@@ -17,7 +17,7 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.engine.spare import check_spared
 from zeroi2v.errors import ConfigError, DatasetError, ZeroI2VError
 from zeroi2v.experiments.trial import Trial, data_facts
-from zeroi2v.files import keep_json_lines, read_json_lines
+from zeroi2v.files import keep_json_lines, read_json_lines, require_no_file
 from zeroi2v.method.strategies import STRATEGIES, strategy_with
 from zeroi2v.models.build import build_model
 from zeroi2v.recipes import RECIPE_FILE, from_dict, read_run_recipe, saved_tables, to_dict
@@ -43,8 +43,9 @@ def check_trials(trials: Sequence[Trial], dataset: VideoDataset, out: Path) -> N
         raise DatasetError(
             f"{dataset.source}: a comparison needs videos to validate on; add a split val"
         )
+    require_no_file(out)
     is_own = (out / ROWS_FILE).is_file()
-    if out.exists() and not is_own and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_own and any(out.iterdir()):
         raise ConfigError(f"{out}: already there and not from a comparison; choose another --out")
     entries = read_json_lines(out / ROWS_FILE)
     facts = data_facts(dataset)

@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from zeroi2v.config import ViewsConfig
 from zeroi2v.data.encode import write_video
 from zeroi2v.data.views import read_views
-from zeroi2v.errors import ConfigError, nearest
+from zeroi2v.errors import ConfigError, nearest_class
 from zeroi2v.explain.attention import Looks, Watched, head_looks, watch
 from zeroi2v.explain.overlay import overlay
 from zeroi2v.files import write_files, write_text
@@ -60,7 +60,7 @@ def show(
     if not 1 <= number <= blocks:
         raise ConfigError(f"block must be 1 to {blocks} for {model.spec.model.tower}, got {block}")
     if label is not None and label not in model.labels:
-        raise ConfigError(f"no class is called {label!r}{nearest(label, model.labels)}")
+        raise ConfigError(f"no class is called {label!r}{nearest_class(label, model.labels)}")
     # (1, F, 3, S, S)
     clip = read_views(
         video,

@@ -11,7 +11,7 @@ import torch
 from zeroi2v.config import ClipConfig, ModelConfig, Recipe
 from zeroi2v.errors import ConfigError
 from zeroi2v.measure.subjects import MERGED, PLAIN
-from zeroi2v.recipes import changed, override
+from zeroi2v.recipes import override
 
 
 def check_mode(
@@ -69,7 +69,7 @@ def checked_recipe(
             "without --tower every model is built like the first saved model; "
             "add --tower, or leave out --frames and --set"
         )
-    recipe = override(changed(Recipe(), flags), assignments)
+    recipe = override(Recipe(), assignments, flags)
     of_model_alone = Recipe(clip=ClipConfig(frames=recipe.clip.frames))
     if dataclasses.replace(recipe, model=ModelConfig()) != of_model_alone:
         raise ConfigError(

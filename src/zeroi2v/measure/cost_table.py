@@ -18,7 +18,7 @@ from zeroi2v.models.build import build_model
 from zeroi2v.models.loading import load
 from zeroi2v.models.spec import numbered_labels
 from zeroi2v.models.video import VideoClassifier
-from zeroi2v.recipes import changed, full_name, override
+from zeroi2v.recipes import full_name, override
 
 Shown: TypeAlias = tuple[dict[str, Any], Iterable[str]]  # one JSON value, and lines of text
 CLASSES: Final = 400  # of a model that is not saved, unless the user names a number: Kinetics-400's
@@ -47,7 +47,7 @@ def model_costs(
     `settings` have values, `assignments` are `--set key=value` texts. A training step is estimated
     in `training_mode`. ConfigError names a setting that changes nothing of what is counted.
     """
-    recipe = override(changed(Recipe(), settings), assignments)
+    recipe = override(Recipe(), assignments, settings)
     keys = (assignment.partition("=")[0].strip() for assignment in assignments)
     names = [*settings, *map(full_name, keys)]
     if saved is None:

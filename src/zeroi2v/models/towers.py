@@ -8,6 +8,7 @@ the list with the survey of every tower.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zeroi2v.errors import ConfigError, TowerError, nearest, one_line
+from zeroi2v.errors import CheckpointError, ConfigError, TowerError, nearest, one_line
 from zeroi2v.models.pictures import inflate, note_image_size
 from zeroi2v.models.survey import survey
 from zeroi2v.models.weights import load_tower_weights
@@ -69,7 +70,10 @@ class TowerSource:
         by_name = self.pretrained and self.weights is None
         tower = build_tower(self.name, pretrained=by_name, options=self.options)
         if self.weights is not None:
-            load_tower_weights(tower, self.weights, resize=self._as_timm_loads)
+            try:
+                load_tower_weights(tower, self.weights, resize=self._as_timm_loads)
+            except CheckpointError as error:
+                raise CheckpointError(f"weights: {error}") from error
         if self.tubelet > 1:
             inflate(tower, self.tubelet, self.name)
         return tower
@@ -113,7 +117,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
                 survey(timm.create_model(base, pretrained=False, num_classes=0, **options), name)
         tower = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except REFUSALS as error:
-        raise ConfigError(f"tower_options of {name}: {error or 'timm refuses them'}") from error
+        raise ConfigError(_refusal(name, options, error)) from error
     except (OSError, RuntimeError) as error:
         # The Hub's client raises OSError offline, timm raises RuntimeError for an unknown tag.
         remedy = OFFLINE if pretrained else ""
@@ -143,6 +147,22 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise ConfigError(f"tower_options: img_size must be square, got {size}")
 
 
+def _refusal(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    """The text of the error for options with which timm raised a Python error."""
+    text = str(error)
+    unknown = next((key for key in options if f"unexpected keyword argument {key!r}" in text), None)
+    if unknown is None:
+        is_type = isinstance(error, TypeError) and "argument" not in text
+        reason = f"a value has the wrong type, got {dict(options)}" if is_type else text
+        return f"tower_options of {name}: {reason or 'timm refuses them'}"
+    kind: type[nn.Module] = VisionTransformer
+    if name != TINY_NAME:
+        with torch.device("meta"):
+            kind = type(timm.create_model(name.partition(".")[0], pretrained=False))
+    near = nearest(unknown, inspect.signature(kind).parameters)
+    return f"tower_options: {name} has no option {unknown!r}{near}"
+
+
 def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     """The embedded tower: small enough to be part of the library.
 
@@ -152,9 +172,7 @@ def tiny_tower(*, pretrained: bool, **options: Any) -> VisionTransformer:
     try:
         tower = VisionTransformer(**{**TINY, "num_classes": 0, "global_pool": "token", **options})
     except (*REFUSALS, RuntimeError) as error:
-        raise ConfigError(
-            f"tower_options of {TINY_NAME}: {error or 'timm refuses them'}"
-        ) from error
+        raise ConfigError(_refusal(TINY_NAME, options, error)) from error
     attentions: Any = (block.attn for block in tower.blocks)
     for attention in attentions:
         attention.fused_attn = False

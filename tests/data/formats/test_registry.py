@@ -34,6 +34,57 @@ def test_a_wrong_name_gives_the_nearest_and_a_right_one_is_obeyed(tmp_path: Path
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("folder", "classes"),
+        ("folder", "videos"),
+        ("manifest", "classes"),
+        ("kinetics", "classes"),
+        ("webdataset", "videos"),
+    ],
+)
+def test_a_path_that_the_format_does_not_read_is_refused(
+    tmp_path: Path, kind: str, setting: str
+) -> None:
+    source, other = tmp_path / "data", tmp_path / "other"
+    touch(source, *(CLASS_FOLDERS if kind != "webdataset" else ("train-0.tar",)))
+    write(source / "list.csv", "path,label", "run/a.mp4,run", "walk/c.mp4,walk")
+    other.mkdir()
+    write(other / "config.json", "{}")
+    path = source / "list.csv" if kind == "manifest" else source
+    value = str(other / "config.json" if setting == "classes" else other)
+    formats = {"kinetics": "kinetics", "webdataset": "webdataset"}  # "auto" finds the others
+    config = DataConfig(format=formats.get(kind, "auto"), **{setting: value})  # type: ignore[arg-type]  # both are text
+    with pytest.raises(ConfigError) as caught:
+        open_dataset(path, config)
+    assert str(caught.value) == (
+        f"data.{setting} has no meaning for {path}, which is read as {kind} (data.format); "
+        "leave the setting out, or name another data.format"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.MKV", "recording", "a.unknown", "a.ts"])
+def test_a_video_in_the_place_of_a_data_set_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypmp42" + bytes(range(256)))
+    assert refusal(tmp_path / name) == (
+        "SOURCE: a video; DATA is a folder or a list of videos, such as a CSV file"
+    )
+
+
+def test_an_image_in_the_place_of_a_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    assert refusal(tmp_path / "a.png") == (
+        "SOURCE: an image; DATA is a folder or a list of videos, such as a CSV file"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "a.csv", "table"])
+def test_the_bytes_of_a_binary_file_are_not_shown(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x\xff\0\0" * 100)
+    assert refusal(tmp_path / name) == "SOURCE: not a CSV manifest in UTF-8: line 1 is no text"
+
+
 def test_what_only_resembles_a_list_does_not_hide_a_folder_per_class(tmp_path: Path) -> None:
     touch(tmp_path, "train/run/a.mp4", "train/walk/b.mp4", "old.tar")
     write(tmp_path / "train_notes.txt", "recorded in 2024")

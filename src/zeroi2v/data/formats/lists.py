@@ -100,6 +100,8 @@ def read_rows(
 def require_text(file: Path, line: str, texts: Iterable[object]) -> None:
     """DatasetError if one of the texts in a line of a table holds bytes that are no UTF-8."""
     for text in texts:
+        if "\0" in str(text):
+            raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {line} is no text")
         if any("\udc80" <= character <= "\udcff" for character in str(text)):
             raw = os.fsencode(str(text))
             raise DatasetError(f"{file}: not a CSV manifest in UTF-8: {raw!r} in {line}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from zeroi2v.config import DataConfig
 from zeroi2v.data.formats import (
@@ -32,6 +32,7 @@ class Format(NamedTuple):
 
     recognises: Callable[[Source], bool]
     read: Callable[[Source], Listing]
+    takes: tuple[Literal["videos", "classes"], ...] = ("videos",)  # paths of [data]
 
 
 FORMATS: Final[Mapping[str, Format]] = {  # the first format that recognises a source reads it
@@ -40,10 +41,10 @@ FORMATS: Final[Mapping[str, Format]] = {  # the first format that recognises a s
     "ucf101": Format(ucf101.recognises, ucf101.read),
     "hmdb51": Format(hmdb51.recognises, hmdb51.read),
     "diving48": Format(diving48.recognises, diving48.read),
-    "mmaction": Format(mmaction.recognises, mmaction.read),
-    "webdataset": Format(shards.recognises, shards.read),
+    "mmaction": Format(mmaction.recognises, mmaction.read, ("videos", "classes")),
+    "webdataset": Format(shards.recognises, shards.read, ("classes",)),
     "manifest": Format(manifest.recognises, manifest.read),
-    "folder": Format(lambda source: True, class_folders.read),
+    "folder": Format(lambda source: True, class_folders.read, ()),
 }
 
 
@@ -51,6 +52,7 @@ def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
     """The name of the format of a source, and what the source lists.
 
     The settings name the format. With "auto", the first format that recognises the source is taken.
+    ConfigError if the settings name a path that this format does not read.
     """
     if config.format != "auto" and config.format not in FORMATS:
         known = ["auto", *FORMATS]
@@ -61,6 +63,12 @@ def read_source(path: Path, config: DataConfig) -> tuple[str, Listing]:
     name = config.format
     if name == "auto":
         name = next(name for name, format in FORMATS.items() if format.recognises(source))
+    for setting in ("videos", "classes"):
+        if getattr(config, setting) is not None and setting not in FORMATS[name].takes:
+            raise ConfigError(
+                f"data.{setting} has no meaning for {path}, which is read as {name} (data.format); "
+                "leave the setting out, or name another data.format"
+            )
     listing = FORMATS[name].read(source)
     if not (listing.entries or listing.wrong):
         only = ", only a header" if name == "manifest" else f" that can be read as {name}"

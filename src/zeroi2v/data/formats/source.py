@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from zeroi2v.config import DataConfig
+from zeroi2v.data.file_kinds import kind_of_file
 from zeroi2v.data.formats.disk import list_folder
 from zeroi2v.data.formats.labels import read_class_names
 from zeroi2v.errors import DatasetError, nearest
@@ -50,6 +51,12 @@ class Source:
                 f"{config.classes}: no such file; data.classes names the file of the class names"
             )
         if path.is_file():
+            kind = kind_of_file(path)
+            if kind in ("video", "image") and path.stat().st_size:
+                raise DatasetError(
+                    f"{path}: {'a video' if kind == 'video' else 'an image'}; "
+                    "DATA is a folder or a list of videos, such as a CSV file"
+                )
             return cls(path, config, {path.name: path})
         folders, files = list_folder(path)
         for folder in folders:
