@@ -19,6 +19,12 @@ from torch.autograd.graph import saved_tensors_hooks
 _STEEPNESS: Final = 1.702  # of QuickGELU
 
 
+def exports() -> bool:
+    """Whether torch.export makes a graph of this call."""
+    # torch.compile of PyTorch 2.10 takes `torch.compiler.is_exporting()` for true in every graph
+    return torch.compiler._is_exporting_flag
+
+
 def follows_operations() -> bool:
     """Whether PyTorch follows the operations of this call one by one, to make something of them.
 

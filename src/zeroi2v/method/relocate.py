@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zeroi2v.method import kernels
 from zeroi2v.method.call import Call, call_in_progress
-from zeroi2v.method.gradients import follows_operations
+from zeroi2v.method.gradients import exports, follows_operations
 from zeroi2v.method.heads import HeadLayout, shares
 from zeroi2v.method.moving import (
     Block,
@@ -199,7 +199,7 @@ class Relocation:
         """`relocate` with the layout and the moves of this relocation."""
         if follows_operations():
             changes = by_index and torch.compiler.is_compiling() and not projected.requires_grad
-            if not changes or torch.compiler.is_exporting():
+            if not changes or exports():
                 return self._copied(projected, clips, frames)
         projected = projected.contiguous()
         if projected.requires_grad:

@@ -21,7 +21,7 @@ from zeroi2v.config import HEAD_OPERATORS, ClipConfig, ModelConfig, ViewsConfig
 from zeroi2v.errors import ConfigError, MergeError, ZeroI2VError
 from zeroi2v.method import kernels
 from zeroi2v.method.call import Call, begin_call, call_in_progress
-from zeroi2v.method.gradients import follows_operations
+from zeroi2v.method.gradients import exports, follows_operations
 from zeroi2v.method.heads import HeadLayout, layout_text
 from zeroi2v.models import peers
 from zeroi2v.models.attach import attach, build_adapters, fold_adapters
@@ -248,7 +248,7 @@ class VideoClassifier(nn.Module):
             attention_reads=self.attention_reads
             and is_whole
             and not torch.is_grad_enabled()
-            and not torch.compiler.is_exporting(),  # an exported graph must run anywhere
+            and not exports(),  # an exported graph must run anywhere
             moves_by_index=self.moves_by_index,
             changes_in_place=not (self.moves_by_index or kernels.MOVES or follows_operations()),
         )
