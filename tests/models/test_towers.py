@@ -168,3 +168,16 @@ def test_the_embedded_tower_is_small_and_knows_pictures() -> None:
     anatomy = survey(tower, TINY_NAME)
     assert anatomy.has_class_token
     assert anatomy.prefix == 1
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_pictures_smaller_than_a_patch_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"15 pixels are smaller than a patch .*at least 16"):
+        zeroi2v.create_model(name, num_classes=2, tower_options={"img_size": 15})
+
+
+def test_pictures_smaller_than_a_patch_of_the_embedded_tower_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"7 pixels are smaller than a patch .*at least 8"):
+        zeroi2v.create_model(
+            "zeroi2v_tiny", num_classes=2, pretrained=False, tower_options={"img_size": 7}
+        )

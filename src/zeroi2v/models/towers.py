@@ -106,7 +106,9 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     """
     _check_options(options)
     if name == TINY_NAME:
-        return tiny_tower(pretrained=pretrained, **options)
+        tiny = tiny_tower(pretrained=pretrained, **options)
+        _check_grid(tiny, name)
+        return tiny
     base = name.partition(".")[0]  # the name without the tag of its weights
     known = {*supported_towers(), *partly_covered_towers()}
     if not timm.is_model(base):
@@ -125,6 +127,7 @@ def build_tower(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
     tower.eval()
     if not isinstance(tower, nn.Module):
         raise TowerError(f"{name}: timm gave no module")
+    _check_grid(tower, name)
     if "img_size" in options:
         size = options["img_size"]
         note_image_size(tower, size if isinstance(size, int) else size[0])
@@ -145,6 +148,17 @@ def _check_options(options: Mapping[str, Any]) -> None:
     size = options.get("img_size", 1)
     if not isinstance(size, int) and len(set(size)) > 1:
         raise ConfigError(f"tower_options: img_size must be square, got {size}")
+
+
+def _check_grid(tower: nn.Module, name: str) -> None:
+    """ConfigError if the pictures of a tower are smaller than a patch."""
+    patches: Any = getattr(tower, "patch_embed", None)
+    if 0 in (getattr(patches, "grid_size", None) or ()):
+        size, patch = patches.img_size[0], patches.patch_size[0]
+        raise ConfigError(
+            f"tower_options: pictures of {size} pixels are smaller than a patch of {name}; "
+            f"img_size must be at least {patch}"
+        )
 
 
 def _refusal(name: str, options: Mapping[str, Any], error: Exception) -> str:
