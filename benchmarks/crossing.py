@@ -52,8 +52,8 @@ class Budget:
     """How a tower is trained on every set of clips. All rows share everything here."""
 
     name: str  # of the tower
-    words: str  # of the tower, in the page
-    depth: int  # all blocks
+    words: str  # the name of the tower on the page
+    depth: int  # the number of blocks of the tower
     blocks: int  # the upper blocks, which train; the tokens below are computed once
     patch: int  # pixels
     rows: Mapping[str, str]  # operator -> row of evidence_training.ROWS

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def is_tested(self) -> bool:
-        """Whether its answers count. Otherwise the training helps to choose a rate."""
+        """Whether the answers of the training count; else the training helps to choose a rate."""
         return len(self.held_out) == 1
 
     @classmethod

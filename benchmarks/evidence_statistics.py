@@ -112,7 +112,7 @@ def _cell(by_seed: Sequence[Lines], groups: Mapping[str, str]) -> Cell:
         fold["merged_answers_otherwise"]
         for folds in answers
         for fold in folds.values()
-        if "merged_answers_otherwise" in fold
+        if fold.get("merged_answers_otherwise") is not None
     ]
     rates = sorted({line["job"]["rate"] for folds in by_seed for line in folds})
     return Cell(right, digits("shuffled"), sum(merged) if merged else None, names, tuple(rates))

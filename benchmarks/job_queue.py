@@ -19,7 +19,7 @@ Job = TypeVar("Job")
 class JobQueue(Generic[Job]):
     """The jobs that no worker has begun, for workers that share `taken` and the lock.
 
-    `waiting` says which jobs can begin; a result may make more of them.
+    `waiting` says which jobs can begin; a finished job may add further jobs.
     """
 
     waiting: Callable[[], Sequence[Job]]
@@ -28,7 +28,7 @@ class JobQueue(Generic[Job]):
     end: float  # in seconds since the epoch: no job begins later
 
     def next(self) -> Job | None:
-        """Take a job, when there is one; None if no job is left or the time is over."""
+        """Wait for a job and take the job; None if no job is left or the time is over."""
         while time.time() < self.end:
             with self.lock:
                 waiting = self.waiting()
@@ -65,4 +65,7 @@ def work_off(
             if any(process.exitcode for process in processes):
                 for process in processes:
                     process.terminate()
-                raise SystemExit("a training failed; its error stands above")
+        for process in processes:
+            process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a training failed; its error stands above")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import copy
 import random
 import re
 from collections import Counter
@@ -184,6 +185,14 @@ def test_a_cell_holds_each_answer_of_each_seed_beside_its_recording(
             assert cell.right[seed][torch.tensor(own)].tolist() == [int(one) for one in right]
     assert cell.merged_otherwise == 15
     assert cell.rates == (1e-3,)
+
+
+def test_a_row_that_cannot_merge_has_no_merged_answers(lines: list[dict[str, Any]]) -> None:
+    lines = copy.deepcopy(lines)
+    for fold in (fold for entry in lines for fold in entry["folds"].values()):
+        fold["merged_answers_otherwise"] = None
+    cell = cells_of(lines, REGIME, {test: groups() for test in TESTS})["gestures", "HR KV"]
+    assert cell.merged_otherwise is None
 
 
 def test_a_training_at_a_rate_that_was_not_chosen_does_not_count(

@@ -11,10 +11,12 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.method.test_relocate import LAYOUTS, random_heads
 from zeroi2v.method.moving import (
     MOST_NUMBERS,
+    _kept_table,
     copies_of,
     equal_runs,
     make_copies,
@@ -138,3 +140,25 @@ def test_a_second_gradient_is_right(by_index: bool) -> None:
 
     torch.autograd.gradcheck(moved, (tokens,))
     torch.autograd.gradgradcheck(moved, (tokens,))
+
+
+def test_a_table_on_a_device_stays_where_a_captured_graph_reads_it() -> None:
+    cpu, first = torch.device("cpu"), ((0, 1),)
+    table = _kept_table(first, 4, cpu)
+    for run in range(1, 400):
+        _kept_table(((run, 1),), 4, cpu)
+    assert _kept_table(first, 4, cpu).data_ptr() == table.data_ptr()
+
+
+@torch.no_grad()
+def test_a_tensor_without_memory_takes_no_table_of_an_earlier_call() -> None:
+    layout = FusedLayout(2, 4, 4)
+    relocation = Relocation(layout, head_moves((-1, 1)))
+    projected = torch.randn(2 * 4, 3, 24)
+    relocation(projected.clone(), clips=2, frames=4)
+    mode = FakeTensorMode()
+    with mode:
+        fake = mode.from_tensor(projected)
+        assert relocation(fake, clips=2, frames=4).shape == projected.shape
+    on_meta = relocation(projected.to("meta"), clips=2, frames=4)
+    assert on_meta.shape == projected.shape

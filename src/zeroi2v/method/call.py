@@ -36,8 +36,8 @@ class Call:
     # hooks of these modules then move nothing.
     attention_reads: bool = False
     moves_by_index: bool = False  # whether hooks move keys and values by an index (moving.py)
-    # Whether hooks may change a tensor in place at once: nobody follows the operations, and neither
-    # an index nor a kernel is in use. Hooks find this out once a call.
+    # Whether hooks move keys and values by copies in place: PyTorch does not follow the operations,
+    # and neither an index nor a kernel is in use. The model finds this out, once a call.
     changes_in_place: bool = False
     # Tensors that a hook keeps for a later hook.
     kept: dict[Hashable, Tensor] = field(default_factory=dict)

@@ -21,13 +21,13 @@ from typing import Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-# Channels side by side that have one offset, of a width that is known: the number of the run,
-# counted from 0, and the offset in frames.
+# Neighbouring channels with one offset: the number of the run, counted from 0, and the offset in
+# frames. All runs of a list have one width, which is given apart.
 Run: TypeAlias = tuple[int, int]
-# More than so many rows, or numbers in them, `make_copies` moves at least as fast on a CPU.
+# Above so many rows, or so many numbers, `make_copies` is at least as fast as `move_rows` on a CPU.
 MOST_ROWS: Final = 2**12
 MOST_NUMBERS: Final = 2**15
-MOST_SINGLE: Final = 2**11  # so few numbers move sooner one by one, without a view
+MOST_SINGLE: Final = 2**11  # up to so many numbers move faster one by one than as rows
 WORD: Final = 8  # bytes of the largest element that an index moves at once
 
 
@@ -94,7 +94,10 @@ class Rows(NamedTuple):
 def rows_of(
     runs: Iterable[Run], width: int, clips: int, frames: int, shape: Sequence[int]
 ) -> Rows | None:
-    """The moves as rows in an output of this shape; None if a table of them is no gain."""
+    """The moves as rows in an output of this shape.
+
+    None where nothing moves, or where copies are at least as fast.
+    """
     runs = [run for run in runs if abs(run[1]) < frames]
     runs_of_token, tokens = shape[-1] // width, math.prod(shape[:-1]) // (clips * frames)
     count = clips * tokens * sum(frames - abs(offset) for _, offset in runs)
@@ -155,8 +158,8 @@ def shift_gradient(of_output: Tensor, of_input: Tensor, offset: int) -> None:
 def equal_runs(offsets: Sequence[int], *, widest: int = 0) -> tuple[int, tuple[Run, ...]]:
     """All channels as runs of one width: the width, and the runs.
 
-    `offsets` are those of the C channels. The runs are as wide as possible; a width that divides
-    `widest` is asked for, if `widest` is not 0.
+    `offsets` are those of the C channels. The runs are as wide as possible. If `widest` is not
+    0, the width also divides `widest`.
     """
     starts = (c for c in range(1, len(offsets)) if offsets[c] != offsets[c - 1])
     width = math.gcd(widest, len(offsets), *starts)
@@ -186,7 +189,10 @@ def move_by_index(
 
 
 def _has_words(projected: Tensor, width: int) -> bool:
-    """Whether runs are whole words: the kernels of an index take an element at a time."""
+    """Whether each run is whole words of 8 bytes.
+
+    An index moves one element at a time, so larger elements are fewer moves.
+    """
     size = projected.element_size()
     return size < WORD and not (width * size % WORD or projected.storage_offset() * size % WORD)
 
@@ -212,7 +218,7 @@ def _kept_table(runs: tuple[Run, ...], frames: int, device: torch.device) -> Ten
     return _made_once(runs, frames, device)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # kept for ever: a captured CUDA graph holds the address of a table
 def _made_once(runs: tuple[Run, ...], frames: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a training may use the table later
         return _table(runs, frames).to(device)

@@ -181,17 +181,18 @@ class Relocation:
         return width, tuple(run for run in runs if run[1])
 
     @cached_property
-    def _kept(self) -> dict[tuple[int, int, torch.Size], Rows | tuple[Copy, ...]]:
-        """How a call on a CPU moves, for the clips, frames and shapes of earlier calls."""
+    def _kept(self) -> dict[tuple[int, int, torch.Size, bool], Rows | tuple[Copy, ...]]:
+        """How a call moves, for the clips, frames and shapes of earlier calls."""
         return {}
 
     def work_out(self) -> None:
-        """Work out now what calls of every shape need; otherwise the first call does."""
+        """Compute the runs now; otherwise the first call computes them."""
         self.moving_runs  # noqa: B018  a property that is kept
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle works out for itself what calls need."""
-        return {name: value for name, value in vars(self).items() if name != "_kept"}
+        """The fields without `_kept`: a copy fills its own."""
+        # a copy of the dict, because a call in another thread may add to it
+        return {name: value for name, value in dict(vars(self)).items() if name != "_kept"}
 
     def __call__(
         self, projected: Tensor, *, clips: int, frames: int, by_index: bool = False
@@ -214,29 +215,28 @@ class Relocation:
             width, runs = self.moving_runs
             move_by_index(projected, runs, width, clips=clips, frames=frames)
             return
-        key = clips, frames, projected.shape
-        how = self._kept.get(key)
+        # A tensor without memory, such as a FakeTensor, takes no tables.
+        in_memory = type(projected) is Tensor
+        key = clips, frames, projected.shape, in_memory and projected.is_cpu
+        how = self._kept.get(key) if in_memory else None
         if how is None:
-            how = self._work_out(key, projected)
+            how = self._way(*key)
+            if len(self._kept) >= MOST_SHAPES:
+                self._kept.clear()
+            if in_memory:
+                self._kept[key] = how
         if isinstance(how, Rows):
             move_rows(projected, how)
         else:
             make_copies(projected, how)
 
-    def _work_out(
-        self, key: tuple[int, int, torch.Size], projected: Tensor
+    def _way(
+        self, clips: int, frames: int, shape: torch.Size, on_cpu: bool
     ) -> Rows | tuple[Copy, ...]:
-        """How calls with these clips, frames and shape of the projection's output move."""
-        # A tensor without memory, such as a FakeTensor, takes no tables.
-        in_memory = type(projected) is Tensor and projected.device.type == "cpu"
+        """Whether calls of this shape move by rows or by copies, with the tables."""
         width, runs = self.moving_runs
-        rows = rows_of(runs, width, *key) if in_memory else None
-        how = rows or copies_of(self.blocks, *key)
-        if len(self._kept) == MOST_SHAPES:
-            self._kept.clear()
-        if in_memory:
-            self._kept[key] = how
-        return how
+        rows = rows_of(runs, width, clips, frames, shape) if on_cpu else None
+        return rows or copies_of(self.blocks, clips, frames, shape)
 
     def _copied(self, projected: Tensor, clips: int, frames: int) -> Tensor:
         """The result as a new tensor, by operations that PyTorch follows."""

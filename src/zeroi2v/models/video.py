@@ -70,7 +70,7 @@ class VideoClassifier(nn.Module):
             std=plan.tower.std,
         )
         self._adapter_hooks = attach(tower, plan, adapters)
-        # How heads read other frames: whether attention can by itself, and how hooks do otherwise.
+        # How heads read other frames: whether attention does by itself, or else by an index.
         self.attention_reads = self.moves_by_index = False
         # This hook is registered last, and runs first (`prepend`). The model must keep the handle
         # of this hook: PyTorch numbers hooks, and reads from the handles in a pickle which numbers
