@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
-import copy
 import random
 import re
 from collections import Counter
