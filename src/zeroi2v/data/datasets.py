@@ -32,7 +32,8 @@ class Video:
     path: Path  # a file, a folder of images, or the `tar_address` of a file in a tar file
     label: int  # index into the data set's classes; the first index if there are several labels
     others: tuple[int, ...] = ()  # the further indices, rising
-    direction: Direction | None = None  # in which clips are played; None: as they are, not blurred
+    # the direction in which clips are played; None: clips are played as they are, and not blurred
+    direction: Direction | None = None
 
     @classmethod
     def of(cls, path: Path, labels: Iterable[int], *, direction: Direction | None = None) -> Video:
