@@ -94,6 +94,9 @@ def test_a_recipe_and_a_data_set_that_disagree_are_refused(
         train(dataclasses.replace(RECIPE, data=DataConfig()), dataset, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.directions is true in the recipe, and false"):
         train(RECIPE, open_dataset(motion_videos), tmp_path / "run")
+    complete = open_dataset(motion_videos, DataConfig(directions=True))
+    with pytest.raises(ConfigError, match=r"data\.leave_out of the recipe names .*opened with"):
+        train(RECIPE, complete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -160,6 +163,34 @@ def test_predict_and_merge_take_the_clips_as_evaluation_does(
     assert evaluate(merged, dataset.val).figures["within_pairs"] == pytest.approx(
         evaluate(predictor.model, dataset.val).figures["within_pairs"]
     )
+
+
+def test_left_out_classes_of_a_run_may_be_absent_and_a_merged_model_needs_them_again(
+    run: Run,
+    dataset: VideoDataset,
+    motion_videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in KEPT:
+        shutil.copytree(motion_videos / "val" / name, tmp_path / "kept" / "val" / name)
+    words = ["eval", tmp_path / "kept", "--model", run.folder, "--workers", "0", "--json"]
+    status, out, _ = said(capsys, *words)
+    assert (status, json.loads(out)["pairs"]) == (0, len(dataset.val) // 2)
+    left_out = ["--set", f"data.leave_out={json.dumps(LEFT_OUT)}"]
+    status, _, err = said(capsys, *words, *left_out)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "data.leave_out: no class is called" in err
+    words = ["merge", run.folder, "--out", tmp_path / "merged", "--data", tmp_path / "kept"]
+    status, _, err = said(capsys, *words, "--workers", "0")
+    assert (status, err) == (0, "")
+    words = ["eval", motion_videos, "--model", tmp_path / "merged", "--workers", "0", "--quiet"]
+    status, _, err = said(capsys, *words)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "the model has no class" in err
+    assert "data.leave_out" in err
+    status, _, err = said(capsys, *words, *left_out)
+    assert (status, err) == (0, "")
 
 
 def test_other_commands_refuse_the_setting_or_do_not_need_it(

@@ -257,12 +257,17 @@ def command_line(*words: str | Path) -> str:
 
 
 def open_data(
-    source: Path, config: DataConfig, missing: Literal["stop", "skip", "keep"], log: Log
+    source: Path,
+    config: DataConfig,
+    missing: Literal["stop", "skip", "keep"],
+    log: Log,
+    *,
+    absent_classes: Literal["stop", "skip"] = "stop",
 ) -> VideoDataset:
     """The data set, after a warning for each kind of thing in it that is not used."""
     from zeroi2v.data.datasets import open_dataset
 
-    dataset = open_dataset(source, config, missing=missing)
+    dataset = open_dataset(source, config, missing=missing, absent_classes=absent_classes)
     for text in dataset.warnings:
         log.warn(text)
     return dataset
