@@ -163,14 +163,7 @@ def open_dataset(
     )
     kept = {entry.path for entry in checked.videos}
     left_out = {*map(canonical, config.leave_out)}
-    absent = [entry.path for entry in checked.videos if not entry.found]
-    if absent and (missing == "stop" or len(absent) == len(checked.videos)):
-        videos_listed = how_many(len(checked.videos), "video")
-        raise DatasetError(
-            f"{source}: {len(absent)} of its {videos_listed} "
-            f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
-            "put the missing videos there, or set data.videos to their folder"
-        )
+    absent = _absent(source, checked, may_be_absent=missing != "stop")
     splits = _videos_by_split(checked, keeps_missing=missing == "keep")
     only_test = "val" not in splits and "test" in splits
     if only_test:
@@ -197,6 +190,22 @@ def open_dataset(
     notes = [*listing.notes, *checked.notes, *_classes_without_training(dataset)]
     dataset = replace(dataset, notes=(*notes,))
     return _in_both_directions(dataset) if config.directions else dataset
+
+
+def _absent(source: Path, checked: CheckedListing, *, may_be_absent: bool) -> list[str]:
+    """The videos that are not on disk.
+
+    DatasetError if no video is on disk, or if one is not and none `may_be_absent`.
+    """
+    absent = [entry.path for entry in checked.videos if not entry.found]
+    if absent and (not may_be_absent or len(absent) == len(checked.videos)):
+        videos_listed = how_many(len(checked.videos), "video")
+        raise DatasetError(
+            f"{source}: {len(absent)} of its {videos_listed} "
+            f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
+            "put the missing videos there, or set data.videos to their folder"
+        )
+    return absent
 
 
 def _videos_by_split(checked: CheckedListing, *, keeps_missing: bool) -> dict[str, list[Video]]:

@@ -21,8 +21,9 @@ from zeroi2v.files import write_text
 def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, list[Path]]:
     """The data set without the listed videos, and the paths of the videos that were left out.
 
-    The paths are in the data set's order. A listed video of a class that `data.leave_out` names
-    counts as left out by the list. DatasetError if a listed video is not in the data set.
+    A listed video of a class that `data.leave_out` names counts as left out by the list. The paths
+    are in the data set's order; the paths of such videos come last. DatasetError if a listed video
+    is not in the data set.
     """
     folder = _folder(dataset)
     videos_there = (*(video.path for video in dataset.for_check), *dataset.left_out)
