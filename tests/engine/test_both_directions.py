@@ -193,6 +193,28 @@ def test_left_out_classes_of_a_run_may_be_absent_and_a_merged_model_needs_them_a
     assert (status, err) == (0, "")
 
 
+def test_a_run_goes_on_where_its_left_out_classes_are_gone_and_a_new_run_names_them(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, *_ = LEFT_OUT
+    for name in (*KEPT, gone):
+        shutil.copytree(motion_videos / "val" / name, tmp_path / "data" / "val" / name)
+        shutil.copytree(motion_videos / "train" / name, tmp_path / "data" / "train" / name)
+    settings = [f"data.leave_out={json.dumps([gone])}", "warmup_epochs=0.5", "clip.frames=2"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    words = ["train", tmp_path / "data", "--workers", "0", "--quiet", "--out"]
+    status, _, _ = said(capsys, *words, tmp_path / "run", "--epochs", "1", *options)
+    assert status == 0
+    for split in ("val", "train"):
+        shutil.rmtree(tmp_path / "data" / split / gone)
+    status, _, err = said(capsys, *words, tmp_path / "run", "--resume")
+    assert (status, err) == (0, "")
+    for further in (options, ["--recipe", tmp_path / "run" / "recipe.toml"]):
+        status, _, err = said(capsys, *words, tmp_path / "new", *further)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"data.leave_out: no class is called {gone!r}" in err
+
+
 def test_other_commands_refuse_the_setting_or_do_not_need_it(
     motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
