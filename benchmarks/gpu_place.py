@@ -1,7 +1,7 @@
-"""Where do the parts of gpu.py run? On a GPU; or dry, on a CPU, where a slip costs no GPU's time.
+"""Where do the parts of gpu.py run? On a GPU; or dry, where a mistake costs no time on a GPU.
 
-A dry run takes small towers and few clips, captures and compiles nothing, and measures nothing of
-worth. Its process needs TRITON_INTERPRET=1, so that Triton interprets the kernels.
+A dry run, on a CPU, takes small towers and few clips, captures and compiles nothing, and its times
+mean nothing. Its process needs TRITON_INTERPRET=1, so that Triton interprets the kernels.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def in_one_line(text: str) -> str:
+def escaped(text: str) -> str:
     """A text whose control characters and line breaks, as in the name of a file, are escapes."""
     breaks = ("Cc", "Zl", "Zp")
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in breaks else c for c in text)

@@ -164,7 +164,7 @@ def keep_json_lines(path: Path, count: int) -> None:
 
 
 def require_no_file(folder: Path) -> None:
-    """ConfigError if a file lies where a folder is to be written, or where a folder above it is."""
+    """ConfigError if `folder`, or a folder above `folder`, is a file."""
     file = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if file.is_file():
         what = "a file" if file == folder else f"{file} is a file"

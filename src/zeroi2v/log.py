@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from zeroi2v.errors import in_one_line
+from zeroi2v.errors import escaped
 
 Item = TypeVar("Item")
 
@@ -40,7 +40,7 @@ class Log:
 
     def warn(self, text: str) -> None:
         """Show a warning, unless the log is silent."""
-        self.console.print(f"warning: {in_one_line(text)}", style="yellow", markup=False)
+        self.console.print(f"warning: {escaped(text)}", style="yellow", markup=False)
 
     def track(
         self,

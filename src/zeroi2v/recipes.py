@@ -200,6 +200,14 @@ def assigned_names(assignments: Sequence[str]) -> set[str]:
     return {".".join(name[:2]) for name in names}
 
 
+def absent_classes(assignments: Sequence[str]) -> Literal["stop", "skip"]:
+    """How `open_dataset` judges a class of `data.leave_out` that the data set lacks.
+
+    The class is an error if `--set` texts name the classes, and is passed over if a run does.
+    """
+    return "stop" if "data.leave_out" in assigned_names(assignments) else "skip"
+
+
 def full_name(key: str) -> str:
     """The `table.name` of a setting. `key` is this name, or the name without the table.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 from random import Random
 
@@ -25,6 +26,7 @@ from zeroi2v.data.directions import (
 )
 from zeroi2v.data.encode import write_video
 from zeroi2v.data.flip_pairs import point_out_reversals
+from zeroi2v.data.formats.listing import Entry, Listing
 from zeroi2v.data.loader import train_loader
 from zeroi2v.data.mirror_names import reversed_names
 from zeroi2v.data.sampling import clip_indices, from_the_end
@@ -84,6 +86,28 @@ def test_classes_are_left_out_with_their_videos(tmp_path: Path, videos: Path) ->
         open_dataset(tmp_path / "data", DataConfig(leave_out=("wav",)))
     with pytest.raises(DatasetError, match="leaves out every video"):
         open_dataset(tmp_path / "data", DataConfig(leave_out=("wave", "up", "bounce")))
+    absent = DataConfig(leave_out=("up", "gone"))
+    assert open_dataset(tmp_path / "data", absent, absent_classes="skip").classes == found.classes
+    everything = DataConfig(leave_out=("gone", "wave", "up", "bounce"))
+    with pytest.raises(DatasetError, match="leaves out every video"):
+        open_dataset(tmp_path / "data", everything, absent_classes="skip")
+
+
+def test_a_flip_pair_of_a_left_out_class_goes_however_its_letters_are_composed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["h\u00e9 left", "h\u00e9 right", "clap"]
+    entries = [
+        Entry(str(tmp_path / f"{name}.mp4"), name, "train", f"line {number}", True)
+        for number, name in enumerate(names)
+    ]
+    listing = Listing(entries, flip_pairs=((names[0], names[1]),))
+    monkeypatch.setattr("zeroi2v.data.datasets.read_source", lambda *_: ("folder", listing))
+    assert open_dataset(tmp_path).flip_pairs == ((names[0], names[1]),)
+    for name in names[:2]:
+        for form in ("NFC", "NFD"):
+            config = DataConfig(leave_out=(unicodedata.normalize(form, name),))
+            assert open_dataset(tmp_path, config).flip_pairs == ()
 
 
 def test_a_class_that_has_the_name_already_is_refused(tmp_path: Path, videos: Path) -> None:

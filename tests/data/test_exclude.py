@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zeroi2v.config import DataConfig
 from zeroi2v.data.datasets import VideoDataset, open_dataset
 from zeroi2v.data.exclude import check_list_path, leave_out, write_list
 from zeroi2v.errors import DatasetError
@@ -51,6 +52,22 @@ def test_a_list_by_hand_may_hold_absolute_paths_and_empty_lines(
     listed.write_text(f"b/../a/1.mp4\r\n\n{dataset.source / 'b' / '6.mp4'}\na/1.mp4\n")
     found = [path.relative_to(dataset.source) for path in leave_out(dataset, listed)[1]]
     assert sorted(map(str, found)) == ["a/1.mp4", "b/6.mp4"]
+
+
+@pytest.mark.parametrize("directions", [False, True])
+def test_a_listed_video_of_a_left_out_class_counts_as_excluded(
+    dataset: VideoDataset, tmp_path: Path, directions: bool
+) -> None:
+    config = DataConfig(leave_out=("b",), directions=directions)
+    without = open_dataset(dataset.source, config)
+    listed = tmp_path / "mine.txt"
+    listed.write_text("b/6.mp4\na/1.mp4\n")
+    kept, left = leave_out(without, listed)
+    assert left == [dataset.source / "a" / "1.mp4", dataset.source / "b" / "6.mp4"]
+    assert {video.path for video in kept.for_check}.isdisjoint(left)
+    listed.write_text("b/66.mp4\n")
+    with pytest.raises(DatasetError, match=r"b/66\.mp4 is not in"):
+        leave_out(without, listed)
 
 
 def test_an_empty_list_leaves_nothing_out(dataset: VideoDataset, tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def test_a_recipe_and_a_data_set_that_disagree_are_refused(
         train(dataclasses.replace(RECIPE, data=DataConfig()), dataset, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.directions is true in the recipe, and false"):
         train(RECIPE, open_dataset(motion_videos), tmp_path / "run")
+    complete = open_dataset(motion_videos, DataConfig(directions=True))
+    with pytest.raises(ConfigError, match=r"data\.leave_out of the recipe names .*opened with"):
+        train(RECIPE, complete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -160,6 +163,56 @@ def test_predict_and_merge_take_the_clips_as_evaluation_does(
     assert evaluate(merged, dataset.val).figures["within_pairs"] == pytest.approx(
         evaluate(predictor.model, dataset.val).figures["within_pairs"]
     )
+
+
+def test_left_out_classes_of_a_run_may_be_absent_and_a_merged_model_needs_them_again(
+    run: Run,
+    dataset: VideoDataset,
+    motion_videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in KEPT:
+        shutil.copytree(motion_videos / "val" / name, tmp_path / "kept" / "val" / name)
+    words = ["eval", tmp_path / "kept", "--model", run.folder, "--workers", "0", "--json"]
+    status, out, _ = said(capsys, *words)
+    assert (status, json.loads(out)["pairs"]) == (0, len(dataset.val) // 2)
+    left_out = ["--set", f"data.leave_out={json.dumps(LEFT_OUT)}"]
+    status, _, err = said(capsys, *words, *left_out)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "data.leave_out: no class is called" in err
+    words = ["merge", run.folder, "--out", tmp_path / "merged", "--data", tmp_path / "kept"]
+    status, _, err = said(capsys, *words, "--workers", "0")
+    assert (status, err) == (0, "")
+    words = ["eval", motion_videos, "--model", tmp_path / "merged", "--workers", "0", "--quiet"]
+    status, _, err = said(capsys, *words)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "the model has no class" in err
+    assert "data.leave_out" in err
+    status, _, err = said(capsys, *words, *left_out)
+    assert (status, err) == (0, "")
+
+
+def test_a_run_goes_on_where_its_left_out_classes_are_gone_and_a_new_run_names_them(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, *_ = LEFT_OUT
+    for name in (*KEPT, gone):
+        shutil.copytree(motion_videos / "val" / name, tmp_path / "data" / "val" / name)
+        shutil.copytree(motion_videos / "train" / name, tmp_path / "data" / "train" / name)
+    settings = [f"data.leave_out={json.dumps([gone])}", "warmup_epochs=0.5", "clip.frames=2"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    words = ["train", tmp_path / "data", "--workers", "0", "--quiet", "--out"]
+    status, _, _ = said(capsys, *words, tmp_path / "run", "--epochs", "1", *options)
+    assert status == 0
+    for split in ("val", "train"):
+        shutil.rmtree(tmp_path / "data" / split / gone)
+    status, _, err = said(capsys, *words, tmp_path / "run", "--resume")
+    assert (status, err) == (0, "")
+    for further in (options, ["--recipe", tmp_path / "run" / "recipe.toml"]):
+        status, _, err = said(capsys, *words, tmp_path / "new", *further)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"data.leave_out: no class is called {gone!r}" in err
 
 
 def test_other_commands_refuse_the_setting_or_do_not_need_it(

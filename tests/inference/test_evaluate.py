@@ -15,9 +15,9 @@ from zeroi2v.config import ViewsConfig
 from zeroi2v.data.datasets import Video, open_dataset
 from zeroi2v.data.views import read_views
 from zeroi2v.errors import DatasetError
-from zeroi2v.experiments.probe import fit_probe
+from zeroi2v.experiments.probe import fit_probe, set_classifier
 from zeroi2v.inference.evaluate import Evaluation, evaluate
-from zeroi2v.inference.linear import logistic_regression
+from zeroi2v.inference.linear import linear_reader, logistic_regression, standardised_regression
 from zeroi2v.inference.scores import normalise
 
 
@@ -120,6 +120,24 @@ def test_logistic_regression_is_at_its_minimum() -> None:
     assert weight.grad is not None
     assert bias.grad is not None
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-4
+
+
+def test_a_standardised_regression_takes_inputs_as_they_are_with_or_without_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 3, generator=generator).double()
+    labels = (inputs[:, 0] > inputs[:, 1]).long()
+    scaled = inputs * torch.tensor([1.0, 50.0, 0.02]) + torch.tensor([5.0, -100.0, 0.0])
+    with torch.no_grad():
+        weight, bias = standardised_regression(inputs, labels, 2, 1e-3)
+        other_weight, other_bias = standardised_regression(scaled, labels, 2, 1e-3)
+    assert not weight.requires_grad
+    logits = inputs @ weight.T + bias
+    assert (logits.argmax(1) == labels).double().mean() > 0.9
+    torch.testing.assert_close(scaled @ other_weight.T + other_bias, logits, rtol=0, atol=0.01)
+    classifier = torch.nn.Linear(3, 2).double()
+    set_classifier(classifier, inputs, labels, 1e-3)
+    torch.testing.assert_close(classifier(inputs), logits)
+    torch.testing.assert_close(linear_reader(inputs, labels, inputs, 2), logits)
 
 
 def test_the_probe_is_blind_to_the_order_of_frames_and_better_than_nothing(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from zeroi2v.data.datasets import Video
 from zeroi2v.inference.directions import direction_by_sharpness, reading, right_within_pairs
+from zeroi2v.inference.evaluate import Evaluation
 
 
 def test_only_the_two_directions_of_the_true_label_compete() -> None:
@@ -63,6 +67,25 @@ def test_one_pair_gives_no_reader() -> None:
     assert direction_by_sharpness(*clips(2, 1.0)) is not None
 
 
+def test_the_reader_of_an_evaluation_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+
+    def fitted(*arguments: object) -> float:
+        fits.append(arguments)
+        return 0.5
+
+    monkeypatch.setattr("zeroi2v.inference.evaluate.direction_by_sharpness", fitted)
+    sharpness, labels, sources = clips(6, 0.0)
+    videos = tuple(Video(Path(str(source)), 0) for source in sources)
+    logits = torch.zeros(len(labels), 1, 6)
+    evaluation = Evaluation(logits, labels, videos, skipped=(), sharpness=sharpness)
+    for _ in range(2):
+        assert evaluation.figures["sharpness"] == 0.5
+        assert evaluation.direction_answer()["pairs"] == 6
+        assert evaluation.to_dict()["sharpness"] == 0.5
+    assert len(fits) == 1
+
+
 @pytest.mark.parametrize(
     ("within_pairs", "sharpness", "pairs", "claim"),
     [
@@ -71,7 +94,14 @@ def test_one_pair_gives_no_reader() -> None:
         (0.9, 0.8, 100, "claim nothing, because the sharpness"),
         (0.9, 0.2, 100, "claim nothing, because the sharpness"),
         (0.6, 0.5, 10, "does not matter in these videos, or"),
-        (1.0, None, 1, "claim nothing, because one pair"),
+        (1.0, None, 1, "claim nothing: 1 pair is too few; at least 4 are needed"),
+        (1.0, 0.5, 3, "claim nothing: 3 pairs are too few; at least 4 are needed"),
+        (1.0, 1.0, 2, "claim nothing: 2 pairs are too few; at least 4 are needed"),
+        (1.0, 0.5, 4, "time matters"),
+        (0.1, 0.5, 100, "claim nothing: the model takes most clips for the wrong direction"),
+        (0.0, 0.5, 4, "claim nothing: the model takes most clips for the wrong direction"),
+        (0.41, 0.5, 100, "does not matter in these videos, or"),
+        (0.1, 0.9, 100, "claim nothing, because the sharpness"),
     ],
 )
 def test_the_sentence_claims_only_what_the_numbers_carry(

@@ -202,9 +202,11 @@ def _chosen(
 ) -> tuple[str, tuple[Video, ...]]:
     """The name of the split to evaluate on, and its videos."""
     from zeroi2v.data.datasets import relabel
+    from zeroi2v.recipes import absent_classes
 
-    log = arguments.log()
-    dataset = relabel(open_data(arguments.data, config, "keep", log), model.labels)
+    log, absent = arguments.log(), absent_classes(arguments.settings)
+    found = open_data(arguments.data, config, "keep", log, absent_classes=absent)
+    dataset = relabel(found, model.labels)
     if arguments.split == "all":
         return "all", dataset.for_check
     if arguments.split is not None:

@@ -26,7 +26,7 @@ from zeroi2v.cli import (
     train,
 )
 from zeroi2v.cli.options import Commands, Parser, print_error
-from zeroi2v.errors import ZeroI2VError, in_one_line
+from zeroi2v.errors import ZeroI2VError, escaped
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        name = in_one_line(str(error.filename or "a file"))
+        name = escaped(str(error.filename or "a file"))
         print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -54,7 +54,7 @@ def run(arguments: MergeArguments) -> int:
     from zeroi2v.data.output_folder import require_outside
     from zeroi2v.deploy.merge import merge_folder
     from zeroi2v.machine import worker_count
-    from zeroi2v.recipes import data_settings
+    from zeroi2v.recipes import absent_classes, data_settings
 
     config = data_settings(arguments.settings, run=arguments.model)
     if arguments.data is not None:
@@ -64,6 +64,7 @@ def run(arguments: MergeArguments) -> int:
         arguments.out,
         data=arguments.data,
         config=config,
+        absent_classes=absent_classes(arguments.settings),
         workers=worker_count(arguments.workers),
         log=arguments.log(),
     )

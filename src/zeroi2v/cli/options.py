@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
-from zeroi2v.errors import in_one_line, nearest
+from zeroi2v.errors import escaped, nearest
 from zeroi2v.files import json_text
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ class Parser(argparse.ArgumentParser):
         return parsed, []
 
     def _path_like_option(self, args: list[str]) -> str | None:
-        """The first word, if any, that is no option and no number, but an existing path."""
+        """The first word that begins with - and names an existing path; None if there is none.
+
+        An option or a number is no such word.
+        """
         known = {option for action in self._actions for option in action.option_strings}
         for word in args[: args.index("--")] if "--" in args else args:
             dashed = word.startswith("-") and not word[1:2].isdigit() and word not in known
@@ -69,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is, and exit with status 2."""
-        print(f"error: {in_one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        print(f"error: {escaped(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -236,7 +239,7 @@ def print_json(value: object) -> None:
 
 def print_error(error: Exception) -> None:
     """Print an error as one line on standard error."""
-    print(f"error: {in_one_line(str(error))}", file=sys.stderr)
+    print(f"error: {escaped(str(error))}", file=sys.stderr)
 
 
 def broken_entries(broken: Mapping[Path, str]) -> list[dict[str, str]]:
@@ -254,12 +257,17 @@ def command_line(*words: str | Path) -> str:
 
 
 def open_data(
-    source: Path, config: DataConfig, missing: Literal["stop", "skip", "keep"], log: Log
+    source: Path,
+    config: DataConfig,
+    missing: Literal["stop", "skip", "keep"],
+    log: Log,
+    *,
+    absent_classes: Literal["stop", "skip"] = "stop",
 ) -> VideoDataset:
     """The data set, after a warning for each kind of thing in it that is not used."""
     from zeroi2v.data.datasets import open_dataset
 
-    dataset = open_dataset(source, config, missing=missing)
+    dataset = open_dataset(source, config, missing=missing, absent_classes=absent_classes)
     for text in dataset.warnings:
         log.warn(text)
     return dataset

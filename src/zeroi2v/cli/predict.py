@@ -16,7 +16,7 @@ from zeroi2v.cli.options import (
     set_action,
     workers_option,
 )
-from zeroi2v.errors import VideoError, in_one_line
+from zeroi2v.errors import VideoError, escaped
 
 if TYPE_CHECKING:
     from zeroi2v.deploy.predict import Prediction
@@ -75,7 +75,7 @@ def run(arguments: PredictArguments) -> int:
             log.say(f"{len(answers)} of {len(videos)}: {video}: {_in_words(result[0])}")
         else:
             lines = [f"\n  {_in_words(prediction)}" for prediction in result]
-            print(in_one_line(video) + "".join(lines))
+            print(escaped(video) + "".join(lines))
     if arguments.json:
         print_json(answers)
     return 1 if any("error" in answer for answer in answers) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zeroi2v.cli.group import SharedArguments, shared
 from zeroi2v.cli.options import (
@@ -105,7 +105,10 @@ def run(arguments: TrainArguments) -> int:
         if not arguments.resume:
             require_outside(arguments.out, arguments.data)
         log = arguments.log()
-        dataset = open_data(arguments.data, recipe.data, recipe.train.broken, log)
+        absent: Literal["stop", "skip"] = "skip" if arguments.resume else "stop"
+        dataset = open_data(
+            arguments.data, recipe.data, recipe.train.broken, log, absent_classes=absent
+        )
         recipe = with_flip_pairs(recipe, dataset, log)
         result = _trained(arguments, recipe, dataset)
         figure = "mAP" if recipe.data.multi_label else "top1"

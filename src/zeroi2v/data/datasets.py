@@ -32,7 +32,8 @@ class Video:
     path: Path  # a file, a folder of images, or the `tar_address` of a file in a tar file
     label: int  # index into the data set's classes; the first index if there are several labels
     others: tuple[int, ...] = ()  # the further indices, rising
-    direction: Direction | None = None  # in which clips are played; None: as they are, not blurred
+    # the direction in which clips are played; None: clips are played as they are, and not blurred
+    direction: Direction | None = None
 
     @classmethod
     def of(cls, path: Path, labels: Iterable[int], *, direction: Direction | None = None) -> Video:
@@ -59,6 +60,7 @@ class VideoDataset:
     format: str = "folder"  # the row of FORMATS that read the source
     flip_pairs: tuple[tuple[str, str], ...] = ()  # classes that a left-right flip exchanges
     missing: tuple[Path, ...] = ()  # videos that were left out because they are not on disk
+    left_out: tuple[Path, ...] = ()  # the videos of the classes that `data.leave_out` names
     repeated: tuple[str, ...] = ()  # a sentence for each label of a video that is listed twice
     validation: Literal["val", "test"] = "val"  # how the source calls the split "val"
     # the columns of a manifest beside path, label and split, by video: name of the column -> value
@@ -138,6 +140,7 @@ def open_dataset(
     val_share: float = 0.2,
     seed: int = 0,
     missing: Literal["stop", "skip", "keep"] = "stop",
+    absent_classes: Literal["stop", "skip"] = "stop",
 ) -> VideoDataset:
     """Find the videos of a source. No video is decoded.
 
@@ -146,23 +149,21 @@ def open_dataset(
     `val_share` of the videos of each class is held out of training: at least one video of every
     class that has two. The same `seed` holds out the same videos. With `config.directions` every
     video is there forwards and backwards, both in the same split. `missing`: a listed video that is
-    not on disk is an error, is left out, or is kept as a video that cannot be read. DatasetError
-    says what is wrong with the source, with file and line.
+    not on disk is an error, is left out, or is kept as a video that cannot be read.
+    `absent_classes`: a class of `config.leave_out` that the source lacks is an error, or is passed
+    over. DatasetError says what is wrong with the source, with file and line.
     """
     config = config or DataConfig()
     if not 0 <= val_share < 1:
         raise ConfigError(f"val_share must be at least 0 and below 1, got {val_share}")
     name, listing = read_source(source, config)
-    checked = check_listing(source, listing, multi_label=config.multi_label)
-    checked = without_classes(source, checked, config.leave_out)
-    absent = [entry.path for entry in checked.videos if not entry.found]
-    if absent and (missing == "stop" or len(absent) == len(checked.videos)):
-        videos_listed = how_many(len(checked.videos), "video")
-        raise DatasetError(
-            f"{source}: {len(absent)} of its {videos_listed} "
-            f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
-            "put the missing videos there, or set data.videos to their folder"
-        )
+    complete = check_listing(source, listing, multi_label=config.multi_label)
+    checked = without_classes(
+        source, complete, config.leave_out, may_be_absent=absent_classes == "skip"
+    )
+    kept = {entry.path for entry in checked.videos}
+    left_out = {*map(canonical, config.leave_out)}
+    absent = _absent(source, checked, may_be_absent=missing != "stop")
     splits = _videos_by_split(checked, keeps_missing=missing == "keep")
     only_test = "val" not in splits and "test" in splits
     if only_test:
@@ -178,8 +179,9 @@ def open_dataset(
         ignored=(*listing.ignored,),
         format=name,
         flip_pairs=tuple(
-            pair for pair in listing.flip_pairs if {*pair}.isdisjoint(config.leave_out)
+            pair for pair in listing.flip_pairs if left_out.isdisjoint(map(canonical, pair))
         ),
+        left_out=tuple(Path(entry.path) for entry in complete.videos if entry.path not in kept),
         missing=tuple(map(Path, absent)) if missing == "skip" else (),
         repeated=(*checked.repeated,),
         validation="test" if only_test else "val",
@@ -188,6 +190,22 @@ def open_dataset(
     notes = [*listing.notes, *checked.notes, *_classes_without_training(dataset)]
     dataset = replace(dataset, notes=(*notes,))
     return _in_both_directions(dataset) if config.directions else dataset
+
+
+def _absent(source: Path, checked: CheckedListing, *, may_be_absent: bool) -> list[str]:
+    """The videos that are not on disk.
+
+    DatasetError if no video is on disk, or if one is not and none `may_be_absent`.
+    """
+    absent = [entry.path for entry in checked.videos if not entry.found]
+    if absent and (not may_be_absent or len(absent) == len(checked.videos)):
+        videos_listed = how_many(len(checked.videos), "video")
+        raise DatasetError(
+            f"{source}: {len(absent)} of its {videos_listed} "
+            f"{'is' if len(absent) == 1 else 'are'} missing: {first_names(absent)}; "
+            "put the missing videos there, or set data.videos to their folder"
+        )
+    return absent
 
 
 def _videos_by_split(checked: CheckedListing, *, keeps_missing: bool) -> dict[str, list[Video]]:
@@ -243,7 +261,8 @@ def relabel(dataset: VideoDataset, labels: Sequence[str]) -> VideoDataset:
     for name in dataset.classes:
         if canonical(name) not in known:
             raise DatasetError(
-                f"{dataset.source}: the model has no class {name!r}{nearest_class(name, labels)}"
+                f"{dataset.source}: the model has no class {name!r}{nearest_class(name, labels)} "
+                "(data.leave_out leaves classes out)"
             )
     numbers = [known[canonical(name)] for name in dataset.classes]
     splits = {

@@ -157,14 +157,15 @@ class VideoFile:
             yield from frames
 
     def undecodable(self, count: int, failures: Sequence[av.FFmpegError]) -> int:
-        """How many announced frames were not decoded, if `count` frames were.
+        """The number of frames that the file announces, less the `count` frames that were decoded.
 
         0 without damage: two packets of an interlaced video may make one frame.
         """
         with open_video(self.path) as (container, stream):
             indexed = sum(entry.size > 0 for entry in stream.index_entries)
             timeline = Timeline.of(container, stream)
-        lost = max(indexed - timeline.packets, 0)  # packets that lay behind the end of the file
+        # packets that the index names and the file, cut off, lacks
+        lost = max(indexed - timeline.packets, 0)
         return max(timeline.frames + lost - count, 0) if failures or lost else 0
 
     def clip(self, choose: Choose, short_side: int | None, decoder: Decoder) -> Tensor:

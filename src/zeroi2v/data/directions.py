@@ -1,9 +1,9 @@
-"""What turns a data set into the question whether time matters in its videos?
+"""How is a data set changed to ask whether time matters in its videos?
 
 Every clip appears twice: forwards with its label, and backwards with a label of its own. Both
-versions show the same frames. So only the order of the frames tells the two versions apart, if
-compression does not. Key frames are sharper than the frames between them, and their places betray
-the direction. So every frame is blurred at random, and `sharpness` shows what is left of that.
+versions show the same frames. Then only the order of the frames, or a trace of compression, tells
+the two versions apart. Key frames are sharper than the frames between them, and their places betray
+the direction. So every frame is blurred at random. `sharpness` measures the trace that remains.
 
 Shapes: n frames or clips, T frames of a clip, H, W pixels, S pixels a side.
 """

@@ -21,10 +21,13 @@ from zeroi2v.files import write_text
 def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, list[Path]]:
     """The data set without the listed videos, and the paths of the videos that were left out.
 
-    The paths are in the data set's order. DatasetError if a listed video is not in the data set.
+    A listed video of a class that `data.leave_out` names counts as left out by the list. The paths
+    are in the data set's order; the paths of such videos come last. DatasetError if a listed video
+    is not in the data set.
     """
     folder = _folder(dataset)
-    paths = {_absolute(video.path): video.path for video in dataset.for_check}
+    videos_there = (*(video.path for video in dataset.for_check), *dataset.left_out)
+    paths = {_absolute(path): path for path in videos_there}
     names = _read(list_file)
     excluded = {_absolute(folder / name): name for name in names}
     for path, name in excluded.items():

@@ -45,11 +45,14 @@ def check_listing(source: Path, listing: Listing, *, multi_label: bool) -> Check
 
 
 def without_classes(
-    source: Path, checked: CheckedListing, left_out: Sequence[str]
+    source: Path, checked: CheckedListing, left_out: Sequence[str], *, may_be_absent: bool = False
 ) -> CheckedListing:
-    """The listing without some classes and their videos. DatasetError if a class is not there."""
+    """The listing without some classes and their videos.
+
+    DatasetError if a class is not there, unless classes `may_be_absent`.
+    """
     for name in left_out:
-        if canonical(name) not in checked.classes:
+        if canonical(name) not in checked.classes and not may_be_absent:
             raise DatasetError(
                 f"{source}: data.leave_out: no class is called {name!r}"
                 f"{nearest_class(name, checked.classes)}"

@@ -159,8 +159,9 @@ class _TrainSamples(Dataset[tuple[Tensor, Tensor] | VideoError]):
         video = self.videos[index]
         rng = Random(f"{self.seed}/{epoch}/{index}")
         short_side = round(self.size * _RESIZED)
-        # Distances between frames must not tell the direction. A short video repeats some frames,
-        # and where it does depends on the end from which frames are counted.
+        # Distances between frames must not tell the direction. A short video repeats some frames.
+        # Which frames depends on whether frames are counted from the start or from the end. So half
+        # of the clips count from the end.
         is_mirrored = video.direction is not None and rng.random() < 0.5
 
         def choose(num_frames: int) -> list[int]:

@@ -34,7 +34,7 @@ def frames_of_clips(num_frames: int, clip: ClipConfig, clips: int) -> list[int]:
 
 
 def from_the_end(indices: list[int], num_frames: int) -> list[int]:
-    """The frames that the same choice takes where frames are counted from the end, in order."""
+    """The same choice with frames counted from the end of the video, in rising order."""
     return [num_frames - 1 - index for index in reversed(indices)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -47,13 +47,15 @@ def merge_folder(
     *,
     data: Path | None = None,
     config: DataConfig | None = None,
+    absent_classes: Literal["stop", "skip"] = "stop",
     workers: int = 0,
     log: Log | None = None,
 ) -> Proof:
     """Merge a saved model, compare both models, and write the merged model to the folder `out`.
 
     The models are compared on the evaluation videos of `data`, opened with the settings `config`
-    and decoded by `workers` processes. Without `data`, they are compared on random clips.
+    and `absent_classes` (`open_dataset`), and decoded by `workers` processes. Without `data`, they
+    are compared on random clips.
 
     ConfigError if `out` exists. MergeError if the logits differ by more than rounding. VideoError
     if a video cannot be read. After an error nothing is written.
@@ -69,7 +71,9 @@ def merge_folder(
         if data is None:
             before, after = random_logits(adapted), random_logits(merged)
         else:
-            videos = _evaluation_videos(adapted, data, config or DataConfig())
+            settings = data_for(adapted, config or DataConfig())
+            dataset = open_dataset(data, settings, absent_classes=absent_classes)
+            videos = relabel(dataset, adapted.labels).for_evaluation()
             before, after = (
                 _logits_of_videos(version, videos, workers, log) for version in (adapted, merged)
             )
@@ -91,12 +95,6 @@ def random_logits(model: VideoClassifier) -> Tensor:
     clips = torch.randn(size, generator=torch.Generator().manual_seed(0))
     logits: Tensor = model(clips.to(model.classifier.weight.device))
     return logits
-
-
-def _evaluation_videos(model: VideoClassifier, data: Path, config: DataConfig) -> Sequence[Video]:
-    """The videos of a data set on which a finished model is evaluated."""
-    dataset = relabel(open_dataset(data, data_for(model, config)), model.labels)
-    return dataset.for_evaluation()
 
 
 def _logits_of_videos(

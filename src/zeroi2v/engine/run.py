@@ -20,6 +20,7 @@ from zeroi2v.data.datasets import VideoDataset
 from zeroi2v.data.exclude import leave_out
 from zeroi2v.data.flip_pairs import point_out_mirror_names, point_out_reversals
 from zeroi2v.data.loader import TrainLoader, train_loader
+from zeroi2v.data.spellings import canonical
 from zeroi2v.engine.captured import CapturedSteps, can_capture, uncaptured_reason
 from zeroi2v.engine.cast import cast_weights
 from zeroi2v.engine.folder import RESUME_FILE, RunFolder, require_tensorboard
@@ -30,7 +31,14 @@ from zeroi2v.engine.resume import Position, TrainingState, data_key, require_fin
 from zeroi2v.engine.shard import gathered, shard
 from zeroi2v.engine.spare import check_spared, spared
 from zeroi2v.engine.step import Learner, Step, take_step
-from zeroi2v.errors import CheckpointError, ConfigError, DatasetError, ZeroI2VError, how_many
+from zeroi2v.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    ZeroI2VError,
+    first_names,
+    how_many,
+)
 from zeroi2v.inference.evaluate import FIGURE_NAMES, Evaluation, evaluate
 from zeroi2v.log import Log
 from zeroi2v.machine import best_device, peak_memory, worker_count
@@ -92,6 +100,13 @@ def train(
             f"data.directions is {str(recipe.data.directions).lower()} in the recipe, and "
             f"{str(dataset.directions).lower()} where {dataset.source} was opened; "
             "give open_dataset the recipe's [data]"
+        )
+    left_out = {*map(canonical, recipe.data.leave_out)}
+    kept = [name for name in dataset.classes if canonical(name) in left_out]
+    if kept:
+        raise ConfigError(
+            f"data.leave_out of the recipe names {first_names(kept)}, and {dataset.source} was "
+            "opened with these classes; give open_dataset the recipe's [data]"
         )
     folder = RunFolder(out, writes=processes.is_first)
     if not resume:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zeroi2v.data.datasets import Video
 from zeroi2v.inference.evaluate import evaluate
-from zeroi2v.inference.linear import logistic_regression
+from zeroi2v.inference.linear import standardised_regression
 from zeroi2v.log import Log
 from zeroi2v.models.video import VideoClassifier
 
@@ -42,15 +42,8 @@ def fit_probe(
 
 
 def set_classifier(classifier: nn.Linear, inputs: Tensor, labels: Tensor, penalty: float) -> None:
-    """Set a classifier to the logistic regression of inputs (n, D) in float64, with labels (n,).
-
-    The inputs are standardised for the fit, and that map is folded into the classifier.
-    """
-    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    with torch.enable_grad():
-        weight, bias = logistic_regression(
-            (inputs - mean) / deviation, labels.to(inputs.device), classifier.out_features, penalty
-        )
+    """Set a classifier to the `standardised_regression` of inputs (n, D), float64, labels (n,)."""
+    weight, bias = standardised_regression(inputs, labels, classifier.out_features, penalty)
     with torch.no_grad():
-        classifier.weight.copy_(weight / deviation)
-        classifier.bias.copy_(bias - (weight / deviation) @ mean)
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)

@@ -19,6 +19,7 @@ from zeroi2v.errors import how_many
 from zeroi2v.inference.linear import linear_reader
 
 FOLDS: Final = 5
+FEWEST_PAIRS: Final = 4  # with fewer pairs, guessing is often right everywhere or nowhere
 
 
 def right_within_pairs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,12 +59,14 @@ def direction_by_sharpness(
 def reading(within_pairs: float, sharpness: float | None, pairs: int) -> str:
     """One sentence: what the accuracy within pairs means, and whether it may be claimed.
 
-    `sharpness` is the accuracy of `direction_by_sharpness`. An accuracy is near 50 % if guessing
-    would be as far from 50 % in one of twenty trials, with one answer for each pair.
+    `sharpness` is the accuracy of `direction_by_sharpness`, None for one pair. An accuracy counts
+    as near 50 % within the distance that guessing, with one guess for each pair, keeps in 19 of 20
+    trials.
     """
     margin = min(1.96 * math.sqrt(0.25 / pairs), 0.5)
-    if sharpness is None:
-        claim = "claim nothing, because one pair cannot show whether sharpness tells the direction"
+    if sharpness is None or pairs < FEWEST_PAIRS:
+        too_few = how_many(pairs, "pair is", "pairs are")
+        claim = f"claim nothing: {too_few} too few; at least {FEWEST_PAIRS} are needed"
     elif abs(sharpness - 0.5) > margin:
         claim = (
             f"claim nothing, because the sharpness of the frames alone tells {sharpness:.1%} of "
@@ -73,6 +76,11 @@ def reading(within_pairs: float, sharpness: float | None, pairs: int) -> str:
         claim = (
             f"time matters in these videos and the model sees it; sharpness alone tells only "
             f"{sharpness:.1%} of the directions"
+        )
+    elif within_pairs < 0.5 - margin:
+        claim = (
+            "claim nothing: the model takes most clips for the wrong direction; training and "
+            "validation videos differ, or their labels do"
         )
     else:
         claim = "time does not matter in these videos, or the model cannot see it"

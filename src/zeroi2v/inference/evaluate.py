@@ -42,7 +42,9 @@ class Evaluation:
     # (n,) int64; (n, K) float32 if a video may have several labels: 1 for each label of the video
     labels: Tensor
     videos: tuple[Video, ...]  # n videos, in the order in which they were given
-    skipped: tuple[VideoError, ...]  # an error for each video, in the same order
+    # the error of each video that cannot be read, in the order of the videos; a video in both
+    # directions has one error
+    skipped: tuple[VideoError, ...]
     # (n, T) float64: `sharpness` of each frame, mean over views. None if no video is there twice,
     # forwards and backwards.
     sharpness: Tensor | None = None
@@ -68,9 +70,9 @@ class Evaluation:
         """The figures of the model, from 0 to 1, by their keys in FIGURE_NAMES.
 
         Training compares epochs by the first figure. Where every video is there forwards and
-        backwards, two figures more say how well the direction is told: "within_pairs" by the model
-        (`right_within_pairs`), "sharpness" by a reader that sees no motion
-        (`direction_by_sharpness`), if there are enough videos.
+        backwards, two more figures say how often the direction is right: "within_pairs" of the
+        model (`right_within_pairs`), and, if there are enough videos, "sharpness" of a reader that
+        sees no motion (`direction_by_sharpness`).
         """
         if self.multi_label:
             known = [precision for precision in self.per_class() if precision is not None]

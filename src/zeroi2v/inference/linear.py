@@ -33,11 +33,27 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
+def standardised_regression(
+    inputs: Tensor, labels: Tensor, classes: int, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K) of the `logistic_regression` of standardised inputs.
+
+    The inputs are (n, D) in float64. The standardisation is folded into the weight and the bias,
+    which take inputs as they are.
+    """
+    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
+    with torch.enable_grad():
+        weight, bias = logistic_regression(
+            (inputs - mean) / deviation, labels.to(inputs.device), classes, penalty
+        )
+    weight = weight / deviation
+    return weight, bias - weight @ mean
+
+
 def linear_reader(inputs: Tensor, labels: Tensor, asked: Tensor, classes: int) -> Tensor:
     """The logits (m, K) of a linear classifier for other samples `asked` (m, D).
 
-    The classifier learns from the inputs (n, D), float64, which are standardised for the fit.
+    The classifier learns from the inputs (n, D), float64, by `standardised_regression`.
     """
-    mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
-    weight, bias = logistic_regression((inputs - mean) / deviation, labels, classes, 1e-3)
-    return (asked - mean) / deviation @ weight.T + bias
+    weight, bias = standardised_regression(inputs, labels, classes, 1e-3)
+    return asked @ weight.T + bias

@@ -27,9 +27,8 @@ class Spec:
     mean: tuple[float, ...]  # of the pixels, per colour, for pixels of 0..1
     std: tuple[float, ...]
     multi_label: bool = False  # a video may have several labels: scores are sigmoid, not softmax
-    directions: bool = (
-        False  # label 2k + 1 is label 2k of clips played backwards; clips are blurred
-    )
+    # whether label 2k + 1 stands for clips of label 2k played backwards; all clips are then blurred
+    directions: bool = False
     merged: bool = False  # whether the linears of the tower have absorbed the adapters
     # Measured results that the model card shows, by name.
     results: Mapping[str, float] = field(default_factory=dict)

@@ -167,7 +167,7 @@ def scatter(points: Sequence[Point], axis: str, text: Callable[[float], str]) ->
 
 @dataclass(frozen=True)
 class Series:
-    """One row over the values of a setting: each value, and the row's scores there, of one."""
+    """The scores of a row, as shares of one, at each value of a setting."""
 
     name: str
     scores: Sequence[tuple[float, Sequence[float]]]  # (value, a score for each seed)
@@ -182,7 +182,7 @@ def lines_plot(panels: Mapping[str, Sequence[Series]], axis: str) -> Markup:
     """Mean scores over a setting as an SVG file: a panel for each title, a line for each row.
 
     The panels stand one above the other. The values are above 0 and lie on a logarithmic scale;
-    `axis` says what they are. A bar through a point reaches from the lowest score to the highest.
+    `axis` names the setting. A bar through a point reaches from the lowest score to the highest.
     Lines differ in their dashes, and the name of a row stands at the right end of its line.
     """
     everything = [series for rows in panels.values() for series in rows]

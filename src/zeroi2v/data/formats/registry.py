@@ -32,7 +32,8 @@ class Format(NamedTuple):
 
     recognises: Callable[[Source], bool]
     read: Callable[[Source], Listing]
-    takes: tuple[Literal["videos", "classes"], ...] = ("videos",)  # paths of [data]
+    # settings of [data] whose path the format reads
+    takes: tuple[Literal["videos", "classes"], ...] = ("videos",)
 
 
 FORMATS: Final[Mapping[str, Format]] = {  # the first format that recognises a source reads it
