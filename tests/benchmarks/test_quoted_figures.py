@@ -41,7 +41,7 @@ def test_the_readme_quotes_the_gpu() -> None:
     readme = text("README.md")
     for mode, words in (
         ("eager", "as it is"),
-        ("captured", "captured: `model.compiled()`"),
+        ("captured", "captured"),
         ("compiled", "by torch.compile"),
         ("compiled and captured", "by torch.compile, and captured"),
     ):
