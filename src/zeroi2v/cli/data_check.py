@@ -60,9 +60,8 @@ def run(arguments: CheckArguments) -> int:
         check_list_path(arguments.out)
     log = arguments.log()
     dataset = open_data(arguments.data, data_settings(arguments.settings), "keep", log)
-    paths = [
-        *dict.fromkeys(video.path for video in dataset.for_check)
-    ]  # a video may be there twice
+    # With `data.directions` a video is there twice.
+    paths = [*dict.fromkeys(video.path for video in dataset.for_check)]
     checks = check_videos(paths, workers=worker_count(arguments.workers))
     broken: dict[Path, str] = {}
     frames = 0

@@ -18,7 +18,7 @@ from zeroi2v.errors import DatasetError, nearest
 from zeroi2v.files import write_text
 
 
-def leave_out(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, list[Path]]:
+def without_listed(dataset: VideoDataset, list_file: Path) -> tuple[VideoDataset, list[Path]]:
     """The data set without the listed videos, and the paths of the videos that were left out.
 
     A listed video of a class that `data.leave_out` names counts as left out by the list. The paths
@@ -55,7 +55,7 @@ def check_list_path(path: Path) -> None:
 
 
 def write_list(path: Path, dataset: VideoDataset, reasons: Mapping[Path, str]) -> None:
-    """Write a list that `leave_out` reads: the videos that are the keys of `reasons`.
+    """Write a list that `without_listed` reads: the videos that are the keys of `reasons`.
 
     A .csv file has the reasons too. FileError if the file cannot be written.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zeroi2v.config import REAL_TOWERS, Recipe
 from zeroi2v.data.datasets import VideoDataset
-from zeroi2v.data.exclude import leave_out
+from zeroi2v.data.exclude import without_listed
 from zeroi2v.data.flip_pairs import point_out_mirror_names, point_out_reversals
 from zeroi2v.data.loader import TrainLoader, train_loader
 from zeroi2v.data.spellings import canonical
@@ -115,7 +115,7 @@ def train(
         require_tensorboard()
     excluded: list[Path] = []
     if recipe.train.exclude is not None:
-        dataset, excluded = leave_out(dataset, Path(recipe.train.exclude))
+        dataset, excluded = without_listed(dataset, Path(recipe.train.exclude))
     training = Training(recipe, dataset, excluded, folder, resume, processes, log)
     return training.run()
 

@@ -32,20 +32,16 @@ class Before(AdapterHook):
     """A forward pre-hook: the adapter changes the input of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        call = call_in_progress()
-        if call is None:
-            return inputs
-        return (call.adapters[self.block][self.name](inputs[0]), *inputs[1:])
+        adapter = self.adapter()
+        return inputs if adapter is None else (adapter(inputs[0]), *inputs[1:])
 
 
 class After(AdapterHook):
     """A forward hook: the adapter changes the output of the module."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        call = call_in_progress()
-        if call is None:
-            return output
-        adapted: Tensor = call.adapters[self.block][self.name](output)
+        adapter = self.adapter()
+        adapted: Tensor = output if adapter is None else adapter(output)
         return adapted
 
 
